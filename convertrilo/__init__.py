@@ -1,0 +1,1 @@
+"""An async SDK for the Convertrilo video-encoding API."""
