@@ -1,0 +1,106 @@
+"""JSON, with orjson where it is installed, and its canonical form: the same bytes with either library."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from convertrilo.errors import Issue, ValidationError
+
+_MAX_DEPTH = 100
+"""How deep a value may be nested: less than any JSON library's own limit, so that all agree."""
+
+_SMALL = 1e-4
+_BIG = 1 << 63
+
+
+try:
+    import orjson
+except ModuleNotFoundError:
+
+    def dumps(value: Any, /) -> bytes:
+        """Return a value as compact JSON."""
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode()
+
+    def loads(data: bytes, /) -> Any:
+        """Return the value of a JSON text in UTF-8."""
+        return json.loads(data.decode(), parse_constant=_refuse)  # json.loads(bytes) would guess UTF-16
+
+    def _refuse(name: str) -> None:
+        raise ValueError(name)
+
+    def _exotic(value: float) -> Any:
+        return value
+
+else:
+
+    def dumps(value: Any, /) -> bytes:
+        """Return a value as compact JSON."""
+        return orjson.dumps(value)
+
+    def loads(data: bytes, /) -> Any:
+        """Return the value of a JSON text in UTF-8."""
+        return orjson.loads(data)
+
+    def _exotic(value: float) -> Any:
+        """Write a number as Python does where orjson writes it otherwise (1e-05) or not at all (2**64)."""
+        return orjson.Fragment(repr(value).encode())
+
+
+class NotJsonError(ValueError):
+    """A value that cannot be JSON, or not canonical JSON."""
+
+
+def normal(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value in canonical form: keys sorted, integral floats as integers."""
+    if isinstance(value, str):
+        return str(value)
+    if value is None or value is True or value is False:
+        return value
+    if isinstance(value, int):
+        return int(value) if -_BIG <= value < _BIG else _exotic(int(value))
+    if isinstance(value, float):
+        return normal_float(value)
+    if depth >= _MAX_DEPTH:
+        raise NotJsonError(f"is nested deeper than {_MAX_DEPTH} levels")
+    if isinstance(value, Mapping):
+        pairs: Mapping[Any, Any] = value
+        if not all(isinstance(name, str) for name in pairs):
+            raise NotJsonError("has a key that is not a string")
+        return {name: normal(pairs[name], depth + 1) for name in sorted(pairs)}
+    if isinstance(value, list | tuple):
+        return [normal(each, depth + 1) for each in cast("Sequence[Any]", value)]
+    raise NotJsonError(f"holds a {type(value).__name__}, which JSON does not have")
+
+
+def normal_float(value: float) -> Any:
+    """Return a float in canonical form."""
+    if not math.isfinite(value):
+        raise NotJsonError(f"holds {value}, which JSON does not have")
+    if value.is_integer():
+        return normal(int(value))
+    return value if abs(value) >= _SMALL else _exotic(value)
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical bytes of a JSON value: sorted keys, compact, UTF-8, integral floats as integers.
+
+    Floats are written as Python's `repr` writes them, and the bytes are the same whatever JSON library is installed.
+
+    Raises:
+        ValidationError: The value is not JSON (NaN, a key that is no string, another type), is nested deeper than 100
+            levels, or holds a lone surrogate, which UTF-8 cannot carry.
+    """
+    try:
+        return encode(normal(value))
+    except NotJsonError as error:
+        raise ValidationError("not JSON", [Issue("", str(error))]) from None
+
+
+def encode(wire: Any) -> bytes:
+    """Return the bytes of what `to_wire` returned, which is in canonical order already."""
+    try:
+        return dumps(wire)
+    except (TypeError, ValueError):  # a lone surrogate is a TypeError to orjson, and a ValueError to str.encode
+        raise ValidationError("not JSON", [Issue("", "holds text that is not valid Unicode")]) from None
