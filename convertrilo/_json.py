@@ -65,7 +65,7 @@ def normal(value: Any, depth: int = 0) -> Any:
     if depth >= _MAX_DEPTH:
         raise NotJsonError(f"is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        pairs: Mapping[Any, Any] = value
+        pairs = dict[Any, Any](value)
         if not all(isinstance(name, str) for name in pairs):
             raise NotJsonError("has a key that is not a string")
         return {name: normal(pairs[name], depth + 1) for name in sorted(pairs)}

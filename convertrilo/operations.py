@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 import attrs
 
 from convertrilo import models
-from convertrilo.models import Model
+from convertrilo._model import Model
 
 R = TypeVar("R")
 
@@ -358,7 +358,7 @@ ON_DEMAND_CANCEL = Operation(
     repeat=Repeat.IDEMPOTENT,
 )
 
-OPERATIONS: Mapping[str, Operation[Any]] = MappingProxyType(
-    {each.id: each for each in tuple(globals().values()) if isinstance(each, Operation)}
-)
+_ROWS: list[Operation[Any]] = [each for each in tuple(globals().values()) if isinstance(each, Operation)]
+
+OPERATIONS: Mapping[str, Operation[Any]] = MappingProxyType({row.id: row for row in _ROWS})
 """Every operation by its id, in the contract's order."""
