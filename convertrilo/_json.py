@@ -12,6 +12,7 @@ _MAX_DEPTH = 100
 
 _SMALL = 1e-4
 _BIG = 1 << 63
+_BIGGEST_BITS = 1024  # what a double can reach; Python itself refuses to write integers of some thousand digits
 
 
 try:
@@ -55,27 +56,31 @@ class NotJsonError(ValueError):
 def normal(value: Any, depth: int = 0) -> Any:
     """Return a JSON value in canonical form: keys sorted, integral floats as integers."""
     if isinstance(value, str):
-        return str(value)
+        return _text(value)
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
+        if value.bit_length() > _BIGGEST_BITS:
+            raise NotJsonError(f"holds an integer of more than {_BIGGEST_BITS} bits")
         return int(value) if -_BIG <= value < _BIG else _exotic(int(value))
     if isinstance(value, float):
-        return normal_float(value)
+        return _normal_float(float(value))
     if depth >= _MAX_DEPTH:
         raise NotJsonError(f"is nested deeper than {_MAX_DEPTH} levels")
     if isinstance(value, Mapping):
-        pairs = dict[Any, Any](value)
+        pairs: dict[Any, Any] = dict(value)  # type: ignore[arg-type,unused-ignore]  # pyright
         if not all(isinstance(name, str) for name in pairs):
             raise NotJsonError("has a key that is not a string")
-        return {name: normal(pairs[name], depth + 1) for name in sorted(pairs)}
+        return {_text(name): normal(pairs[name], depth + 1) for name in sorted(pairs)}
     if isinstance(value, list | tuple):
         return [normal(each, depth + 1) for each in cast("Sequence[Any]", value)]
     raise NotJsonError(f"holds a {type(value).__name__}, which JSON does not have")
 
 
-def normal_float(value: float) -> Any:
-    """Return a float in canonical form."""
+_text = str.__str__  # str() of an enum's member would be its name, and orjson wants keys to be no subclass
+
+
+def _normal_float(value: float) -> Any:
     if not math.isfinite(value):
         raise NotJsonError(f"holds {value}, which JSON does not have")
     if value.is_integer():

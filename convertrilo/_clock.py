@@ -1,0 +1,41 @@
+"""Time as a parameter: what the client, the journal and the sandbox ask instead of the system."""
+
+import time
+from typing import Protocol
+
+import anyio
+
+
+class Clock(Protocol):
+    """Tells the time and sleeps. A test passes one that it moves itself."""
+
+    def monotonic(self) -> float:
+        """Return seconds that never go back, for durations."""
+        ...
+
+    def time(self) -> float:
+        """Return seconds since the epoch."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for so many seconds; a cancellation point."""
+        ...
+
+
+class SystemClock:
+    """The real time, on asyncio and trio."""
+
+    def monotonic(self) -> float:
+        """Return the system's monotonic time."""
+        return time.monotonic()
+
+    def time(self) -> float:
+        """Return the system's time."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep in the running event loop."""
+        await anyio.sleep(seconds)
+
+
+SYSTEM_CLOCK: Clock = SystemClock()

@@ -1,0 +1,239 @@
+"""Which logical operation a call is, and the idempotency key that names it.
+
+A logical operation is something the caller wants done once. Its identity is, first that applies: the caller's own
+`idempotency_key`; the caller's name for it (`operation="…"`); the body's own `external_id` (for a bulk request, every
+job's; for a folder, its `external_id_prefix`); or just this one call.
+
+A derived key is `"cvr1-"` and the SHA-256, in hexadecimal, of the canonical JSON of
+
+    {"body": <the body without credentials>, "name": <the caller's name, or null>, "operation": "<operation id>"}
+
+so it is the same on every machine, and in any language that follows `derive_key`.
+"""
+
+import hashlib
+import re
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
+from urllib.parse import unquote_plus
+
+import attrs
+
+from convertrilo._json import dumps, encode
+from convertrilo._model import FieldSpec, Model, field_specs
+from convertrilo.codec import from_request, to_wire, wire_name
+from convertrilo.errors import Issue, ValidationError
+from convertrilo.operations import OPERATIONS, Operation, Repeat
+
+_PREFIX = "cvr1-"
+_MAX_LENGTH = 255
+
+IdentityKind = Literal["key", "operation", "external_id", "call"]
+"""How a logical operation got its identity; see the top of this module."""
+
+
+@attrs.frozen(kw_only=True)
+class Identity:
+    """A logical operation: its key, and how it got it."""
+
+    key: str
+    kind: IdentityKind
+    name: str | None = None
+    """The caller's name for it, for `operation`."""
+
+
+def identify(
+    operation: Operation[Any],
+    wire: Mapping[str, Any],
+    body: bytes,
+    *,
+    idempotency_key: str | None = None,
+    name: str | None = None,
+) -> tuple[Identity, bytes]:
+    """Return the identity of a call, and its body's canonical bytes without credentials.
+
+    Args:
+        operation: A keyed operation.
+        wire: Its body in the wire's shape, as `codec.to_wire` makes it.
+        body: The same as canonical bytes.
+        idempotency_key: The caller's own key, 1 to 255 visible ASCII characters.
+        name: The caller's name for the logical operation.
+
+    Raises:
+        ValidationError: The key or the name is unusable.
+    """
+    bare = _without_credentials(operation, wire)
+    bare_body = body if bare is wire else encode(bare)
+    if idempotency_key is not None:
+        return Identity(key=_checked_key(idempotency_key), kind="key"), bare_body
+    if name is not None:
+        if not name:
+            raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
+        return Identity(key=_derived(operation.id, name, bare_body), kind="operation", name=name), bare_body
+    if _has_own_identity(operation, wire):
+        return Identity(key=_derived(operation.id, None, bare_body), kind="external_id"), bare_body
+    return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call"), bare_body
+
+
+def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | None = None) -> str:
+    """Return the idempotency key that the client sends for a body that has an identity.
+
+    Another service can compute the same: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
+    `refreshToken` of every source and output, user name and password and the signature parameters of every
+    `sourceUrl`), put the rest as `{"body": …, "name": …, "operation": …}`, write that as canonical JSON (keys sorted,
+    compact, UTF-8, unescaped, integral floats as integers), and hash it.
+
+    Args:
+        operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
+            `onDemandIngestFolder`.
+        body: Its body, as a model or as a mapping in the wire's shape.
+        name: The caller's name for the logical operation (`operation="…"`), or `None` when the body's own
+            `external_id` is its identity.
+
+    Raises:
+        ValidationError: There is no such keyed operation, or the body is not what the contract allows.
+    """
+    row = OPERATIONS.get(operation)
+    if row is None or row.repeat is not Repeat.KEYED:
+        keyed = ", ".join(each.id for each in OPERATIONS.values() if each.repeat is Repeat.KEYED)
+        raise ValidationError("operation", [Issue("", f"must be one of {keyed}, not {operation!r}")])
+    model = body if isinstance(body, Model) else from_request(_body_model(row), body)
+    return _derived(operation, name, encode(_without_credentials(row, to_wire(model))))
+
+
+def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
+    document = b'{"body":%b,"name":%b,"operation":"%b"}' % (bare_body, dumps(name), operation_id.encode())
+    return _PREFIX + hashlib.sha256(document).hexdigest()
+
+
+def _checked_key(key: str) -> str:
+    if not (0 < len(key) <= _MAX_LENGTH):
+        raise ValidationError(
+            "idempotency_key", [Issue("", f"must have 1 to {_MAX_LENGTH} characters, not {len(key)}")]
+        )
+    if not key.isascii() or not key.isprintable() or key.strip() != key:
+        raise ValidationError("idempotency_key", [Issue("", "must be visible ASCII characters, as headers carry them")])
+    return key
+
+
+def _has_own_identity(operation: Operation[Any], wire: Mapping[str, Any]) -> bool:
+    if operation.id == "createJobsBulk":
+        return bool(wire["jobs"]) and all("externalId" in job for job in wire["jobs"])
+    return "externalId" in wire or "externalIdPrefix" in wire
+
+
+def _body_model(operation: Operation[Any]) -> type[Model]:
+    assert operation.body is not None
+    assert issubclass(operation.body, Model)
+    return operation.body
+
+
+# ---- without credentials
+
+_W = TypeVar("_W", bound=Mapping[str, Any])
+_Strip = Callable[[Any], Any]
+_STRIPS: dict[type[Model], tuple[tuple[str, _Strip | None], ...]] = {}
+
+
+def _without_credentials(operation: Operation[Any], wire: _W) -> _W:
+    """Return a body without credentials: the very same object if it has none."""
+    return _strip(_body_model(operation), wire)
+
+
+def _strip(cls: type[Model], wire: _W) -> _W:
+    changed: dict[str, Any] | None = None
+    for name, strip in _STRIPS.get(cls) or _make_strips(cls):
+        value = wire.get(name)
+        if value is None:
+            continue
+        stripped = None if strip is None else strip(value)
+        if stripped is not value:
+            changed = dict(wire) if changed is None else changed
+            if stripped is None:
+                del changed[name]
+            else:
+                changed[name] = stripped
+    return wire if changed is None else changed  # type: ignore[return-value]  # a copy in the same shape
+
+
+def _make_strips(cls: type[Model]) -> tuple[tuple[str, _Strip | None], ...]:
+    """Work out once for each model which of its fields are, hold, or may hold credentials."""
+    found: list[tuple[str, _Strip | None]] = []
+    for spec in field_specs(cls):
+        if spec.facts.secret:
+            found.append((wire_name(spec.name), None))
+        elif spec.name == "source_url":
+            found.append((wire_name(spec.name), without_signature))
+        elif issubclass(spec.kind, Model) and _make_strips(spec.kind):
+            found.append((wire_name(spec.name), _nested_strip(spec)))
+    _STRIPS[cls] = tuple(found)
+    return _STRIPS[cls]
+
+
+def _nested_strip(spec: FieldSpec) -> _Strip:
+    kind: type[Model] = spec.kind
+    if not spec.many:
+        return lambda value: _strip(kind, value)
+
+    def strip_each(values: list[Any]) -> list[Any]:
+        stripped = [_strip(kind, each) for each in values]
+        return stripped if any(new is not old for new, old in zip(stripped, values, strict=True)) else values
+
+    return strip_each
+
+
+# ---- without the signature of a presigned URL
+
+
+@attrs.frozen
+class _Scheme:
+    """A way of signing URLs: which parameters give it away, and which it adds."""
+
+    marks: frozenset[str]
+    adds: frozenset[str]
+
+
+def _scheme(marks: str, adds: str) -> _Scheme:
+    return _Scheme(frozenset(marks.split()), frozenset(f"{marks} {adds}".split()))
+
+
+_SCHEMES = (
+    _scheme(  # AWS Signature Version 4
+        "x-amz-signature",
+        "x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders x-amz-security-token "
+        "x-amz-content-sha256",
+    ),
+    _scheme("awsaccesskeyid signature", "expires x-amz-security-token"),  # AWS Signature Version 2
+    _scheme("key-pair-id signature", "expires policy hash-algorithm"),  # CloudFront
+    _scheme(  # Google Cloud Storage, V4
+        "x-goog-signature", "x-goog-algorithm x-goog-credential x-goog-date x-goog-expires x-goog-signedheaders"
+    ),
+    _scheme("googleaccessid signature", "expires"),  # Google Cloud Storage, V2
+    _scheme(  # Azure shared access signature
+        "sig sv", "ss srt sr sp st se sip spr si ses sdd skoid sktid skt ske sks skv saoid suoid scid"
+    ),
+)
+_USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
+
+
+def without_signature(url: str) -> str:
+    """Return a URL without user name and password and without the parameters that sign it; all else stays as it is.
+
+    Known are the presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and
+    Azure (shared access signatures).
+    """
+    if "@" in url:
+        url = _USER_INFO.sub("", url)
+    address, mark, rest = url.partition("?")
+    if not mark:
+        return url
+    query, hash_mark, fragment = rest.partition("#")
+    parameters = query.split("&")
+    names = [unquote_plus(each.partition("=")[0]).lower() for each in parameters]
+    present = frozenset(names)
+    added = frozenset[str]().union(*(scheme.adds for scheme in _SCHEMES if scheme.marks <= present))
+    if not added:
+        return url
+    kept = "&".join(each for each, name in zip(parameters, names, strict=True) if name not in added)
+    return f"{address}{'?' if kept else ''}{kept}{hash_mark}{fragment}"
