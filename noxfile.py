@@ -1,0 +1,39 @@
+"""The project's checks: `nox` runs lint, types and tests; `nox -s bench` measures."""
+
+import nox
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+
+GROUPS = nox.project.dependency_groups
+PROJECT = nox.project.load_toml("pyproject.toml")
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and formatting."""
+    session.install(*GROUPS(PROJECT, "lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check types with mypy and pyright, both strict."""
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "test", "types"), "nox")
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the tests, on asyncio and trio; arguments go to pytest."""
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure, side by side in one run, and print ratios; arguments go to the benchmarks."""
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "bench"))
+    session.run("python", "-m", "tests.bench", *session.posargs)
