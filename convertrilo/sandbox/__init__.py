@@ -1,0 +1,250 @@
+"""A local Convertrilo: an ASGI app with state that keeps the contract and really encodes.
+
+async with Sandbox() as sandbox, sandbox.client() as client:    # in process: no socket, no network
+    job = await client.on_demand_encode({"sourceUrl": "https://example.com/in.mp4"})
+
+async with Sandbox(encoder="ffmpeg") as sandbox, serve(sandbox, port=8080) as base_url:    # over a port
+    ...
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+import anyio
+import httpx
+
+from convertrilo.sandbox import accounts, deliveries, replay
+from convertrilo.sandbox import tokens as books
+from convertrilo.sandbox.app import make_app
+from convertrilo.sandbox.clock import Clock, RealClock, VirtualClock
+from convertrilo.sandbox.faults import Faults
+from convertrilo.sandbox.files import Files
+from convertrilo.sandbox.records import Account, Job, RequestRecord, Tokens
+from convertrilo.sandbox.rules import Rules
+from convertrilo.sandbox.server import serve, serve_in_thread
+from convertrilo.sandbox.service import Service
+from convertrilo.sandbox.sources import Sources
+from convertrilo.sandbox.store import Store, Tx
+from convertrilo.sandbox.transport import InProcessTransport
+from convertrilo.sandbox.worker import Encoder, Worker, requeue
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from convertrilo.client import AsyncClient
+
+__all__ = [
+    "Account",
+    "Clock",
+    "Faults",
+    "Job",
+    "RealClock",
+    "RequestRecord",
+    "Rules",
+    "Sandbox",
+    "Tokens",
+    "VirtualClock",
+    "serve",
+    "serve_in_thread",
+]
+
+T = TypeVar("T")
+
+_REQUESTS_KEPT = 100_000
+_ENCODES = {"ffmpeg": 2, "instant": 1_000}
+
+
+class Sandbox:
+    """A Convertrilo of one's own, entered with `async with` on asyncio or trio.
+
+    Args:
+        encoder: `instant` answers every job with a tiny mp4 and fetches no source unless `source_transport` is given;
+            `ffmpeg` fetches and encodes for real, with the ffmpeg of the extra `sandbox`.
+        state: a folder for everything that shall survive a restart; None keeps it in memory and a temporary folder.
+        clock: the time; a `VirtualClock` stands still until it is advanced.
+        seed: makes ids, keys and the faults' chances the same in every run.
+        tokens: what the account has to spend (neu).
+        rules: what the API's documents leave open.
+        allow_private_sources: whether source URLs may point to this machine and private networks.
+        source_transport: what sources are fetched through, instead of connections.
+        webhook_transport: what webhooks are delivered through, instead of connections.
+        max_encodes: how many jobs run at once; two with `ffmpeg`.
+        encode_seconds: how long an instant encode takes by the clock.
+        base_url: whose host `transport()` serves.
+        email: the account's e-mail address, for `login`.
+        password: the account's password, at least 8 characters.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder = "instant",
+        state: str | Path | None = None,
+        clock: Clock | None = None,
+        seed: int | None = None,
+        tokens: int = 1_000_000,
+        rules: Rules | None = None,
+        allow_private_sources: bool = False,
+        source_transport: httpx.AsyncBaseTransport | None = None,
+        webhook_transport: httpx.AsyncBaseTransport | None = None,
+        max_encodes: int | None = None,
+        encode_seconds: float = 0.0,
+        base_url: str = "http://convertrilo.localhost",
+        email: str = "someone@example.com",
+        password: str = "sandbox-password",  # noqa: S107 - it opens nothing but a sandbox
+    ) -> None:
+        self.clock: Clock = clock or RealClock()
+        self.faults = Faults(seed)
+        self.base_url = base_url
+        self.email = email
+        self.password = password
+        self.api_key = ""
+        """A key with all scopes; set once the sandbox is entered."""
+        self._encoder: Encoder = encoder
+        self._state = None if state is None else Path(state)
+        self._seed = seed
+        self._granted = tokens
+        self._rules = rules or Rules()
+        self._allow_private_sources = allow_private_sources
+        self._source_transport = source_transport
+        self._webhook_transport = webhook_transport
+        self._max_encodes = max_encodes or _ENCODES[encoder]
+        self._encode_seconds = encode_seconds
+        self._requests: deque[RequestRecord] = deque(maxlen=_REQUESTS_KEPT)
+        self._exit: AsyncExitStack | None = None
+
+    # ---- life
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            if self._state is not None:
+                self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files = Files(None if self._state is None else self._state / "files")
+            stack.callback(files.close)
+            self.folder = files.folder
+            self._store = Store(None if self._state is None else self._state / "sandbox.db", self.clock, self._seed)
+            stack.callback(self._store.close)
+            self.account_id, self.api_key, secret = await self._store.transaction(self._prepare)
+            fetches = self._encoder == "ffmpeg" or self._source_transport is not None
+            sources = Sources(
+                self._rules,
+                transport=self._source_transport,
+                fetches=fetches,
+                allow_private=self._allow_private_sources,
+            )
+            self._worker = Worker(
+                self._store,
+                self.clock,
+                files,
+                sources,
+                encoder=self._encoder,
+                limit=self._max_encodes,
+                seconds=self._encode_seconds,
+            )
+            self._deliverer = deliveries.Deliverer(self._store, self.clock, self._webhook_transport)
+            service = Service(
+                store=self._store,
+                clock=self.clock,
+                rules=self._rules,
+                files=files,
+                sources=sources,
+                worker=self._worker,
+                faults=self.faults,
+                secret=secret.encode(),
+            )
+            self.app: ASGIApp = make_app(service, self._requests.append)
+            self._store.before_commit = deliveries.emit
+            self._store.on_commit = self._committed
+            self.task_group = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(self.task_group.cancel_scope.cancel)
+            self.task_group.start_soon(self._worker.run)
+            self.task_group.start_soon(self._deliverer.run)
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._exit is not None
+        # What the block raised stays what it is: a task group that heard of it would wrap it in an ExceptionGroup.
+        await self._exit.aclose()
+
+    def _prepare(self, tx: Tx) -> tuple[str, str, str]:
+        """Find, or make, the account, its API key and the signing secret; clear away what a crash left."""
+        replay.forget_unfinished(tx)
+        requeue(tx)
+        known = dict(tx.rows("SELECT name, value FROM meta"))
+        if "account" in known:
+            return known["account"], known["api_key"], known["secret"]
+        account = books.open_account(tx, self.email, accounts.secret_hash(self.password), self._granted)
+        key = accounts.make_api_key(tx, account.id, "sandbox").key
+        assert key is not None
+        made = {"account": account.id, "api_key": key, "secret": tx.ids.secret()}
+        tx.db.executemany("INSERT INTO meta VALUES (?, ?)", made.items())
+        return made["account"], made["api_key"], made["secret"]
+
+    def _committed(self, tx: Tx) -> None:
+        self._worker.moved(tx.moved)
+        if tx.sent:
+            self._deliverer.wake()
+
+    # ---- ways in
+
+    def transport(self) -> httpx.AsyncBaseTransport:
+        """Return a transport that reaches this sandbox without a socket, on the host of `base_url`."""
+        return InProcessTransport(self.app, self.task_group, self.base_url)
+
+    def client(self, **options: Any) -> AsyncClient:
+        """Return an `AsyncClient` of this sandbox, in process; options are `AsyncClient`'s own."""
+        from convertrilo.client import AsyncClient
+
+        given: dict[str, Any] = {"api_key": self.api_key, "base_url": self.base_url, "transport": self.transport()}
+        return AsyncClient(**{**given, **options})
+
+    # ---- what can be seen, from any thread
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """Every job there ever was, in order of creation."""
+        return self._read(lambda tx: tx.jobs())
+
+    @property
+    def requests(self) -> Sequence[RequestRecord]:
+        """The requests seen, in order of their end; the last 100,000."""
+        return list(self._requests)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The account's books."""
+        return self._read(lambda tx: books.balance_of(tx, self.account_id))
+
+    def _read(self, work: Callable[[Tx], T]) -> T:
+        return self._store.read(work)
+
+    # ---- what can be done
+
+    async def add_account(self, email: str, password: str, *, tokens: int = 0) -> tuple[Account, str]:
+        """Open another account, and return it with an API key that has all scopes."""
+
+        def open_account(tx: Tx) -> tuple[Account, str]:
+            account = books.open_account(tx, email, accounts.secret_hash(password), tokens)
+            key = accounts.make_api_key(tx, account.id, "sandbox").key
+            assert key is not None
+            return account, key
+
+        return await self._store.transaction(open_account)
+
+    def fail_jobs(self, message: str, *, times: int = 1) -> None:
+        """Let the next jobs that are taken on fail with this message."""
+        self._worker.fail_next(message, times)
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no job is queued or running, and every delivery that is due was tried."""
+        await self._worker.wait_until_idle()
+        await self._deliverer.wait_until_quiet()

@@ -1,0 +1,179 @@
+"""Sources on the web: which URLs are allowed, and fetching them to a file within limits."""
+
+import ipaddress
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+import anyio
+import httpx
+
+from convertrilo.sandbox.ffmpeg import MediaError
+from convertrilo.sandbox.files import write_stream
+from convertrilo.sandbox.problem import Problem
+from convertrilo.sandbox.rules import Rules
+
+_REDIRECTS = 5
+_TIMEOUT = httpx.Timeout(30.0)
+_ASSUMED_BITS_PER_SECOND = 5_000_000
+_BINARY = frozenset({"application/octet-stream", "binary/octet-stream", "application/mp4", "application/x-matroska"})
+_SIGNATURES = ("x-amz-signature=", "x-goog-signature=", "signature=", "sig=")
+
+
+class Sources:
+    """Looks at sources and fetches them.
+
+    Args:
+        rules: what is allowed.
+        transport: what sources are fetched through; None opens connections of its own.
+        fetches: False for an encoder that needs no sources: then nothing is resolved or connected to.
+        allow_private: whether a source may be on this machine or in a private network.
+    """
+
+    def __init__(
+        self, rules: Rules, *, transport: httpx.AsyncBaseTransport | None, fetches: bool, allow_private: bool
+    ) -> None:
+        self._rules = rules
+        self._transport = transport
+        self.fetches = fetches
+        self._allow_private = allow_private
+
+    async def check_url(self, url: str, known: set[str] | None = None) -> None:
+        """Refuse a URL that no source may have.
+
+        Args:
+            url: the source.
+            known: hosts that need no look-up any more, for a caller with many URLs; added to.
+
+        Raises:
+            Problem: 400 with the code that says which rule it breaks.
+        """
+        self._check_form(url)
+        host = urlsplit(url).hostname or ""
+        if known is None or host not in known:
+            await self._addresses(host)
+        if known is not None:
+            known.add(host)
+
+    def _check_form(self, url: str) -> None:
+        rules = self._rules
+        if not rules.url_ingest:
+            raise Problem(400, "url_ingest_disabled", "Sources on the web are switched off.")
+        try:
+            parts = urlsplit(url)
+            host, _ = parts.hostname, parts.port
+        except ValueError:
+            host, parts = None, urlsplit("")
+        if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
+            raise Problem(400, "invalid_url", "A source URL is http or https, and has a host and no user name.")
+        if host.lower() in rules.blocked_hosts:
+            raise Problem(400, "url_host_blocked", f"Sources on {host} are not allowed.")
+        if rules.signed_urls_only and not any(mark in parts.query.lower() for mark in _SIGNATURES):
+            raise Problem(400, "signed_url_required", "A source URL must be signed.")
+
+    async def _addresses(self, host: str) -> list[str]:
+        """Return the addresses of a host, all of them allowed; none where connections are not ours to open."""
+        literal = _address(host)
+        if literal is None and (self._transport is not None or not self.fetches):
+            if host.lower() == "localhost" and not self._allow_private:
+                raise _private(host)
+            return []
+        if literal is not None:
+            found = [str(literal)]
+        else:
+            try:
+                infos = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):
+                raise Problem(400, "host_not_resolvable", f"The host {host} cannot be resolved.") from None
+            found = list(dict.fromkeys(str(info[4][0]) for info in infos))
+        if not self._allow_private and not all(ipaddress.ip_address(each).is_global for each in found):
+            raise _private(host)
+        return found
+
+    async def look(self, url: str) -> float | None:
+        """Ask for the source's headers and guess its duration in seconds from its length; None if that is not known.
+
+        Raises:
+            Problem: 400: it cannot be had, has no length, is too big, or is no video.
+        """
+        if not self.fetches:
+            return None
+        try:
+            async with self._open(url) as response:
+                return int(response.headers["content-length"]) * 8 / _ASSUMED_BITS_PER_SECOND
+        except MediaError as error:
+            raise Problem(400, "probe_failed", f"The source cannot be used: {error}.") from None
+
+    async def fetch(self, url: str, target: Path) -> None:
+        """Bring the source to a file.
+
+        Raises:
+            MediaError: it cannot be had, or is not allowed; the message is for the job's owner.
+        """
+        try:
+            async with self._open(url) as response:
+                length = int(response.headers["content-length"])
+                chunks = cast("AsyncGenerator[bytes]", response.aiter_bytes())
+                written = await write_stream(chunks, target, limit=self._rules.max_source_bytes)
+                if written.size != length:
+                    raise MediaError(f"the source ended after {written.size} of its {length} bytes")
+        except Problem as problem:
+            raise MediaError(problem.message.rstrip(".")) from None
+        except httpx.HTTPError as error:
+            raise MediaError(f"the source could not be fetched ({type(error).__name__})") from None
+
+    @asynccontextmanager
+    async def _open(self, url: str) -> AsyncGenerator[httpx.Response]:
+        """Request a source and follow its redirects, checking every host on the way."""
+        async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT, trust_env=False) as client:
+            for _ in range(_REDIRECTS + 1):
+                self._check_form(url)
+                request = client.build_request("GET", url, headers={"accept-encoding": "identity"})
+                if addresses := await self._addresses(request.url.host):
+                    _pin(request, addresses[0])
+                try:
+                    response = await client.send(request, stream=True)
+                except httpx.HTTPError as error:
+                    raise MediaError(f"the source's server does not answer ({type(error).__name__})") from None
+                try:
+                    if not response.has_redirect_location:
+                        self._check_headers(response)
+                        yield response
+                        return
+                    url = str(httpx.URL(url).join(response.headers["location"]))
+                finally:
+                    await response.aclose()
+        raise MediaError(f"the source redirects more than {_REDIRECTS} times")
+
+    def _check_headers(self, response: httpx.Response) -> None:
+        if response.status_code != 200:
+            raise MediaError(f"the source's server answers {response.status_code}")
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and not kind.startswith("video/") and kind not in _BINARY:
+            raise Problem(400, "unsupported_content_type", f"The source is {kind}, which is no video.")
+        length = response.headers.get("content-length", "")
+        if not length.isdigit():
+            raise Problem(400, "missing_content_length", "The source's server does not say how long it is.")
+        if int(length) > self._rules.max_source_bytes:
+            limit = self._rules.max_source_bytes
+            raise Problem(400, "file_too_large", f"The source has {length} bytes, and {limit} are allowed.")
+
+
+def _pin(request: httpx.Request, address: str) -> None:
+    """Connect to the address that was checked, not to what the name stands for a moment later."""
+    request.extensions["sni_hostname"] = request.url.host
+    request.url = request.url.copy_with(host=address)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _private(host: str) -> Problem:
+    return Problem(400, "private_ip_blocked", f"The host {host} is in a private network.")

@@ -1,0 +1,223 @@
+"""The in-process bridge: an httpx transport that hands requests to the ASGI app, without a socket in between.
+
+Both directions stream, as over a connection: a body is passed on piece by piece and waits for its reader. The app runs
+in the sandbox's own tasks, so a caller who gives up leaves the server working, as a real one would be.
+"""
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import anyio
+import anyio.abc
+import httpx
+from starlette.types import ASGIApp, Message
+
+from convertrilo.sandbox.app import ABORT
+
+_BROKEN: dict[str, Callable[[httpx.Request], httpx.TransportError]] = {
+    "refuse": lambda request: httpx.ConnectError("connection refused", request=request),
+    "cut_response": lambda request: httpx.RemoteProtocolError("the answer ended early", request=request),
+}
+
+
+def _reset(request: httpx.Request) -> httpx.TransportError:
+    return httpx.ReadError("connection reset by peer", request=request)
+
+
+class InProcessTransport(httpx.AsyncBaseTransport):
+    """Sends requests for the sandbox's host to the sandbox, and refuses all others.
+
+    Args:
+        app: the sandbox's app.
+        tasks: where requests are worked on.
+        base_url: whose host is served.
+    """
+
+    def __init__(self, app: ASGIApp, tasks: anyio.abc.TaskGroup, base_url: str) -> None:
+        self._app = app
+        self._tasks = tasks
+        self._base = httpx.URL(base_url)
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        """Answer a request."""
+        url = request.url
+        if (url.host, url.port) != (self._base.host, self._base.port):
+            raise httpx.ConnectError(f"the sandbox serves {self._base.host} only, not {url.host}", request=request)
+        timeout: dict[str, float | None] = request.extensions.get("timeout", {})
+        exchange = _Exchange(request, timeout.get("read"))
+        try:
+            self._tasks.start_soon(exchange.run, self._app)
+        except RuntimeError:
+            raise httpx.ConnectError("the sandbox is closed", request=request) from None
+        try:
+            await exchange.send_body(timeout.get("write"))
+            status, headers = await exchange.head()
+        except BaseException:
+            exchange.hang_up()
+            raise
+        return httpx.Response(status, headers=headers, stream=_Body(exchange), request=request)
+
+
+class _Body(httpx.AsyncByteStream):
+    def __init__(self, exchange: "_Exchange") -> None:
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self  # no generator, which would have to be closed where iteration is left early
+
+    async def __anext__(self) -> bytes:
+        if chunk := await self._exchange.next_chunk():
+            return chunk
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        self._exchange.hang_up()
+
+
+class _HungUpError(OSError):
+    """The client is gone, so nothing can be sent: what ASGI asks servers to raise."""
+
+
+class _Exchange:
+    """One request and its answer, between the client's task and the app's."""
+
+    def __init__(self, request: httpx.Request, read_timeout: float | None) -> None:
+        self._request = request
+        self._read_timeout = read_timeout
+        self._sent: deque[bytes] = deque()
+        self._sent_all = False
+        self._read_all = False
+        self._head: tuple[int, list[tuple[bytes, bytes]]] | None = None
+        self._chunks: deque[bytes] = deque()
+        self._finished = False
+        self._error: BaseException | None = None
+        self._gone = False
+        self._moved: anyio.Event | None = None  # made only when somebody waits
+
+    def _move(self) -> None:
+        if self._moved is not None:
+            self._moved.set()
+            self._moved = None
+
+    async def _until(self, condition: Callable[[], Any]) -> None:
+        while not condition():
+            if self._moved is None:
+                self._moved = anyio.Event()
+            await self._moved.wait()
+
+    # ---- the client's side
+
+    async def send_body(self, timeout: float | None) -> None:
+        """Pass the request's body on; an answer that comes early ends it, as it ends a connection's."""
+        stream = self._request.stream
+        assert isinstance(stream, httpx.AsyncByteStream)
+        async for chunk in stream:
+            self._sent.append(chunk)
+            self._move()
+            if not isinstance(stream, httpx.ByteStream):
+                with anyio.move_on_after(timeout) as scope:
+                    await self._until(lambda: not self._sent or self._answered)
+                if scope.cancelled_caught:
+                    raise httpx.WriteTimeout("the sandbox does not read", request=self._request)
+                if self._answered:
+                    break
+        self._sent_all = True
+        self._move()
+
+    @property
+    def _answered(self) -> bool:
+        return self._head is not None or self._error is not None
+
+    async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Wait for the answer's status and headers."""
+        await self._read(lambda: self._answered)
+        if self._head is None:
+            assert self._error is not None
+            raise self._error
+        return self._head
+
+    async def next_chunk(self) -> bytes:
+        """Return the next piece of the answer's body; an empty one is its end."""
+        await self._read(lambda: self._chunks or self._finished or self._error)
+        if self._chunks:
+            chunk = self._chunks.popleft()
+            self._move()
+            return chunk
+        if self._error is not None:
+            raise self._error
+        return b""
+
+    async def _read(self, condition: Callable[[], Any]) -> None:
+        if condition():
+            return
+        with anyio.move_on_after(self._read_timeout) as scope:
+            await self._until(condition)
+        if scope.cancelled_caught:
+            raise httpx.ReadTimeout("the sandbox did not answer in time", request=self._request)
+
+    def hang_up(self) -> None:
+        """The client is gone."""
+        self._gone = True
+        self._move()
+
+    # ---- the app's side
+
+    async def run(self, app: ASGIApp) -> None:
+        """Work on the request; an exception of the app's is raised in the client, where it is seen."""
+        try:
+            await app(self._scope(), self._receive, self._send)
+        except _HungUpError:
+            pass
+        except Exception as error:  # noqa: BLE001 - it is raised again, where the caller sees it
+            self._error = self._error or error
+        finally:
+            self._finished = True
+            if self._head is None and self._error is None:
+                self._error = _reset(self._request)
+            self._move()
+
+    def _scope(self) -> dict[str, Any]:
+        url = self._request.url
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.4"},
+            "http_version": "1.1",
+            "method": self._request.method,
+            "scheme": url.scheme,
+            "path": url.path,
+            "raw_path": url.raw_path.partition(b"?")[0],
+            "query_string": url.query,
+            "root_path": "",
+            "headers": [(name.lower(), value) for name, value in self._request.headers.raw],
+            "client": ("127.0.0.1", 0),
+            "server": (url.host, url.port),
+            "extensions": {ABORT: self._abort},
+        }
+
+    def _abort(self, how: str) -> None:
+        self._error = _BROKEN.get(how, _reset)(self._request)
+        self._gone = True
+        self._move()
+
+    async def _receive(self) -> Message:
+        await self._until(lambda: self._gone or (not self._read_all and (self._sent or self._sent_all)))
+        if self._gone:
+            return {"type": "http.disconnect"}
+        chunk = self._sent.popleft() if self._sent else b""
+        self._read_all = self._sent_all and not self._sent
+        self._move()
+        return {"type": "http.request", "body": chunk, "more_body": not self._read_all}
+
+    async def _send(self, message: Message) -> None:
+        if self._gone:
+            raise _HungUpError("the client hung up")
+        if message["type"] == "http.response.start":
+            self._head = (message["status"], list(message.get("headers", ())))
+        elif body := message.get("body", b""):
+            self._chunks.append(bytes(body))
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            self._finished = True
+        self._move()
+        if message.get("more_body"):
+            await self._until(lambda: not self._chunks or self._gone)

@@ -1,0 +1,268 @@
+"""The queue and the encoders: jobs are taken on in order, high priority first, a few at a time."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import attrs
+
+from convertrilo.sandbox import lifecycle
+from convertrilo.sandbox.clock import Clock
+from convertrilo.sandbox.ffmpeg import EncodeSettings, MediaError, encode, encoder_for, probe
+from convertrilo.sandbox.files import Files
+from convertrilo.sandbox.records import CANCELED, CREATED, RUNNING, Job
+from convertrilo.sandbox.sample import SAMPLE_MP4
+from convertrilo.sandbox.sources import Sources
+from convertrilo.sandbox.store import Store, Tx
+from convertrilo.sandbox.tokens import NOMINAL_DURATION
+
+Encoder = Literal["ffmpeg", "instant"]
+
+_BATCH = 50
+"""How many jobs the instant encoder ends in one transaction: a millisecond or two."""
+
+_log = logging.getLogger("convertrilo.sandbox")
+
+
+@attrs.define(eq=False)
+class _Running:
+    scope: anyio.CancelScope
+    percent: Callable[[], float]
+
+
+class Worker:
+    """Takes jobs from the queue and encodes them.
+
+    Args:
+        encoder: `ffmpeg` really encodes; `instant` answers with a tiny file, whatever was asked for.
+        limit: how many encodes run at once.
+        seconds: how long an instant encode takes by the sandbox's clock.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        clock: Clock,
+        files: Files,
+        sources: Sources,
+        *,
+        encoder: Encoder,
+        limit: int,
+        seconds: float,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._files = files
+        self._sources = sources
+        self._encoder: Encoder = encoder
+        self._limit = limit
+        self._seconds = seconds
+        self._running: dict[str, _Running] = {}
+        self._failures: list[str] = []
+        self._woken = anyio.Event()
+        self._turn = anyio.Event()
+
+    # ---- what others see
+
+    def sample(self) -> Path:
+        """Return the file that stands for every output of the instant encoder."""
+        path = self._files.folder / "sample.mp4"
+        if not path.exists():
+            path.write_bytes(SAMPLE_MP4)
+        return path
+
+    def percent(self, job_id: str) -> float:
+        """Return how far a running job is."""
+        running = self._running.get(job_id)
+        return round(running.percent(), 1) if running else 0.0
+
+    def fail_next(self, message: str, times: int = 1) -> None:
+        """Let the next jobs that are taken on fail with this message."""
+        self._failures += [message] * times
+
+    def moved(self, jobs: list[Job]) -> None:
+        """Hear about jobs whose status has changed: canceled ones end their encode, the others may wake the queue."""
+        for job in jobs:
+            if job.status == CREATED:
+                continue
+            self._woken.set()
+            if job.ended:
+                running = self._running.get(job.id)
+                if running is None:
+                    self._drop_source(job)
+                elif job.status == CANCELED:
+                    running.scope.cancel()
+
+    def _drop_source(self, job: Job) -> None:
+        if job.uploaded or self._sources.fetches:
+            self._files.source(job.id).unlink(missing_ok=True)
+
+    async def wait_until_idle(self) -> None:
+        """Wait until no job is queued or running."""
+        while True:
+            turn = self._turn
+            if not await self._store.transaction(_busy):
+                return
+            await turn.wait()
+
+    async def measure(self, job: Job) -> float:
+        """Return the duration of a job's source in seconds.
+
+        Raises:
+            MediaError: it cannot be had, or is no readable video.
+        """
+        await self._bring_source(job)
+        return await self._measure_file(job)
+
+    # ---- the queue
+
+    async def run(self) -> None:
+        """Work the queue for ever; cancelled, every encode ends and leaves nothing behind."""
+        async with anyio.create_task_group() as encodes:
+            while True:
+                self._woken = anyio.Event()
+                while len(self._running) < self._limit:
+                    if self._is_immediate():
+                        more = await self._store.transaction(self._finish_batch)
+                        await anyio.lowlevel.checkpoint()
+                    else:
+                        more = await self._take(encodes)
+                    if not more:
+                        break
+                self._turn.set()
+                self._turn = anyio.Event()
+                await self._woken.wait()
+
+    def _is_immediate(self) -> bool:
+        return self._encoder == "instant" and self._seconds == 0 and not self._sources.fetches
+
+    def _finish_batch(self, tx: Tx) -> bool:
+        """End queued jobs at once; return whether there may be more."""
+        jobs = _queued(tx, _BATCH)
+        for job in jobs:
+            job = lifecycle.start(tx, job, self._encoder)
+            try:
+                self._check_upload(job)
+            except MediaError as error:
+                lifecycle.fail(tx, job, str(error))
+            else:
+                lifecycle.succeed(tx, job, output_size=len(SAMPLE_MP4), duration=job.duration or NOMINAL_DURATION)
+        return len(jobs) == _BATCH
+
+    def _check_upload(self, job: Job) -> None:
+        if self._failures:
+            raise MediaError(self._failures.pop(0))
+        if job.uploaded and self._files.source(job.id).stat().st_size == 0:
+            raise MediaError("the source is empty (0 bytes)")
+
+    async def _take(self, encodes: anyio.abc.TaskGroup) -> bool:
+        def take(tx: Tx) -> Job | None:
+            jobs = _queued(tx, 1)
+            return lifecycle.start(tx, jobs[0], None) if jobs else None
+
+        job = await self._store.transaction(take)
+        if job is None:
+            return False
+        self._running[job.id] = _Running(anyio.CancelScope(), partial(self._elapsed, job))
+        encodes.start_soon(self._work_on, job)
+        return True
+
+    # ---- one job
+
+    async def _work_on(self, job: Job) -> None:
+        running = self._running[job.id]
+        try:
+            with running.scope:
+                await self._encode(job, running)
+            self._drop_source(job)  # not if the sandbox is ending: the job runs again then
+        finally:
+            del self._running[job.id]
+            self._woken.set()
+
+    async def _encode(self, job: Job, running: _Running) -> None:
+        ending: Callable[[Tx, Job], Job]
+        try:
+            self._check_upload(job)
+            await self._bring_source(job)
+            if self._encoder == "instant":
+                ending = await self._encode_instantly(job)
+            else:
+                ending = await self._encode_really(job, running)
+        except MediaError as error:
+            ending = partial(lifecycle.fail, message=str(error))
+        except Exception:  # noqa: BLE001 - whatever it is, the job must end and the queue go on
+            _log.exception("job %s failed for a reason of the sandbox's own", job.id)
+            ending = partial(lifecycle.fail, message="the sandbox failed; its log says why")
+
+        def end(tx: Tx) -> bool:
+            now = tx.job(job.id)
+            if now is None or now.status != RUNNING:  # canceled a moment ago
+                return False
+            ending(tx, now)
+            return True
+
+        if not await self._store.transaction(end):
+            self._files.output(job.id).unlink(missing_ok=True)
+
+    async def _bring_source(self, job: Job) -> None:
+        source = self._files.source(job.id)
+        if job.source_url is not None and self._sources.fetches and not source.exists():
+            await self._sources.fetch(job.source_url, source)
+
+    async def _measure_file(self, job: Job) -> float:
+        if self._encoder == "instant":
+            return NOMINAL_DURATION
+        return (await probe(self._files.source(job.id))).duration
+
+    def _elapsed(self, job: Job) -> float:
+        """Return how much of an instant encode's time has passed, in percent."""
+        started = job.started_at or self._clock.time()
+        return min(100.0, 100 * (self._clock.time() - started) / self._seconds) if self._seconds else 0.0
+
+    async def _encode_instantly(self, job: Job) -> Callable[[Tx, Job], Job]:
+        if self._seconds:
+            started = job.started_at or self._clock.time()
+            await self._clock.sleep(started + self._seconds - self._clock.time())
+        return partial(lifecycle.succeed, output_size=len(SAMPLE_MP4), duration=job.duration or NOMINAL_DURATION)
+
+    async def _encode_really(self, job: Job, running: _Running) -> Callable[[Tx, Job], Job]:
+        wanted = job.settings
+        settings = EncodeSettings(
+            codec=wanted["codec"],
+            resolution=wanted["resolution"],
+            fps=wanted["fps"],
+            container=wanted["container"],
+            preset=wanted["preset"],
+            bitrate_tier=wanted["bitrateTier"],
+            quality=wanted["quality"],
+            passes=wanted["passes"],
+        )
+        encoder = await encoder_for(settings)
+        await self._store.transaction(lambda tx: tx.run("UPDATE jobs SET encoder = ? WHERE id = ?", encoder, job.id))
+
+        async def on_progress(percent: float) -> None:
+            running.percent = lambda: percent
+
+        target = self._files.output(job.id)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        info = await probe(self._files.source(job.id))
+        await encode(self._files.source(job.id), target, settings, info=info, on_progress=on_progress)
+        return partial(lifecycle.succeed, output_size=target.stat().st_size, duration=info.duration)
+
+
+def _queued(tx: Tx, limit: int) -> list[Job]:
+    return tx.jobs("WHERE status = 'queued' ORDER BY high_priority DESC, queued_at, n LIMIT ?", limit)
+
+
+def _busy(tx: Tx) -> bool:
+    return tx.row("SELECT 1 FROM jobs WHERE status IN ('queued', 'running') LIMIT 1") is not None
+
+
+def requeue(tx: Tx) -> None:
+    """Queue the jobs again that were running when the sandbox was last ended."""
+    tx.run("UPDATE jobs SET status = 'queued', started_at = NULL, encoder = NULL WHERE status = 'running'")

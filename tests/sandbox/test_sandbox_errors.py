@@ -1,0 +1,120 @@
+"""Requests that are refused, and how the refusal reads."""
+
+from typing import Any
+
+import httpx
+import pytest
+from sandbox_help import JOB, ON_DEMAND, URL_JOB
+
+from convertrilo.operations import OPERATIONS
+from convertrilo.sandbox import Sandbox
+from convertrilo.sandbox.app import HANDLERS
+
+
+def test_every_operation_has_a_handler() -> None:
+    assert set(HANDLERS) == set(OPERATIONS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/jobs", {}, ["codec", "resolution", "fps"]),
+        ("/jobs", {**JOB, "fps": 0, "codec": "vp9"}, ["codec", "fps"]),
+        ("/jobs", {**JOB, "externalId": "x" * 256}, ["externalId"]),
+        ("/jobs", {**JOB, "container": "webm"}, ["container"]),
+        ("/jobs", {**JOB, "codec": "av1", "container": "mov"}, ["container"]),
+        ("/jobs", {**JOB, "confirm": True}, ["confirm"]),
+        ("/jobs", {**URL_JOB, "sourceS3": {}}, ["sourceS3"]),
+        ("/jobs", [], [""]),
+        ("/jobs/bulk", {"jobs": []}, ["jobs"]),
+        ("/jobs/bulk", {"jobs": 1}, ["jobs"]),
+        ("/jobs/bulk", {"jobs": [JOB], "settings": {"container": "avi"}}, ["settings.container"]),
+        ("/jobs/bulk/confirm", {"jobIds": []}, ["jobIds"]),
+        ("/ondemand/encode", {}, ["sourceUrl"]),
+        ("/ondemand/encode", {**ON_DEMAND, "outputExpiry": 1}, ["outputExpiry"]),
+        ("/ondemand/encode", {**ON_DEMAND, "codec": "h265", "container": "webm"}, ["container"]),
+        ("/ondemand/encode", {**ON_DEMAND, "outputS3": {"bucket": "b"}}, ["outputS3.key"]),
+        ("/ondemand/ingest/folder", {}, ["sourceS3"]),
+        ("/webhooks", {"url": "https://a.example", "events": ["job.lost"]}, ["events[0]"]),
+        ("/tokens/reserve", {"jobId": "x", "amount": 0}, ["amount"]),
+    ],
+)
+async def test_a_wrong_body_is_refused_field_by_field(
+    sandbox: Sandbox, http: httpx.AsyncClient, path: str, body: Any, where: list[str]
+) -> None:
+    answer = await http.post(path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+    assert [issue["path"] for issue in answer.json()["issues"]] == where
+    assert all(issue["message"] for issue in answer.json()["issues"])
+    assert not sandbox.jobs
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"NaN"])
+async def test_a_body_that_is_no_json_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
+    answer = await http.post("/jobs", content=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+
+
+async def test_settings_of_an_approval_are_checked(http: httpx.AsyncClient) -> None:
+    job = (await http.post("/jobs", json=URL_JOB)).json()["jobId"]
+    answer = await http.post(
+        f"/jobs/{job}/approve-unified", json={"resolution": "1p", "fps": 1000, "container": "webm"}
+    )
+    assert [issue["path"] for issue in answer.json()["issues"]] == ["container", "resolution", "fps"]
+    assert (await http.get(f"/jobs/{job}/status")).json()["status"] == "created"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "not_found"),
+        ("DELETE", "/jobs", 405, "invalid_request"),
+        ("GET", "/jobs/x/status", 404, "not_found"),
+        ("GET", "/jobs/bulk/status", 400, "invalid_request"),
+        ("GET", "/jobs/bulk/status?ids=,", 400, "invalid_request"),
+        ("GET", "/public/jobs/x/status", 400, "invalid_request"),
+        ("GET", "/ondemand/status/x", 404, "not_found"),
+        ("DELETE", "/ondemand/x", 404, "not_found"),
+        ("GET", "/webhooks/x/deliveries", 404, "webhook_not_found"),
+        ("DELETE", "/webhooks/x", 404, "webhook_not_found"),
+        ("GET", "/storage/in/x/source", 400, "invalid_request"),
+    ],
+)
+async def test_what_is_not_there_is_said_so(
+    http: httpx.AsyncClient, method: str, path: str, status: int, code: str
+) -> None:
+    answer = await http.request(method, path)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code"),
+    [
+        ("/ondemand/encode", {**ON_DEMAND, "outputDropbox": {"path": "/x"}}, 410, "deprecated_dropbox"),
+        ("/ondemand/ingest/folder", {"sourceDropbox": {"path": "/x"}}, 410, "deprecated_dropbox"),
+        (
+            "/ondemand/ingest/folder",
+            {"sourceGoogleDrive": {"folderId": "x"}},
+            401,
+            "google_drive_not_connected",
+        ),
+        ("/ondemand/ingest/folder", {"sourceS3": {"bucket": "b"}}, 501, "not_implemented"),
+        ("/ondemand/encode", {**ON_DEMAND, "outputS3": {"bucket": "b", "key": "k"}}, 501, "not_implemented"),
+        ("/jobs", {**JOB, "sourceS3": {"bucket": "b", "key": "k"}}, 501, "not_implemented"),
+    ],
+)
+async def test_what_is_withdrawn_or_not_there_yet_is_said_so(
+    sandbox: Sandbox, http: httpx.AsyncClient, path: str, body: dict[str, Any], status: int, code: str
+) -> None:
+    answer = await http.post(path, json=body)
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert not sandbox.jobs
+
+
+async def test_unknown_fields_of_the_future_do_no_harm(http: httpx.AsyncClient) -> None:
+    assert (await http.post("/jobs", json={**JOB, "hologram": True})).status_code == 200
+
+
+async def test_every_answer_has_a_request_id(http: httpx.AsyncClient) -> None:
+    ids = [(await http.get(path)).headers["x-request-id"] for path in ("/tokens/balance", "/jobs/x/status")]
+    assert len(set(ids)) == 2

@@ -1,0 +1,215 @@
+"""The sandbox over a port, with real encodes, restarts, and nothing left behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import psutil
+import pytest
+from sandbox_help import JOB, URL_JOB, client_of, until
+
+from convertrilo.sandbox import Sandbox, VirtualClock, serve, serve_in_thread
+from convertrilo.sandbox.ffmpeg import probe
+
+
+async def ended(http: httpx.AsyncClient, path: str) -> dict[str, Any]:
+    """Poll a status over the port until the job has ended."""
+    seen: list[float] = []
+    with anyio.fail_after(60):
+        while True:
+            status: dict[str, Any] = (await http.get(path)).json()
+            if status["status"] in ("success", "failed", "canceled"):
+                assert seen == sorted(seen)
+                return status
+            seen.append(status["pct"])
+            await anyio.sleep(0.05)  # over a port there is no event to wait for
+
+
+async def test_a_real_video_is_uploaded_encoded_and_downloaded_over_a_port(clip: Path, tmp_path: Path) -> None:
+    sandbox = Sandbox(encoder="ffmpeg")
+    with serve_in_thread(sandbox) as base_url:
+        async with (
+            httpx.AsyncClient(base_url=base_url, headers={"x-api-key": sandbox.api_key}) as http,
+            httpx.AsyncClient() as bare,
+        ):
+            created = (await http.post("/jobs", json={**JOB, "resolution": "480p", "fps": 12, "codec": "h264"})).json()
+            job = created["jobId"]
+            assert (await bare.put(created["upload"]["url"], content=await anyio.Path(clip).read_bytes())).is_success
+            assert (await http.get(f"/jobs/{job}/probe-duration")).json()["durationSec"] == pytest.approx(5.3, abs=0.1)
+            assert (await http.post(f"/jobs/{job}/approve-unified")).json()["estimate"]["reserved"] == 1
+            await http.post(f"/jobs/{job}/confirm")
+            status = await ended(http, f"/jobs/{job}/status")
+            assert (status["status"], status["encoder"]) == ("success", "libx264")
+            output = tmp_path / "out.mp4"
+            await anyio.Path(output).write_bytes((await bare.get(status["downloadUrl"])).content)
+        assert sandbox.tokens.spent == 1
+    info = await probe(output)
+    assert (info.codec, info.height, info.fps) == ("h264", 480, 12)
+    assert info.duration == pytest.approx(5.3, abs=0.2)
+    assert not sandbox.folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"I am a text, and no film at all.\n" * 100, "cannot be read|not a video"), (None, "truncated"), (b"", "empty")],
+    ids=["text", "truncated", "empty"],
+)
+async def test_a_source_that_is_no_video_fails_with_a_reason(clip: Path, content: bytes | None, message: str) -> None:
+    if content is None:
+        content = (await anyio.Path(clip).read_bytes())[:300_000]
+    async with Sandbox(encoder="ffmpeg") as sandbox, client_of(sandbox) as http:
+        async with client_of(sandbox, accept="*/*") as bare:
+            created = (await http.post("/jobs", json=JOB)).json()
+            await bare.put(created["upload"]["url"], content=content)
+        await http.post(f"/jobs/{created['jobId']}/confirm")
+        await sandbox.wait_until_idle()
+        status = (await http.get(f"/jobs/{created['jobId']}/status")).json()
+        assert status["status"] == "failed"
+        assert re.search(message, status["failureMessage"])
+        assert str(sandbox.folder) not in status["failureMessage"]
+        assert sandbox.tokens.reserved == sandbox.tokens.spent == 0
+
+
+def ffmpegs() -> set[int]:
+    return {child.pid for child in psutil.Process().children(recursive=True) if "ffmpeg" in child.name()}
+
+
+async def slow_job(http: httpx.AsyncClient, sandbox: Sandbox) -> str:
+    """Start an encode that takes long, and wait until ffmpeg is at it."""
+    body = {"sourceUrl": "https://media.example/clip.mp4", "resolution": "1080p", "codec": "av1", "preset": "slow"}
+    job: str = (await http.post("/ondemand/encode", json=body)).json()["jobId"]
+    await until(lambda: bool(ffmpegs()) and bool(list(sandbox.folder.glob("out/.*.encoding"))))
+    return job
+
+
+def serving(clip: Path) -> httpx.MockTransport:
+    content = clip.read_bytes()
+    return httpx.MockTransport(lambda _: httpx.Response(200, headers={"content-type": "video/mp4"}, content=content))
+
+
+async def test_cancelling_a_running_encode_ends_ffmpeg_and_releases_the_tokens(clip: Path) -> None:
+    async with Sandbox(encoder="ffmpeg", source_transport=serving(clip)) as sandbox, client_of(sandbox) as http:
+        job = await slow_job(http, sandbox)
+        released = (await http.delete(f"/ondemand/{job}")).json()["released"]
+        assert released > 0
+        await until(lambda: not ffmpegs())
+        await sandbox.wait_until_idle()
+        status = (await http.get(f"/ondemand/status/{job}")).json()
+        assert (status["status"], status["downloadUrl"]) == ("canceled", None)
+        assert sandbox.tokens.available == sandbox.tokens.granted
+        await until(lambda: not [path for path in sandbox.folder.rglob("*") if path.is_file()])
+
+
+async def test_leaving_ends_ffmpeg_and_removes_the_files(clip: Path) -> None:
+    threads = set(threading.enumerate())
+    async with Sandbox(encoder="ffmpeg", source_transport=serving(clip)) as sandbox, client_of(sandbox) as http:
+        await slow_job(http, sandbox)
+        folder = sandbox.folder
+    assert not ffmpegs()
+    assert not folder.exists()
+    assert not [each for each in set(threading.enumerate()) - threads if "convertrilo" in each.name.lower()]
+
+
+async def test_an_instant_sandbox_in_memory_starts_no_thread(clock: VirtualClock) -> None:
+    before = threading.active_count()
+    async with Sandbox(clock=clock) as sandbox, client_of(sandbox) as http:
+        await http.post("/jobs", json={**URL_JOB, "confirm": True})
+        await sandbox.wait_until_idle()
+        assert threading.active_count() == before
+
+
+# ---- state that survives
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, dict[str, str]]]:
+    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            announced = json.loads(server.stdout.readline())
+            yield server, announced["baseUrl"], {"x-api-key": announced["apiKey"]}
+        finally:
+            server.kill()
+
+
+def test_after_kill_9_keys_replay_and_queued_jobs_run(tmp_path: Path) -> None:
+    keyed = {"idempotency-key": "k"}
+    with process("--state", str(tmp_path)) as (server, base_url, headers):
+        first = httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={**headers, **keyed})
+        os.kill(server.pid, signal.SIGKILL)
+    with process("--state", str(tmp_path)) as (server, base_url, again):
+        assert again == headers
+        replayed = httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={**headers, **keyed})
+        assert replayed.content == first.content
+        status = httpx.get(f"{base_url}/jobs/{first.json()['jobId']}/status", headers=headers).json()
+        assert status["status"] == "created"
+        server.send_signal(signal.SIGINT)
+        assert server.wait(10) == 0
+
+
+async def test_what_a_crash_interrupted_is_cleared_away(tmp_path: Path, clock: VirtualClock) -> None:
+    async with Sandbox(state=tmp_path, clock=clock, seed=1, encode_seconds=10) as sandbox, client_of(sandbox) as http:
+        await http.post("/jobs", json={**URL_JOB, "confirm": True})
+        await until(lambda: sandbox.jobs[0].status == "running")
+        # As a crash in the middle of a request would leave it: claimed, and nothing done.
+        await sandbox._store.transaction(
+            lambda tx: tx.run(
+                "INSERT INTO answers VALUES (?, 'k', 'createJob', x'00', 0, NULL, NULL)", sandbox.account_id
+            )
+        )
+        assert (await http.post("/jobs", json=JOB, headers={"idempotency-key": "k"})).status_code == 409
+    async with Sandbox(state=tmp_path, clock=clock, seed=1) as sandbox, client_of(sandbox) as http:
+        await sandbox.wait_until_idle()
+        assert [job.status for job in sandbox.jobs] == ["success"]
+        assert (await http.post("/jobs", json=JOB, headers={"idempotency-key": "k"})).status_code == 200
+        assert len({job.id for job in sandbox.jobs}) == 2
+        assert sandbox.tokens.spent == 2
+
+
+async def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    async with Sandbox(state=tmp_path) as sandbox:
+        sandbox._store._db.execute("PRAGMA user_version = 99")
+    with pytest.raises(RuntimeError, match="schema 99"):
+        async with Sandbox(state=tmp_path):
+            pass
+
+
+# ---- serving
+
+
+async def test_serving_in_this_loop_is_for_asyncio(anyio_backend_name: str) -> None:
+    async with Sandbox() as sandbox:
+        if anyio_backend_name == "trio":
+            with pytest.raises(RuntimeError, match="serve_in_thread"):
+                async with serve(sandbox):
+                    pass
+            return
+        async with serve(sandbox) as base_url, httpx.AsyncClient(base_url=base_url) as http:
+            created = (await http.post("/jobs", json=JOB, headers={"x-api-key": sandbox.api_key})).json()
+            assert created["upload"]["url"].startswith(base_url)
+        async with httpx.AsyncClient() as http:
+            with pytest.raises(httpx.ConnectError):
+                await http.get(base_url)
+        with pytest.raises(KeyError):
+            async with serve(sandbox):
+                raise KeyError("mine")
+
+
+def test_serving_in_a_thread_needs_no_event_loop_and_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    sandbox = Sandbox(seed=1)
+    with serve_in_thread(sandbox) as base_url:
+        httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={"x-api-key": sandbox.api_key})
+        assert [job.kind for job in sandbox.jobs] == ["url"]
+    assert set(threading.enumerate()) == before
