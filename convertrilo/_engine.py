@@ -4,11 +4,14 @@ An `Engine` is what all views of a client share; `_Call` is the state of one cal
 attempts, `retry` decides, the transport makes one attempt on the wire.
 """
 
+import contextlib
 import inspect
 import random
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+import re
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 import anyio
 import attrs
@@ -59,9 +62,9 @@ _NOT_SENT = (
     httpx.PoolTimeout,
     httpx.ProxyError,
     httpx.UnsupportedProtocol,
-    httpx.LocalProtocolError,
 )
-_SHOWN_BYTES = 200
+_SHOWN = 200  # bytes or characters of an answer that is not understood
+_HIDDEN = "<hidden>"
 _USER_AGENT = f"convertrilo-python/{__version__}"
 _FIXED_HEADERS = [
     (b"User-Agent", _USER_AGENT.encode()),
@@ -79,61 +82,80 @@ class Options:
     operation: str | None = None
 
 
-@attrs.define(eq=False)
 class Credentials:
     """The API key and the source of bearer tokens; neither is ever shown."""
 
-    api_key: str | None = attrs.field(repr=False)
-    get_token: TokenSource | None = attrs.field(repr=False)
-    _last_token: str | None = attrs.field(default=None, init=False, repr=False)
-    _refreshing: anyio.Lock = attrs.field(factory=anyio.Lock, init=False, repr=False)
+    def __init__(self, api_key: str | None, get_token: TokenSource | None) -> None:
+        self.api_key = api_key
+        self.get_token = get_token
+        self.renewals = 0
+        """How often the source was asked for another token because one was rejected."""
+        self._renewed = ""
+        self._renewing = anyio.Lock()
 
-    async def token(self, rejected: str | None) -> str:
-        """Return a bearer token.
+    async def token(self) -> str:
+        """Ask the source for a bearer token.
 
-        However many calls had the same token rejected, the source is asked for another one once.
+        Raises:
+            ConfigurationError: What it returned cannot be a token.
+        """
+        assert self.get_token is not None
+        given = self.get_token()
+        token = await given if inspect.isawaitable(given) else given
+        if not is_visible(token):
+            raise ConfigurationError("get_token must return the token as a string of visible ASCII characters")
+        return token
+
+    async def renewed_token(self, since: int) -> str:
+        """Return a token for one that was rejected; the source is asked once, however many calls need it.
 
         Args:
-            rejected: The token that the service has just refused, if any.
+            since: What `renewals` was when the rejected token was handed out.
         """
-        if rejected is None:
-            return await self._ask()
-        async with self._refreshing:
-            return await self._ask() if self._last_token in (None, rejected) else str(self._last_token)
+        async with self._renewing:
+            if self.renewals == since:
+                self._renewed = await self.token()
+                self.renewals += 1
+            return self._renewed
 
-    async def _ask(self) -> str:
-        assert self.get_token is not None
-        token = self.get_token()
-        self._last_token = await token if inspect.isawaitable(token) else token
-        return self._last_token
 
-    def secrets(self) -> Iterator[str]:
-        """Yield what must not be shown."""
-        for secret in (self.api_key, self._last_token):
-            if secret:
-                yield secret
+def is_visible(secret: object) -> bool:
+    """Return whether a credential is a string of visible ASCII characters: a header carries no others."""
+    return isinstance(secret, str) and re.fullmatch("[!-~]+", secret) is not None
 
 
 Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
-@attrs.define(eq=False)
 class Engine:
     """What all views of a client share."""
 
-    base_url: httpx.URL
-    credentials: Credentials
-    send: Send
-    close: Callable[[], Awaitable[None]]
-    budget: RetryBudget
-    journal: "Journal | None"
-    clock: Clock
-    on_event: Listener | None
-    random: Callable[[], float] = random.random
-    shared: dict[str, Any] = attrs.field(factory=dict[str, Any], init=False)
-    """What the flows keep for a client and its views, by their own names."""
-    _journal_open: bool = attrs.field(default=False, init=False)
-    _journal_opening: anyio.Lock = attrs.field(factory=anyio.Lock, init=False)
+    def __init__(
+        self,
+        *,
+        base_url: httpx.URL,
+        credentials: Credentials,
+        send: Send,
+        close: Callable[[], Awaitable[None]],
+        budget: RetryBudget,
+        journal: "Journal | None",
+        clock: Clock,
+        on_event: Listener | None,
+    ) -> None:
+        self.base_url = base_url
+        self.credentials = credentials
+        self.send = send
+        self.budget = budget
+        self.journal = journal
+        self.clock = clock
+        self.on_event = on_event
+        self.random: Callable[[], float] = random.random
+        self.shared: dict[str, Any] = {}
+        """What the flows keep for a client and its views, by their own names."""
+        self._close = close
+        self._closed = False
+        self._journal_open = False
+        self._journal_opening = anyio.Lock()
 
     async def open_journal(self) -> None:
         """Open the journal, if there is one and it is not open yet."""
@@ -146,8 +168,9 @@ class Engine:
 
     async def aclose(self) -> None:
         """Close the connections and the journal."""
+        self._closed = True
         try:
-            await self.close()
+            await self._close()
         finally:
             if self.journal is not None and self._journal_open:
                 self._journal_open = False
@@ -165,6 +188,8 @@ class Engine:
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
         """Carry out one operation, and return its answer with the answer's headers."""
+        if self._closed:
+            raise ConfigurationError("the client is closed")
         url = self._url(operation, path, query)
         wire, content = _content(operation, body)
         identity: Identity | None = None
@@ -172,12 +197,16 @@ class Engine:
         if operation.repeat is Repeat.KEYED:
             assert wire is not None
             identity, bare = identify(
-                operation, wire, content, idempotency_key=idempotency_key, name=name or options.operation
+                operation,
+                wire,
+                content,
+                idempotency_key=idempotency_key,
+                name=options.operation if name is None else name,
             )
         call = _Call(self, operation, options, url, content, wire, identity)
         if identity is None or self.journal is None:
-            answer, headers = await call.run()
-            return call.read(answer, headers), headers
+            result, _, headers = await call.run()
+            return result, headers
         return await self._journaled(self.journal, call, identity, bare)
 
     async def _journaled(
@@ -188,19 +217,16 @@ class Engine:
             operation=call.operation.id, key=identity.key, body=bare, identity=identity.kind, name=identity.name
         )
         if entry.answer is not None:
-            return call.read(entry.answer, httpx.Headers()), httpx.Headers()
+            return call.read(entry.answer), httpx.Headers()
         try:
-            answer, headers = await call.run()
-            result = call.read(answer, headers)
+            result, answer, headers = await call.run()
         except BaseException:
-            if entry.fresh and not call.in_doubt:
-                with anyio.CancelScope(shield=True):
+            if not call.in_doubt:
+                with anyio.CancelScope(shield=True), _only_logged(call.operation.id):
                     await journal.forget(identity.key)
             raise
-        try:
+        with _only_logged(call.operation.id):
             await journal.answer(identity.key, answer)
-        except JournalError:  # the job exists, and its answer is worth more than the journal's copy of it
-            logger.exception("the answer to %s is not in the journal; it stays pending there", call.operation.id)
         return result, headers
 
     def _url(
@@ -210,8 +236,17 @@ class Engine:
         for name, value in (path or {}).items():
             target = target.replace(f"{{{name}}}", _path_segment(name, value))
         if query:
-            target += "?" + "&".join(f"{name}={quote(value, safe=',')}" for name, value in query.items())
+            target += "?" + "&".join(f"{name}={_quoted(name, value, safe=',')}" for name, value in query.items())
         return _joined(self.base_url, target)
+
+
+@contextlib.contextmanager
+def _only_logged(operation_id: str) -> Generator[None]:
+    """Let a failing journal not take the place of what came of the call: that is worth more than the journal's copy."""
+    try:
+        yield
+    except JournalError:
+        logger.exception("what came of %s is not in the journal; it stays pending there", operation_id)
 
 
 _URLS: dict[tuple[httpx.URL, str], httpx.URL] = {}
@@ -228,11 +263,19 @@ def _joined(base: httpx.URL, target: str) -> httpx.URL:
     return url
 
 
-def _path_segment(name: str, value: str | int) -> str:
-    text = str(value)
-    if not text or text in (".", ".."):
-        raise ValidationError(name, [Issue("", f"must name something, not {text!r}")])
-    return quote(text, safe="")
+def _path_segment(name: str, value: object) -> str:
+    if isinstance(value, int):
+        return str(value)
+    if not isinstance(value, str) or value in ("", ".", ".."):
+        raise ValidationError(name, [Issue("", f"must name something, not {value!r}")])
+    return _quoted(name, value, safe="")
+
+
+def _quoted(name: str, value: str, *, safe: str) -> str:
+    try:
+        return quote(value, safe=safe)
+    except UnicodeEncodeError:
+        raise ValidationError(name, [Issue("", "holds text that is not valid Unicode")]) from None
 
 
 def _content(
@@ -254,15 +297,24 @@ def _content(
     return wire, encode(wire)
 
 
-@attrs.define
 class _Failure:
     """How an attempt failed: the error to raise if it was the last one, and what is known about trying again."""
 
-    kind: FailureKind
-    error: ConvertriloError
-    cause: BaseException | None = None
-    told: float | None = None
-    """Seconds after which the service wants to be asked again."""
+    __slots__ = ("cause", "error", "kind", "told")
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        error: ConvertriloError,
+        *,
+        cause: BaseException | None = None,
+        told: float | None = None,
+    ) -> None:
+        self.kind = kind
+        self.error = error
+        self.cause = cause
+        self.told = told
+        """Seconds after which the service wants to be asked again."""
 
 
 class _FailedAttempt(Exception):  # noqa: N818  # no error: the loop's own signal
@@ -282,6 +334,8 @@ class _Call(Generic[R]):
         "_options",
         "_paid",
         "_rejected_token",
+        "_renewals",
+        "_reserved",
         "_started",
         "_token",
         "_url",
@@ -316,11 +370,13 @@ class _Call(Generic[R]):
         self._failure: _Failure | None = None
         self._wait: float | None = None
         self._paid = False
+        self._reserved = False  # paid for, and not tried yet
         self._token: str | None = None
         self._rejected_token: str | None = None
+        self._renewals = 0
 
-    async def run(self) -> tuple[bytes, httpx.Headers]:
-        """Try until there is an answer or an error that stands; return the answer's body and headers."""
+    async def run(self) -> tuple[R, bytes, httpx.Headers]:
+        """Try until there is an answer or an error that stands; return the answer, its bytes and its headers."""
         retrying = AsyncRetrying(
             sleep=self._engine.clock.sleep, wait=self._next_wait, retry=self._will_retry, reraise=True
         )
@@ -328,31 +384,42 @@ class _Call(Generic[R]):
             return await retrying(self._attempt)
         except _FailedAttempt:
             pass
+        finally:
+            if self._reserved:
+                self._engine.budget.give_back()
         assert self._failure is not None
         raise self._final_error(self._failure) from self._failure.cause
 
-    def read(self, answer: bytes, headers: httpx.Headers) -> R:
-        """Return the answer as the operation's model."""
+    def read(self, answer: bytes, response: httpx.Response | None = None) -> R:
+        """Return an answer as the operation's model."""
         returns = self.operation.returns
         if returns is None:
             return cast("R", None)
         try:
             return cast("R", read_answer(cast("type[Model]", returns), answer))
         except DecodeError as error:
-            error.start = self._redacted(error.start)
-            error.status = self.operation.status
-            error.request_id = headers.get("x-request-id")
+            if answer.startswith(error.start):  # hidden before it is cut, lest the first half of a secret stays
+                text = _text(answer)
+                error.start = self._hider(text)(text).encode(errors="surrogateescape")[:_SHOWN]
+            if response is not None:
+                error.status = response.status_code
+                error.request_id = response.headers.get("x-request-id")
             self._note_doubt(error)
             raise self._about_call(error) from None
 
     # ---- one attempt
 
-    async def _attempt(self) -> tuple[bytes, httpx.Headers]:
-        request = await self._request()
+    async def _attempt(self) -> tuple[R, bytes, httpx.Headers]:
+        authorization = await self._authorization()
+        left = self._left()
+        if left <= 0:
+            raise self._out_of_time()
+        request = self._request(authorization, left)
         self._attempts += 1
+        self._reserved = False
         was_in_doubt, self.in_doubt = self.in_doubt, True
-        left = self._deadline - self._engine.clock.monotonic()
         response: httpx.Response | None = None
+        answer = b""
         failure: _Failure | None = None
         with anyio.move_on_after(left) as scope:
             try:
@@ -361,23 +428,27 @@ class _Call(Generic[R]):
                     answer = await response.aread()
                 finally:
                     await response.aclose()
-                if response.status_code < 300:
-                    self._succeeded(response)
-                    return answer, response.headers
-                failure = self._answered(response, answer)
+                if response.status_code >= 300:
+                    failure = self._answered(response, answer)
             except (httpx.HTTPError, OSError) as error:
                 failure = self._broken(error, request)
-        if scope.cancelled_caught or failure is None:
+        if scope.cancelled_caught:
             failure = _Failure(FailureKind.UNCLEAR, self._too_late())
-        if failure.kind is not FailureKind.UNCLEAR:
+        if failure is None:
+            assert response is not None
+            return self._succeeded(response, answer), answer, response.headers
+        if failure.kind not in (FailureKind.UNCLEAR, FailureKind.IN_PROGRESS):
             self.in_doubt = was_in_doubt
         self._failure = failure
-        self._wait = self._decide(failure)
+        self._wait = None if scope.cancelled_caught else self._decide(failure)
         self._notify(failure.kind.value, response, getattr(failure.error, "code", None))
         raise _FailedAttempt
 
-    async def _request(self) -> httpx.Request:
-        headers = [(b"Host", self._url.netloc), *_FIXED_HEADERS, *(await self._authorization())]
+    def _left(self) -> float:
+        return self._deadline - self._engine.clock.monotonic()
+
+    def _request(self, authorization: list[tuple[bytes, bytes]], left: float) -> httpx.Request:
+        headers = [(b"Host", self._url.netloc), *_FIXED_HEADERS, *authorization]
         if self._identity is not None:
             headers.append((b"Idempotency-Key", self._identity.key.encode()))
         if self._content or self.operation.method != "GET":
@@ -385,7 +456,6 @@ class _Call(Generic[R]):
         if self._content:
             kind = b"application/octet-stream" if self.operation.body is bytes else b"application/json"
             headers.append((b"Content-Type", kind))
-        left = self._deadline - self._engine.clock.monotonic()
         timeouts = self._options.timeout.as_dict()
         return httpx.Request(
             self.operation.method,
@@ -406,34 +476,54 @@ class _Call(Generic[R]):
             return [(b"X-API-Key", credentials.api_key.encode())]
         if credentials.get_token is None:
             raise self._about_call(ConfigurationError(_NO_CREDENTIALS[auth]))
-        self._token = await credentials.token(self._rejected_token)
-        if self._token == self._rejected_token:
+        token: str | None = None
+        with anyio.move_on_after(self._left()):
+            if self._rejected_token is None:
+                token = await credentials.token()
+                self._renewals = credentials.renewals
+            else:
+                token = await credentials.renewed_token(self._renewals)
+        if token is None:
+            raise self._out_of_time()
+        if token == self._rejected_token:
             assert self._failure is not None
             raise self._final_error(self._failure)  # there is no other token
-        return [(b"Authorization", b"Bearer " + self._token.encode())]
+        self._token = token
+        return [(b"Authorization", b"Bearer " + token.encode())]
 
-    def _succeeded(self, response: httpx.Response) -> None:
+    def _succeeded(self, response: httpx.Response, answer: bytes) -> R:
+        self._wait = None
+        try:
+            result = self.read(answer, response)
+        except DecodeError:
+            self._notify("undecodable", response, None)
+            raise
         if self._paid:
             self._engine.budget.give_back()
         elif self._attempts == 1:
             self._engine.budget.reward()
-        self._wait = None
         self._notify("ok", response, None)
+        return result
 
     def _answered(self, response: httpx.Response, answer: bytes) -> _Failure:
         """Make the error of an error answer."""
-        body = _json_object(answer)
+        text, body = _text(answer), _json_object(answer)
+        hide = self._hider(text)
         status = response.status_code
         code = str(body.get("code") or f"http_{status}")
         told = retry_after(status, response.headers, self._engine.clock.time())
         kind = kind_of_answer(status, code, told_to_wait=told is not None, has_token=self._token is not None)
         message = body.get("message")
+        try:
+            issues = _without_secrets(body.get("issues"), hide)
+        except RecursionError:
+            issues = None
         error = api_error_class(status, code)(
-            self._redacted_text(str(message) if message else _no_message(response, answer)),
+            hide(str(message)) if message else _no_message(response, hide(text)),
             status=status,
-            code=self._redacted_text(code),
-            issues=self._redacted_json(body.get("issues")),
-            required_scope=None if (scope := body.get("requiredScope")) is None else str(scope),
+            code=hide(code),
+            issues=issues,
+            required_scope=None if (scope := body.get("requiredScope")) is None else hide(str(scope)),
             required=_number(body.get("required")),
             available=_number(body.get("available")),
             request_id=response.headers.get("x-request-id"),
@@ -445,13 +535,20 @@ class _Call(Generic[R]):
         """Make the error of an attempt that got no answer."""
         if isinstance(error, httpx.RequestError):
             error.request = httpx.Request(request.method, self._engine.base_url)  # the real one has the credentials
-        reason = self._redacted_text(str(error)) or type(error).__name__
+        text = str(error)
+        reason = self._hider(text)(text)
+        cause = error if reason == text else None
+        reason = reason or type(error).__name__
         if isinstance(error, _NOT_SENT):
-            return _Failure(FailureKind.NOT_SENT, NotSentError(f"nothing was sent: {reason}"), error)
-        return _Failure(FailureKind.UNCLEAR, TransportError(f"no answer: {reason}"), error)
+            return _Failure(FailureKind.NOT_SENT, NotSentError(f"nothing was sent: {reason}"), cause=cause)
+        return _Failure(FailureKind.UNCLEAR, TransportError(f"no answer: {reason}"), cause=cause)
 
     def _too_late(self) -> DeadlineExceededError:
         return DeadlineExceededError(f"no answer within the deadline of {self._options.retry.deadline:g} seconds")
+
+    def _out_of_time(self) -> ConvertriloError:
+        """Make the error of a deadline that passed before the attempt was made."""
+        return self._final_error(_Failure(FailureKind.NOT_SENT, self._too_late()))
 
     # ---- what comes after a failure
 
@@ -472,13 +569,13 @@ class _Call(Generic[R]):
             wait = policy.backoff(self._attempts, self._engine.random)
         elif wait > policy.max_retry_after:
             return None
-        if self._engine.clock.monotonic() + wait >= self._deadline:
+        if wait >= self._left():
             return None
         free = failure.told is not None or failure.kind is FailureKind.IN_PROGRESS
         if not free:
             if not self._engine.budget.spend():
                 return None
-            self._paid = True
+            self._paid = self._reserved = True
         return wait
 
     def _will_retry(self, state: RetryCallState) -> bool:
@@ -528,29 +625,15 @@ class _Call(Generic[R]):
 
     # ---- keeping credentials out of what is shown
 
+    def _hider(self, text: str) -> "_Hide":
+        """Return what hides this call's credentials in a text and in parts of it."""
+        return _hider(text, self._secrets())
+
     def _secrets(self) -> Iterator[str]:
-        yield from self._engine.credentials.secrets()
+        yield from filter(None, (self._engine.credentials.api_key, self._token, self._rejected_token))
+        yield from self._url.params.get_list("token")
         if self._wire is not None and isinstance(self.operation.body, type) and issubclass(self.operation.body, Model):
             yield from _secrets_in(self.operation.body, self._wire)
-
-    def _redacted_text(self, text: str) -> str:
-        for secret in self._secrets():
-            text = text.replace(secret, "<hidden>")
-        return text
-
-    def _redacted(self, data: bytes) -> bytes:
-        for secret in self._secrets():
-            data = data.replace(secret.encode(), b"<hidden>")
-        return data
-
-    def _redacted_json(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._redacted_text(value)
-        if isinstance(value, list):
-            return [self._redacted_json(each) for each in value]
-        if isinstance(value, dict):
-            return {name: self._redacted_json(each) for name, each in value.items()}
-        return value
 
 
 _NO_CREDENTIALS = {
@@ -567,9 +650,59 @@ def _secrets_in(cls: type[Model], wire: Mapping[str, Any]) -> Iterator[str]:
             continue
         if spec.facts.secret:
             yield str(value)
+        elif spec.facts.signed:
+            yield from _secrets_of(str(value))
         elif issubclass(spec.kind, Model):
             for each in value if spec.many else [value]:
                 yield from _secrets_in(spec.kind, each)
+
+
+_SHORTEST_SIGNATURE = 16  # characters: shorter parameters of a URL are words and numbers
+
+
+def _secrets_of(url: str) -> Iterator[str]:
+    """Yield what may be secret in a URL: user name and password, and a query with its long values."""
+    address, _, query = url.partition("?")
+    user_info = re.split("[/#]", address.partition("://")[2])[0].rpartition("@")[0]
+    yield from (user_info, user_info.partition(":")[2], query)
+    for parameter in query.split("&"):
+        value = unquote_plus(parameter.partition("=")[2])
+        if len(value) >= _SHORTEST_SIGNATURE:
+            yield value
+
+
+_Hide = Callable[[str], str]
+
+
+def _hider(text: str, secrets: Iterable[str]) -> _Hide:
+    """Return what replaces secrets in parts of a text; only those that are in it are searched for."""
+    lower = text.lower()
+    present = {each for each in secrets if each and max(_WORDS.findall(each), key=len, default="").lower() in lower}
+    if not present:
+        return str
+    longest_first = sorted(present, key=len, reverse=True)  # one can be the start of another
+    return partial(re.compile("|".join(map(_any_spelling, longest_first)), re.IGNORECASE).sub, _HIDDEN)
+
+
+_WORDS = re.compile("[A-Za-z0-9]+")
+
+
+def _any_spelling(secret: str) -> str:
+    """Return a pattern for a secret as it is, or escaped as JSON, Python, URLs and HTML do it."""
+    return "".join(
+        each if _WORDS.match(each) else rf"(?:\\*{re.escape(each)}|(?:%[\dA-F]{{2}})+|\\u[\dA-F]{{4}}|&#?\w+;)"
+        for each in secret
+    )
+
+
+def _without_secrets(value: Any, hide: _Hide) -> Any:
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, list):
+        return [_without_secrets(each, hide) for each in cast("Sequence[Any]", value)]
+    if isinstance(value, dict):
+        return {hide(name): _without_secrets(each, hide) for name, each in cast("dict[str, Any]", value).items()}
+    return value
 
 
 def _json_object(data: bytes) -> dict[str, Any]:
@@ -577,16 +710,20 @@ def _json_object(data: bytes) -> dict[str, Any]:
         value = loads(data)
     except (ValueError, RecursionError):
         return {}
-    return value if isinstance(value, dict) else {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _no_message(response: httpx.Response, answer: bytes) -> str:
+def _text(answer: bytes) -> str:
+    return answer.decode(errors="surrogateescape")
+
+
+def _no_message(response: httpx.Response, answer: str) -> str:
     if response.is_redirect:
         return "the service redirects elsewhere; is the base URL right?"
     if not answer.strip():
         return "the answer is empty"
-    return f"the answer is not of the service's form; it begins with {answer[:_SHOWN_BYTES]!r}"
+    return f"the answer is not of the service's form; it begins with {answer[:_SHOWN]!r}"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ _MAX_DEPTH = 100
 
 _SMALL = 1e-4
 _BIG = 1 << 63
-_BIGGEST_BITS = 1024  # what a double can reach; Python itself refuses to write integers of some thousand digits
+_BIGGEST = sys.float_info.max  # a reader may have nothing but doubles; and Python refuses to write 4,300 digits
 
 
 try:
@@ -60,8 +61,8 @@ def normal(value: Any, depth: int = 0) -> Any:
     if value is None or value is True or value is False:
         return value
     if isinstance(value, int):
-        if value.bit_length() > _BIGGEST_BITS:
-            raise NotJsonError(f"holds an integer of more than {_BIGGEST_BITS} bits")
+        if not -_BIGGEST <= value <= _BIGGEST:
+            raise NotJsonError(f"holds an integer beyond {_BIGGEST:.2g}, which no double can hold")
         return int(value) if -_BIG <= value < _BIG else _exotic(int(value))
     if isinstance(value, float):
         return _normal_float(float(value))

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -122,7 +123,25 @@ class _Signature:
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def model(cls: type[_M]) -> type[_M]:
     """Make a frozen, slotted attrs class with `Model`'s `__init__` (one pass over the fields), equality and `repr`."""
-    return attrs.frozen(kw_only=True, init=False, eq=False, repr=False, match_args=False)(cls)
+    # attrs compiles an initialiser even with init=False: for all models a third of what importing this package costs.
+    # While it looks, the fields are such that there is nothing to initialise; then they are as declared again.
+    declared: list[tuple[attrs.Attribute[Any], Any]] = []
+
+    def hide(_: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
+        for each in fields:
+            declared.append((each, each.default))
+            _set_attribute(each, init=False, default=attrs.NOTHING)
+        return fields
+
+    frozen = attrs.frozen(kw_only=True, init=False, eq=False, repr=False, match_args=False, field_transformer=hide)(cls)
+    for each, default in declared:
+        _set_attribute(each, init=True, default=default)
+    return frozen
+
+
+def _set_attribute(attribute: "attrs.Attribute[Any]", **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(attribute, name, value)
 
 
 @model
@@ -138,14 +157,14 @@ class Model:
     def __init__(self, *, extra: Mapping[str, Any] | None = None, **values: Any) -> None:
         cls = type(self)
         issues: list[Issue] = []
-        for name, put, required, check in _PLANS.get(cls) or _plan(cls):
+        for name, put, required, many, check in _PLANS.get(cls) or _plan(cls):
             value = values.pop(name, None)
             if value is None:
                 if required:
                     issues.append(Issue(name, "is required"))
             elif problem := check(value):
                 issues.append(problem if isinstance(problem, Issue) else Issue(name, problem))
-            elif value.__class__ is list:
+            elif many:
                 value = tuple(value)
             put(self, value)
         if extra:
@@ -173,6 +192,11 @@ class Model:
         values = (getattr(self, spec.name) for spec in field_specs(type(self)))
         return hash((type(self), *(value for value in values if isinstance(value, str | int | float))))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Only the extras go along, not the whole answer: who unpickles it may not know the wire's names yet.
+        values = {spec.name: getattr(self, spec.name) for spec in field_specs(type(self))}
+        return _revive, (type(self), values, self.extra)
+
     def __repr__(self) -> str:
         shown = [
             f"{spec.name}={_repr_value(spec.facts, value)}"
@@ -187,9 +211,9 @@ class Model:
 _Check = Callable[[Any], str | Issue | None]
 
 
-_NO_EXTRA: Mapping[str, Any] = types.MappingProxyType({})
+_NO_EXTRA: Mapping[str, Any] = {}
 
-_Plan = tuple[tuple[str, Callable[[Model, Any], None], bool, _Check], ...]
+_Plan = tuple[tuple[str, Callable[[Model, Any], None], bool, bool, _Check], ...]
 _PLANS: dict[type[Model], _Plan] = {}
 
 
@@ -209,6 +233,7 @@ def _plan(cls: type[Model]) -> _Plan:
             spec.name,
             slot_setter(cls, spec.name),
             spec.required and not spec.facts.nullable,
+            spec.many,
             _check_many(spec) if spec.many else _check_one(spec),
         )
         for spec in field_specs(cls)
@@ -216,7 +241,18 @@ def _plan(cls: type[Model]) -> _Plan:
     return _PLANS[cls]
 
 
-def _misplaced(cls: type[Model], extra: Mapping[str, Any]) -> list[Issue]:
+def _revive(cls: type[Model], values: Mapping[str, Any], extra: Mapping[str, Any]) -> Model:
+    """Make a model again as it was when pickled: unchecked, as an answer's values are."""
+    made = cls.__new__(cls)
+    for name, put, *_ in _PLANS.get(cls) or _plan(cls):
+        put(made, values.get(name))
+    _put_extra(made, extra)
+    return made
+
+
+def _misplaced(cls: type[Model], extra: Mapping[Any, Any]) -> list[Issue]:
+    if not all(isinstance(name, str) for name in extra):
+        return [Issue("extra", "has a key that is not a string")]
     fields = {spec.name.replace("_", ""): spec.name for spec in field_specs(cls)}
     plain = {name: name.replace("_", "").lower() for name in extra}
     return [Issue(f"extra.{name}", f"is the field {fields[key]}") for name, key in plain.items() if key in fields]
@@ -226,8 +262,8 @@ def _check_many(spec: FieldSpec) -> _Check:
     check = _check_one(spec)
 
     def check_all(values: Any) -> str | Issue | None:
-        if not isinstance(values, list | tuple):
-            return f"must be a list or tuple, not {_shown(values)}"
+        if not isinstance(values, list | tuple):  # only the type is shown: there may be credentials in a mapping
+            return f"must be a list or tuple, not a {type(values).__name__}"
         for index, value in enumerate(cast("Sequence[Any]", values)):
             if problem := check(value):
                 return Issue(f"{spec.name}[{index}]", str(problem))
@@ -263,10 +299,11 @@ def _check_allowed(allowed: tuple[Any, ...]) -> _Check:
 
 def _check_number(spec: FieldSpec) -> _Check:
     kinds = (int,) if spec.kind is int else (int, float)
-    low = float("-inf") if spec.facts.minimum is None else spec.facts.minimum
-    high = float("inf") if spec.facts.maximum is None else spec.facts.maximum
+    least, most = spec.facts.minimum, spec.facts.maximum
+    low = -sys.float_info.max if least is None else least
+    high = sys.float_info.max if most is None else most
     noun = "an integer" if spec.kind is int else "a number"
-    bounds = "" if spec.facts.minimum is None and spec.facts.maximum is None else f" from {low} to {high}"
+    bounds = "" if least is None else f" of at least {least}" if most is None else f" from {least} to {most}"
 
     def check(value: Any) -> str | None:
         if isinstance(value, kinds) and value.__class__ is not bool and low <= value <= high:
@@ -285,16 +322,17 @@ _FORMATS = {
 def _check_text(spec: FieldSpec) -> _Check:
     least, most = spec.facts.min_length or 0, spec.facts.max_length
     matches, expected = _FORMATS.get(spec.facts.format or "", (None, ""))
+    hidden = spec.facts.secret or spec.facts.signed
 
     def check(value: Any) -> str | None:
         if not isinstance(value, str):
-            return f"must be a string, not {'a ' + type(value).__name__ if spec.facts.secret else _shown(value)}"
+            return f"must be a string, not {f'a {type(value).__name__}' if hidden else _shown(value)}"
         if len(value) < least:
             return f"must have at least {least} characters, not {len(value)}"
         if most is not None and len(value) > most:
             return f"must have at most {most} characters, not {len(value)}"
         if matches is not None and not matches(value):
-            return f"{expected}, not {_shown(value)}"
+            return f"{expected}, not {_shown(without_signature(value) if hidden else value)}"
         return None
 
     return check
@@ -323,9 +361,7 @@ def _repr_value(known: Facts, value: Any) -> str:
 
 def without_signature(url: str) -> str:
     """Return a URL fit to be shown: without user name, password, query and fragment, any of which can be a secret."""
-    shown = re.sub(r"//[^/?#]*@", "//", url)
-    address, mark, _ = shown.partition("?")
-    return f"{address}?<hidden>" if mark else shown.partition("#")[0]
+    return re.sub(r"[?#].*", "?<hidden>", re.sub(r"//[^/?#]*@", "//", url), flags=re.DOTALL)
 
 
 def _shown(value: Any) -> str:

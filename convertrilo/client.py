@@ -1,8 +1,9 @@
 """`AsyncClient`: one method for each of the contract's operations, and the settings they share."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -11,7 +12,7 @@ import httpx
 
 from convertrilo import operations as rows
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._engine import Credentials, Engine, Options, TokenSource
+from convertrilo._engine import Credentials, Engine, Options, TokenSource, is_visible
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.events import Listener
 from convertrilo.models import (
@@ -31,6 +32,7 @@ from convertrilo.models import (
     ConfirmResponse,
     JobCreateRequest,
     JobCreateResponse,
+    JobUpload,
     OnDemandCancelResponse,
     OnDemandEncodeRequest,
     OnDemandEncodeResponse,
@@ -56,6 +58,8 @@ from convertrilo.retry import RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
     from convertrilo.journal import Journal
+    from convertrilo.transfers import OnProgress, Source, Target
+    from convertrilo.waiting import HasJobId, JobResult
 
 R = TypeVar("R")
 
@@ -269,12 +273,12 @@ class AsyncClient:
 
     async def bulk_status(self, job_ids: Iterable[str]) -> BulkStatusResponse:
         """Return where many jobs stand, and which ids are missing (`bulkStatus`)."""
-        ids = list(job_ids)
+        ids = [] if isinstance(job_ids, str) else list(job_ids)  # a string is an iterable of its characters
         wrong = [
             Issue(f"[{index}]", f"is no job id: {each!r}") for index, each in enumerate(ids) if not each or "," in each
         ]
         if wrong or not ids:
-            raise ValidationError("job_ids", wrong or [Issue("", "must name at least one job")])
+            raise ValidationError("job_ids", wrong or [Issue("", "must be a list that names at least one job")])
         return await self._call(rows.BULK_STATUS, query={"ids": ",".join(ids)})
 
     async def bulk_confirm(self, body: BulkConfirmRequest | JsonObject) -> BulkConfirmResponse:
@@ -410,6 +414,140 @@ class AsyncClient:
         """Cancel an on-demand job; the answer says how many tokens that released (`onDemandCancel`)."""
         return await self._call(rows.ON_DEMAND_CANCEL, path={"jobId": job_id})
 
+    # ---- flows
+
+    async def upload(
+        self,
+        job: "JobCreateResponse | JobUpload | str",
+        source: "Source",
+        *,
+        size: int | None = None,
+        on_progress: "OnProgress | None" = None,
+    ) -> None:
+        """Upload a job's file to where the service said (a presigned PUT; no API credentials go along).
+
+        A connection that breaks is tried again from the start of the source, as `retry` says, if the source can be read
+        again: a path, bytes, or a file that can seek.
+
+        Args:
+            job: The answer of `create_job`, or the upload URL itself.
+            source: A path, a file opened in binary mode (from where it stands), bytes, or an async iterable of bytes.
+            size: How many bytes an async iterable has. Most storage refuses an upload that does not say.
+            on_progress: Called with a `Progress` for every piece that is sent; a new attempt begins at 0 again.
+
+        Raises:
+            TransferError: The file did not arrive.
+        """
+        from convertrilo.transfers import upload
+
+        await upload(self, job, source, size=size, on_progress=on_progress)
+
+    async def download(
+        self, target: "Target", path: str | os.PathLike[str], *, on_progress: "OnProgress | None" = None
+    ) -> Path:
+        """Download a job's output to a file, which is there only once it is whole; return its path.
+
+        It grows in `path.part`. After a break, or in another process, it goes on where it stopped, if the file on the
+        server is still the same. When the URL has expired, the job's status is asked for a fresh one.
+
+        Args:
+            target: A status, a job, a job's id, or a URL.
+            path: Where to put it; what is there is replaced.
+            on_progress: Called with a `Progress` for every mebibyte that is written.
+
+        Raises:
+            TransferError: The file did not arrive, or cannot be written; what has arrived stays in `path.part`.
+        """
+        from convertrilo.transfers import download
+
+        return await download(self, target, path, on_progress=on_progress)
+
+    async def wait_for_job(
+        self,
+        job_id: str,
+        *,
+        timeout: float = 3600.0,
+        on_progress: Callable[[StatusResponse], object] | None = None,
+    ) -> StatusResponse:
+        """Wait until a job has succeeded, and return its last status (`bulkStatus`, `jobStatus`).
+
+        However many tasks wait, their jobs are asked for together. A failed read is no end: it is tried again until the
+        time is up.
+
+        Args:
+            job_id: The job.
+            timeout: Seconds to wait at most.
+            on_progress: Called with each status that brings news.
+
+        Raises:
+            JobFailedError: The job failed; `failure_message` says why.
+            JobCanceledError: The job was canceled.
+            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+        """
+        from convertrilo.waiting import wait_for_job
+
+        return await wait_for_job(self, job_id, timeout=timeout, on_progress=on_progress)
+
+    async def wait_for_on_demand(
+        self,
+        job_id: str,
+        *,
+        timeout: float = 3600.0,
+        on_progress: Callable[[OnDemandStatusResponse], object] | None = None,
+    ) -> OnDemandStatusResponse:
+        """Wait until an on-demand job has succeeded, and return its last status (`onDemandStatus`, `bulkStatus`).
+
+        Args:
+            job_id: The job.
+            timeout: Seconds to wait at most.
+            on_progress: Called with each status that brings news.
+
+        Raises:
+            JobFailedError: The job failed; `failure_message` says why.
+            JobCanceledError: The job was canceled.
+            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+        """
+        from convertrilo.waiting import wait_for_on_demand
+
+        return await wait_for_on_demand(self, job_id, timeout=timeout, on_progress=on_progress)
+
+    def wait_for_jobs(
+        self,
+        job_ids: Iterable[str],
+        *,
+        timeout: float = 3600.0,
+        raise_errors: bool = False,
+        on_progress: Callable[[StatusResponse], object] | None = None,
+    ) -> AsyncIterator["JobResult"]:
+        """Wait for many jobs, and yield a `JobResult` for each as it finishes (`bulkStatus`, `jobStatus`).
+
+        Args:
+            job_ids: The jobs; one that is named twice counts once.
+            timeout: Seconds to wait for all of them at most; those that go on then are results with a
+                `WaitTimeoutError`.
+            raise_errors: Whether to raise the `error` of a job that has not succeeded, instead of yielding it.
+            on_progress: Called with each status that brings news.
+        """
+        from convertrilo.waiting import wait_for_jobs
+
+        return wait_for_jobs(self, job_ids, timeout=timeout, raise_errors=raise_errors, on_progress=on_progress)
+
+    def notify(self, event: "HasJobId | str") -> None:
+        """Have the status of a job read at once, because something has happened; whoever waits for it need not poll.
+
+        Args:
+            event: A webhook's event that was verified, or the job's id.
+        """
+        from convertrilo.waiting import notify
+
+        notify(self, event)
+
+
+def engine_of(client: AsyncClient) -> tuple[Engine, Options]:
+    """Return what a flow needs beneath the methods: the engine that all views share, and this view's options."""
+    # The one door to them, for modules of this package only.
+    return client._engine, client._options  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+
 
 def _own_transport(max_connections: int) -> httpx.AsyncBaseTransport:
     # Imported when needed, as httpx does it with httpcore: that imports trio, where it is installed.
@@ -435,7 +573,7 @@ def _checked_base_url(text: str) -> httpx.URL:
 
 
 def _checked_api_key(api_key: str | None) -> str | None:
-    if api_key is not None and not (api_key and api_key.isascii() and api_key.isprintable() and " " not in api_key):
+    if api_key is not None and not is_visible(api_key):
         raise ConfigurationError(
             "the API key must be visible ASCII characters; is there a line break or a space in it?"
         )

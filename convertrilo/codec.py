@@ -5,19 +5,23 @@ cattrs converter; they say only that something is wrong, and a slow second pass 
 tests/bench/bench_codec.py.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 
 import cattrs
 
-from convertrilo._json import NotJsonError, loads, normal, normal_float
+from convertrilo._json import NotJsonError, loads, normal
 from convertrilo._model import FieldSpec, Model, field_specs, slot_setter
 from convertrilo.errors import DecodeError, Issue, ValidationError
 
 _M = TypeVar("_M", bound=Model)
 
 _SHOWN_BYTES = 200
+_JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)(\s*:)?', re.DOTALL)
+
+
 # ---- names
 
 _ODD_NAMES = {"part_number": "PartNumber", "etag": "ETag"}
@@ -47,7 +51,7 @@ def to_wire(model: Model) -> dict[str, Any]:
 def _make_writer(cls: type[Model]) -> Callable[[Model], dict[str, Any]]:
     """Generate the function that writes a model: one statement a field, in the order of the wire's names."""
     specs = sorted((wire_name(spec.name), spec) for spec in _noted(cls))
-    scope: dict[str, Any] = {"normal": normal, "normal_float": normal_float, "time": _write_time}
+    scope: dict[str, Any] = {"normal": normal, "time": _write_time}
     lines = ["def write(model):", "    wire = {}"]
     for name, spec in specs:
         lines.append(f"    value = model.{spec.name}")
@@ -67,9 +71,7 @@ def _write_expression(spec: FieldSpec, scope: dict[str, Any]) -> str:
         one = f"write_{spec.name}({{}})"
     elif spec.kind is datetime:
         one = "time({})"
-    elif spec.kind is float:
-        one = "normal_float(float({}))"
-    elif spec.kind in (dict, object):
+    elif spec.kind in (dict, object, float) or (spec.kind is int and not spec.allowed and spec.facts.maximum is None):
         one = "normal({})"
     else:
         one = "{}"
@@ -94,7 +96,7 @@ def read_answer(cls: type[_M], data: bytes) -> _M:
     try:
         wire = loads(data)
     except (ValueError, RecursionError):
-        raise DecodeError(f"the answer is {_what_is(data)}, not JSON", start=data[:_SHOWN_BYTES]) from None
+        raise DecodeError(f"the answer is {_what_is(data)}, not JSON", start=_start(data)) from None
     return from_answer(cls, wire, data)
 
 
@@ -105,7 +107,7 @@ def from_answer(cls: type[_M], wire: Any, data: bytes = b"") -> _M:
     except (_MismatchError, TypeError, ValueError, OverflowError):
         path, problem = _explain(cls, wire, "") or ("", "is not what the contract says")
         where = f"{cls.__name__}.{path}" if path else cls.__name__
-        raise DecodeError(f"the answer does not fit: {where} {problem}", start=data[:_SHOWN_BYTES]) from None
+        raise DecodeError(f"the answer does not fit: {where} {problem}", start=_start(data)) from None
 
 
 def _what_is(data: bytes) -> str:
@@ -113,6 +115,14 @@ def _what_is(data: bytes) -> str:
     if not start:
         return "empty"
     return "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "something else"
+
+
+def _start(data: bytes) -> bytes:
+    """Return the first bytes of an answer; of JSON without its texts, as a token or a signed URL can be among them."""
+    start = data[:_SHOWN_BYTES]
+    if not start.lstrip().startswith((b"{", b"[", b'"')):
+        return start
+    return _JSON_TEXT.sub(lambda match: match[0] if match[1] else b'"<hidden>"', start)
 
 
 class _MismatchError(Exception):
@@ -239,7 +249,9 @@ def _json_type(value: Any) -> str:
         float: "a number",
         str: "a string",
     }
-    return names.get(type(value)) or ("an array" if isinstance(value, list) else "an object")
+    if isinstance(value, list | tuple):
+        return "an array"
+    return names.get(type(value)) or ("an object" if isinstance(value, Mapping) else f"a {type(value).__name__}")
 
 
 # ---- requests to models
@@ -265,27 +277,39 @@ def _build(cls: type[_M], wire: Any, path: str, issues: list[Issue]) -> _M | Non
     rest = dict(cast("Mapping[str, Any]", wire))
     prefix = f"{path}." if path else ""
     values: dict[str, Any] = {}
-    found = len(issues)
+    failed: set[str] = set()
     for spec in _noted(cls):
         name = wire_name(spec.name)
         value = rest.pop(name, None)
         if value is None:
             continue
         if issubclass(spec.kind, Model):
+            found = len(issues)
             value = _build_nested(spec, value, f"{prefix}{name}", issues)
+            if len(issues) > found:
+                failed.add(spec.name)
+                continue
         elif spec.kind is datetime and isinstance(value, str):
             value = _time_or_text(value)
+        elif spec.kind is int and isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+            value = int(value)
         values[spec.name] = value
-    if len(issues) > found:  # a nested model is missing, so this one cannot be made
-        return None
     try:
         return cls(**values, extra=rest)
     except ValidationError as error:
-        names = {spec.name: wire_name(spec.name) for spec in field_specs(cls)}
-        for issue in error.issues:
-            field, bracket, index = issue.path.partition("[")
-            issues.append(Issue(f"{prefix}{names.get(field, field)}{bracket}{index}", issue.message))
+        issues += [_on_the_wire(cls, prefix, issue) for issue in error.issues if issue.path not in failed]
         return None
+
+
+def _on_the_wire(cls: type[Model], prefix: str, issue: Issue) -> Issue:
+    """Return what is wrong with a model as what is wrong with the request that it was to be made from."""
+    names = {spec.name: wire_name(spec.name) for spec in field_specs(cls)}
+    name = issue.path.removeprefix("extra.")
+    if name != issue.path:
+        meant = next(each for each in names.values() if each.lower() == name.replace("_", "").lower())
+        return Issue(f"{prefix}{name}", f"is {meant} on the wire")
+    field, bracket, index = name.partition("[")
+    return Issue(f"{prefix}{names.get(field, field)}{bracket}{index}", issue.message)
 
 
 def _build_nested(spec: FieldSpec, value: Any, path: str, issues: list[Issue]) -> Any:

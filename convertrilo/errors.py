@@ -79,11 +79,11 @@ class ConvertriloError(Exception):
         return [
             ("operation", self.operation),
             ("idempotency key", self.idempotency_key),
-            ("attempts", self.attempts),
+            ("attempts", self.attempts or None),
         ]
 
     def __str__(self) -> str:
-        context = ", ".join(f"{name} {value}" for name, value in self._context() if value)
+        context = ", ".join(f"{name} {value}" for name, value in self._context() if value is not None)
         return f"{self.message} ({context})" if context else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -96,7 +96,8 @@ class ConvertriloError(Exception):
 
 
 def _revive(cls: type[ConvertriloError], args: tuple[Any, ...], state: dict[str, Any]) -> ConvertriloError:
-    error = cls.__new__(cls, *args)
+    error = cls.__new__(cls)
+    error.args = args  # by hand, because TimeoutError's __new__ does not keep them
     error.__dict__.update(state)
     return error
 
@@ -160,7 +161,7 @@ class APIError(ConvertriloError):
     def _context(self) -> list[tuple[str, object]]:
         return [
             *super()._context(),
-            ("issues", self.issues),
+            ("issues", self.issues or None),
             ("required scope", self.required_scope),
             ("required", self.required),
             ("available", self.available),
@@ -252,9 +253,9 @@ class DecodeError(ConvertriloError):
     def _context(self) -> list[tuple[str, object]]:
         return [
             *super()._context(),
-            ("status", self.status),
+            ("status", self.status or None),
             ("request id", self.request_id),
-            ("begins with", self.start),
+            ("begins with", self.start or None),
         ]
 
 

@@ -20,7 +20,7 @@ from urllib.parse import unquote_plus
 
 import attrs
 
-from convertrilo._json import dumps, encode
+from convertrilo._json import encode
 from convertrilo._model import FieldSpec, Model, field_specs
 from convertrilo.codec import from_request, to_wire, wire_name
 from convertrilo.errors import Issue, ValidationError
@@ -68,8 +68,7 @@ def identify(
     if idempotency_key is not None:
         return Identity(key=_checked_key(idempotency_key), kind="key"), bare_body
     if name is not None:
-        if not name:
-            raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
+        _check_name(name)
         return Identity(key=_derived(operation.id, name, bare_body), kind="operation", name=name), bare_body
     if _has_own_identity(operation, wire):
         return Identity(key=_derived(operation.id, None, bare_body), kind="external_id"), bare_body
@@ -80,9 +79,9 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     """Return the idempotency key that the client sends for a body that has an identity.
 
     Another service can compute the same: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
-    `refreshToken` of every source and output, user name and password and the signature parameters of every
-    `sourceUrl`), put the rest as `{"body": …, "name": …, "operation": …}`, write that as canonical JSON (keys sorted,
-    compact, UTF-8, unescaped, integral floats as integers), and hash it.
+    `refreshToken` of every source and output, user name and password and the signature parameters of every `sourceUrl`,
+    `endpoint` and `webhook`), put the rest as `{"body": …, "name": …, "operation": …}`, write that as canonical JSON
+    (keys sorted, compact, UTF-8, unescaped, integral floats as integers), and hash it.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
@@ -92,19 +91,29 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
             `external_id` is its identity.
 
     Raises:
-        ValidationError: There is no such keyed operation, or the body is not what the contract allows.
+        ValidationError: There is no such keyed operation, or the name or the body is not what is allowed.
     """
     row = OPERATIONS.get(operation)
     if row is None or row.repeat is not Repeat.KEYED:
         keyed = ", ".join(each.id for each in OPERATIONS.values() if each.repeat is Repeat.KEYED)
         raise ValidationError("operation", [Issue("", f"must be one of {keyed}, not {operation!r}")])
-    model = body if isinstance(body, Model) else from_request(_body_model(row), body)
+    if name is not None:
+        _check_name(name)
+    cls = _body_model(row)
+    model = from_request(cls, body) if isinstance(body, Mapping) else body
+    if not isinstance(model, cls):
+        raise ValidationError(operation, [Issue("body", f"must be {cls.__name__}, not {type(model).__name__}")])
     return _derived(operation, name, encode(_without_credentials(row, to_wire(model))))
 
 
 def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
-    document = b'{"body":%b,"name":%b,"operation":"%b"}' % (bare_body, dumps(name), operation_id.encode())
+    document = b'{"body":%b,"name":%b,"operation":"%b"}' % (bare_body, encode(name), operation_id.encode())
     return _PREFIX + hashlib.sha256(document).hexdigest()
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
 
 
 def _checked_key(key: str) -> str:
@@ -119,8 +128,8 @@ def _checked_key(key: str) -> str:
 
 def _has_own_identity(operation: Operation[Any], wire: Mapping[str, Any]) -> bool:
     if operation.id == "createJobsBulk":
-        return bool(wire["jobs"]) and all("externalId" in job for job in wire["jobs"])
-    return "externalId" in wire or "externalIdPrefix" in wire
+        return bool(wire["jobs"]) and all(job.get("externalId") for job in wire["jobs"])
+    return bool(wire.get("externalId") or wire.get("externalIdPrefix"))
 
 
 def _body_model(operation: Operation[Any]) -> type[Model]:
@@ -163,7 +172,7 @@ def _make_strips(cls: type[Model]) -> tuple[tuple[str, _Strip | None], ...]:
     for spec in field_specs(cls):
         if spec.facts.secret:
             found.append((wire_name(spec.name), None))
-        elif spec.name == "source_url":
+        elif spec.facts.signed:
             found.append((wire_name(spec.name), without_signature))
         elif issubclass(spec.kind, Model) and _make_strips(spec.kind):
             found.append((wire_name(spec.name), _nested_strip(spec)))
@@ -186,23 +195,19 @@ def _nested_strip(spec: FieldSpec) -> _Strip:
 # ---- without the signature of a presigned URL
 
 
-@attrs.frozen
-class _Scheme:
-    """A way of signing URLs: which parameters give it away, and which it adds."""
-
-    marks: frozenset[str]
-    adds: frozenset[str]
+_Scheme = tuple[frozenset[str], frozenset[str]]
+"""A way of signing URLs: the parameters that give it away, and all that it adds."""
 
 
 def _scheme(marks: str, adds: str) -> _Scheme:
-    return _Scheme(frozenset(marks.split()), frozenset(f"{marks} {adds}".split()))
+    return frozenset(marks.split()), frozenset(f"{marks} {adds}".split())
 
 
 _SCHEMES = (
     _scheme(  # AWS Signature Version 4
         "x-amz-signature",
         "x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders x-amz-security-token "
-        "x-amz-content-sha256",
+        "x-amz-s3session-token x-amz-content-sha256",
     ),
     _scheme("awsaccesskeyid signature", "expires x-amz-security-token"),  # AWS Signature Version 2
     _scheme("key-pair-id signature", "expires policy hash-algorithm"),  # CloudFront
@@ -214,7 +219,7 @@ _SCHEMES = (
         "sig sv", "ss srt sr sp st se sip spr si ses sdd skoid sktid skt ske sks skv saoid suoid scid"
     ),
 )
-_USER_INFO = re.compile(r"(?<=://)[^/?#]*@")
+_USER_INFO = re.compile(r"\A([^:/?#]+://)[^/?#]*@")
 
 
 def without_signature(url: str) -> str:
@@ -224,7 +229,7 @@ def without_signature(url: str) -> str:
     Azure (shared access signatures).
     """
     if "@" in url:
-        url = _USER_INFO.sub("", url)
+        url = _USER_INFO.sub(r"\1", url)
     address, mark, rest = url.partition("?")
     if not mark:
         return url
@@ -232,7 +237,7 @@ def without_signature(url: str) -> str:
     parameters = query.split("&")
     names = [unquote_plus(each.partition("=")[0]).lower() for each in parameters]
     present = frozenset(names)
-    added = frozenset[str]().union(*(scheme.adds for scheme in _SCHEMES if scheme.marks <= present))
+    added = frozenset[str]().union(*(adds for marks, adds in _SCHEMES if marks <= present))
     if not added:
         return url
     kept = "&".join(each for each, name in zip(parameters, names, strict=True) if name not in added)

@@ -106,7 +106,7 @@ class S3Source(Model):
 
     bucket: str | None = None
     key: str | None = None
-    endpoint: str | None = None
+    endpoint: str | None = field(default=None, metadata=_SIGNED)
     region: str | None = None
     access_key_id: str | None = field(default=None, metadata=_SECRET)
     secret_access_key: str | None = field(default=None, metadata=_SECRET)

@@ -257,6 +257,36 @@ GET_WEBHOOK_DELIVERIES = Operation(
     returns=models.WebhookDeliveryListResponse,
     repeat=Repeat.SAFE,
 )
+ON_DEMAND_ENCODE = Operation(
+    id="onDemandEncode",
+    method="POST",
+    path="/ondemand/encode",
+    body=models.OnDemandEncodeRequest,
+    returns=models.OnDemandEncodeResponse,
+    repeat=Repeat.KEYED,
+)
+ON_DEMAND_INGEST_FOLDER = Operation(
+    id="onDemandIngestFolder",
+    method="POST",
+    path="/ondemand/ingest/folder",
+    body=models.OnDemandFolderIngestRequest,
+    returns=models.OnDemandFolderIngestResponse,
+    repeat=Repeat.KEYED,
+)
+ON_DEMAND_STATUS = Operation(
+    id="onDemandStatus",
+    method="GET",
+    path="/ondemand/status/{jobId}",
+    returns=models.OnDemandStatusResponse,
+    repeat=Repeat.SAFE,
+)
+ON_DEMAND_CANCEL = Operation(
+    id="onDemandCancel",
+    method="DELETE",
+    path="/ondemand/{jobId}",
+    returns=models.OnDemandCancelResponse,
+    repeat=Repeat.IDEMPOTENT,
+)
 INIT_STREAM = Operation(
     id="initStream",
     method="POST",
@@ -326,36 +356,6 @@ PUBLIC_JOB_STATUS = Operation(
     returns=models.StatusResponse,
     repeat=Repeat.SAFE,
     auth=Auth.NONE,
-)
-ON_DEMAND_ENCODE = Operation(
-    id="onDemandEncode",
-    method="POST",
-    path="/ondemand/encode",
-    body=models.OnDemandEncodeRequest,
-    returns=models.OnDemandEncodeResponse,
-    repeat=Repeat.KEYED,
-)
-ON_DEMAND_INGEST_FOLDER = Operation(
-    id="onDemandIngestFolder",
-    method="POST",
-    path="/ondemand/ingest/folder",
-    body=models.OnDemandFolderIngestRequest,
-    returns=models.OnDemandFolderIngestResponse,
-    repeat=Repeat.KEYED,
-)
-ON_DEMAND_STATUS = Operation(
-    id="onDemandStatus",
-    method="GET",
-    path="/ondemand/status/{jobId}",
-    returns=models.OnDemandStatusResponse,
-    repeat=Repeat.SAFE,
-)
-ON_DEMAND_CANCEL = Operation(
-    id="onDemandCancel",
-    method="DELETE",
-    path="/ondemand/{jobId}",
-    returns=models.OnDemandCancelResponse,
-    repeat=Repeat.IDEMPOTENT,
 )
 
 _ROWS: list[Operation[Any]] = [each for each in tuple(globals().values()) if isinstance(each, Operation)]

@@ -22,7 +22,7 @@ class FailureKind(enum.Enum):
     REFUSED = "refused"
     """The service turned it away before any work: 429, or 503 with Retry-After."""
     UNCLEAR = "unclear"
-    """It broke under way (or 408, 500, 502, 503, 504): it may have happened."""
+    """It broke under way (or 408, or 5xx): it may have happened."""
     IN_PROGRESS = "in_progress"
     """409 `idempotency_in_progress`: the first request with this key still runs."""
     UNAUTHORIZED = "unauthorized"
@@ -44,7 +44,7 @@ class RetryPolicy:
     """How persistent a client is. Waits are drawn with full jitter: from 0 to the backoff, which doubles each time."""
 
     max_attempts: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """How often a request is tried in all; 1 means never again."""
+    """How often a request is tried in all; 1 means never again, but for a rejected bearer token."""
     initial_backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0))
     """Seconds that the first wait is at most."""
     max_backoff: float = attrs.field(default=20.0, validator=attrs.validators.ge(0))
@@ -103,7 +103,7 @@ class RetryBudget:
         return True
 
     def give_back(self) -> None:
-        """Return the cost of one retry: it led to an answer, or was not made after all."""
+        """Return the cost of one retry: its call succeeded, or it was not made after all."""
         self._left = min(self._capacity, self._left + self.COST)
 
     def reward(self) -> None:
@@ -122,9 +122,6 @@ def may_repeat(repeat: Repeat, kind: FailureKind) -> Verdict:
     return Verdict.RAISE
 
 
-_UNCLEAR_STATUSES = frozenset({408, 500, 502, 503, 504})
-
-
 def kind_of_answer(status: int, code: str, *, told_to_wait: bool, has_token: bool) -> FailureKind:
     """Return what an error answer means.
 
@@ -136,7 +133,7 @@ def kind_of_answer(status: int, code: str, *, told_to_wait: bool, has_token: boo
     """
     if status == 429 or (status == 503 and told_to_wait):
         return FailureKind.REFUSED
-    if status in _UNCLEAR_STATUSES:
+    if status == 408 or status >= 500:  # proxies have numbers of their own, such as 520 to 524
         return FailureKind.UNCLEAR
     if status == 409 and code == "idempotency_in_progress":
         return FailureKind.IN_PROGRESS

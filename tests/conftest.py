@@ -1,9 +1,47 @@
-"""What all tests share: both async backends."""
+"""What all tests share: both async backends, both JSON libraries, and hypothesis without chance."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+from hypothesis import Phase, settings
+
+import convertrilo
+
+PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it traces every line, for minutes
+settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
+settings.load_profile("default")
 
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run every async test on asyncio and on trio."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session", params=["orjson", "stdlib"])
+def library(request: pytest.FixtureRequest) -> Any:
+    """Return `convertrilo._json` and `convertrilo.codec` as copies that use orjson, or that cannot import it."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "stdlib":
+            patch.setitem(sys.modules, "orjson", None)
+        json = _copy(patch, "_json")
+        codec = _copy(patch, "codec")
+    assert hasattr(json, "orjson") is (request.param == "orjson")
+    return SimpleNamespace(name=request.param, json=json, codec=codec)
+
+
+def _copy(patch: pytest.MonkeyPatch, name: str) -> ModuleType:
+    """Import a module of the package once more, and let the next one find the copy."""
+    spec = importlib.util.spec_from_file_location(
+        f"convertrilo.{name}", Path(convertrilo.__file__).with_name(f"{name}.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    patch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module

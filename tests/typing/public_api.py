@@ -1,0 +1,209 @@
+"""What type checkers make of the public API; never run, only checked by mypy and pyright.
+
+Each `type: ignore` marks a mistake that must be reported: if it no longer is, the comment itself is an error.
+"""
+# pyright: reportUnnecessaryTypeIgnoreComment=true
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, assert_type
+
+import convertrilo
+from convertrilo import (
+    APIError,
+    AsyncClient,
+    BulkCreateRequest,
+    ConvertriloError,
+    DecodeError,
+    JobCreateRequest,
+    JobCreateResponse,
+    JobUpload,
+    OnDemandEncodeRequest,
+    OnDemandEncodeResponse,
+    Operation,
+    OutcomeUnknownError,
+    RateLimitError,
+    RetryPolicy,
+    S3Source,
+    StatusResponse,
+    ValidationError,
+    WebhookCreateRequest,
+    WebhookUpdateRequest,
+)
+from convertrilo.codec import from_request, read_answer, to_wire
+from convertrilo.errors import Issue, api_error_class
+from convertrilo.models import (
+    BulkCreateItem,
+    BulkCreateResponse,
+    BulkStatusResponse,
+    ConfirmRequest,
+    OnDemandCancelResponse,
+    OnDemandFolderIngestResponse,
+    ProbeDurationResponse,
+    TokenBalanceResponse,
+    WebhookResponse,
+)
+from convertrilo.operations import CANCEL_JOB, CREATE_JOB, JOB_STATUS, OPERATIONS
+
+# ---- making models
+
+
+def models_are_made_of_keywords() -> None:
+    job = JobCreateRequest(codec="av1", resolution="720p", fps=24)
+    assert_type(job, JobCreateRequest)
+    JobCreateRequest(
+        codec="h264",
+        resolution="4320p",
+        fps=30,
+        container="mkv",
+        passes=2,
+        vmaf_target=93,
+        source_s3=S3Source(bucket="b", key="k"),
+        metadata={"a": [1, {"b": None}]},
+        extra={"hdr": True},
+    )
+    JobCreateRequest(codec="av1", resolution="720p", fps=24, container=None)  # None is "not set"
+    BulkCreateRequest(jobs=[job])
+    BulkCreateRequest(jobs=(job, job))
+    WebhookUpdateRequest()
+    WebhookCreateRequest(url="https://a.example", events=["job.completed", "job.failed"])
+
+
+def mistakes_in_making_models_are_found() -> None:
+    JobCreateRequest()  # type: ignore[call-arg]
+    JobCreateRequest(codec="av1", resolution="720p")  # type: ignore[call-arg]
+    JobCreateRequest("av1", "720p", 24)  # type: ignore[call-arg, arg-type]
+    JobCreateRequest(codec="vp9", resolution="720p", fps=24)  # type: ignore[arg-type]
+    JobCreateRequest(codec="av1", resolution="720", fps=24)  # type: ignore[arg-type]
+    JobCreateRequest(codec="av1", resolution="720p", fps="24")  # type: ignore[arg-type]
+    JobCreateRequest(codec="av1", resolution="720p", fps=24, passes=3)  # type: ignore[arg-type]
+    JobCreateRequest(codec="av1", resolution="720p", fps=24, hdr=True)  # type: ignore[call-arg]
+    JobCreateRequest(codec="av1", resolution="720p", fps=24, sourceUrl="https://a.example")  # type: ignore[call-arg]
+    JobCreateRequest(codec="av1", resolution="720p", fps=24, source_s3={"bucket": "b"})  # type: ignore[arg-type]
+    OnDemandEncodeRequest(source_url="https://a.example", resolution="4320p")  # type: ignore[arg-type]
+    BulkCreateRequest(jobs=JobCreateRequest(codec="av1", resolution="720p", fps=24))  # type: ignore[arg-type]
+    WebhookCreateRequest(url="https://a.example", events=["webhook.test"])  # type: ignore[list-item]
+
+
+def models_are_frozen(job: JobCreateRequest) -> None:
+    job.fps = 30  # type: ignore[misc]
+    job.hdr = True  # type: ignore[attr-defined]
+
+
+# ---- reading models
+
+
+def fields_have_their_types(job: JobCreateRequest, made: JobCreateResponse, status: StatusResponse) -> None:
+    assert_type(job.codec, Literal["h264", "h265", "av1"])
+    assert_type(job.fps, int)
+    assert_type(job.passes, Literal[1, 2] | None)
+    assert_type(job.metadata, Mapping[str, Any] | None)
+    assert_type(job.extra, Mapping[str, Any])
+    assert_type(made.job_id, str)
+    assert_type(made.upload, JobUpload | None)
+    assert_type(status.status, str | None)
+    assert_type(status.pct, float | None)
+    assert_type(status.created_at, datetime | None)
+    print(made.upload.url)  # type: ignore[union-attr]
+    print(status.created_at.year)  # type: ignore[union-attr]
+
+
+def lists_are_read_only(answer: BulkCreateResponse) -> None:
+    assert_type(answer.jobs, Sequence[BulkCreateItem] | None)
+    if answer.jobs:
+        assert_type(answer.jobs[0].job_id, str | None)
+        answer.jobs.append(answer.jobs[0])  # type: ignore[attr-defined]
+
+
+# ---- the codec and the table
+
+
+def the_codec_returns_what_was_asked_for(job: JobCreateRequest) -> None:
+    assert_type(to_wire(job), dict[str, Any])
+    assert_type(read_answer(StatusResponse, b"{}"), StatusResponse)
+    assert_type(from_request(JobCreateRequest, {}), JobCreateRequest)
+    read_answer(dict, b"{}")  # type: ignore[type-var]
+    to_wire({})  # type: ignore[arg-type]
+
+
+def rows_know_their_answers() -> None:
+    assert_type(CREATE_JOB, Operation[JobCreateResponse])
+    assert_type(JOB_STATUS, Operation[StatusResponse])
+    assert_type(CANCEL_JOB, Operation[None])
+    assert_type(OPERATIONS, Mapping[str, Operation[Any]])
+    CREATE_JOB.id = "other"  # type: ignore[misc]
+
+
+# ---- the client
+
+
+async def methods_return_their_models(client: AsyncClient, job: JobCreateRequest) -> None:
+    assert_type(await client.create_job(job), JobCreateResponse)
+    assert_type(await client.create_job(job, operation="holiday"), JobCreateResponse)
+    assert_type(await client.create_job({"codec": "av1", "resolution": "720p", "fps": 24}), JobCreateResponse)
+    assert_type(await client.create_jobs_bulk(BulkCreateRequest(jobs=[job]), idempotency_key="k"), BulkCreateResponse)
+    assert_type(await client.job_status("id"), StatusResponse)
+    assert_type(await client.bulk_status(["id"]), BulkStatusResponse)
+    assert_type(await client.probe_duration("id"), ProbeDurationResponse)
+    assert_type(await client.get_balance(), TokenBalanceResponse)
+    assert_type(await client.on_demand_encode({"sourceUrl": "https://a.example"}), OnDemandEncodeResponse)
+    assert_type(await client.on_demand_ingest_folder({}), OnDemandFolderIngestResponse)
+    assert_type(await client.on_demand_cancel("id"), OnDemandCancelResponse)
+    assert_type(await client.update_webhook("id", WebhookUpdateRequest(is_active=True)), WebhookResponse)
+    assert_type(await client.confirm_public_job("id", ConfirmRequest(container="mp4")), None)
+    assert_type(await client.upload_chunk("id", 1, b""), None)
+    async with client as entered:
+        assert_type(entered, AsyncClient)
+    assert_type(client.with_options(retry=RetryPolicy.none(), timeout=3), AsyncClient)
+
+
+async def mistakes_in_calls_are_found(client: AsyncClient, job: JobCreateRequest) -> None:
+    await client.create_job()  # type: ignore[call-arg]
+    await client.create_job(ConfirmRequest())  # type: ignore[arg-type]
+    await client.create_job(job, "key")  # type: ignore[call-arg]
+    await client.create_job(job, key="k")  # type: ignore[call-arg]
+    await client.confirm_job("id", ConfirmRequest(), operation="holiday")  # type: ignore[call-arg]
+    await client.job_status(7)  # type: ignore[arg-type]
+    await client.job_status(None)  # type: ignore[arg-type]
+    await client.upload_chunk("id", "1", b"")  # type: ignore[arg-type]
+    await client.encode(job)  # type: ignore[attr-defined]
+    AsyncClient("key", "https://a.example")  # type: ignore[call-arg, arg-type]
+
+
+def a_client_takes_tokens_in_three_ways() -> None:
+    async def fresh() -> str:
+        return "token"
+
+    AsyncClient("key")
+    AsyncClient(get_token=lambda: "token")
+    AsyncClient(get_token=fresh)
+    AsyncClient(get_token="token")  # type: ignore[arg-type]
+
+
+# ---- errors
+
+
+def errors_have_their_attributes(error: ConvertriloError) -> None:
+    assert_type(error.operation, str | None)
+    assert_type(error.idempotency_key, str | None)
+    assert_type(error.attempts, int)
+    print(error.status)  # type: ignore[attr-defined]
+    if isinstance(error, APIError):
+        assert_type(error.status, int)
+        assert_type(error.code, str)
+        assert_type(error.required_scope, str | None)
+        assert_type(error.available, float | None)
+    if isinstance(error, RateLimitError):
+        assert_type(error.retry_after, float | None)
+    if isinstance(error, ValidationError):
+        assert_type(error.issues, tuple[Issue, ...])
+    if isinstance(error, DecodeError):
+        assert_type(error.start, bytes)
+    if isinstance(error, OutcomeUnknownError):
+        assert_type(error.find_out, str)
+    assert_type(api_error_class(404, "not_found"), type[APIError])
+
+
+def the_package_has_a_version() -> None:
+    assert_type(convertrilo.__version__, str)
+    assert_type(convertrilo.derive_key("createJob", {}), str)
