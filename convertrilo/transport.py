@@ -1,18 +1,17 @@
 """The wire: a last-in-first-out pool of single HTTP/1.1 connections as an httpx transport, on asyncio and trio."""
 
-import contextlib
 import math
 import select
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import anyio
 import anyio.abc
-import httpcore
+import h11
 import httpx
 
 MAX_CONNECTIONS = 100
@@ -23,22 +22,9 @@ KEEPALIVE_EXPIRY = 4.0
 
 _CLOSED = "the transport is closed, and sends no more requests"
 _PORTS = {"http": 80, "https": 443}
+_READ_SIZE = 65536
+_LARGEST_HEAD = 102400
 _BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
-_HTTPX_ERRORS: Mapping[type[Exception], type[httpx.RequestError]] = {
-    httpcore.ConnectError: httpx.ConnectError,
-    httpcore.ConnectTimeout: httpx.ConnectTimeout,
-    httpcore.LocalProtocolError: httpx.LocalProtocolError,
-    httpcore.ReadError: httpx.ReadError,
-    httpcore.ReadTimeout: httpx.ReadTimeout,
-    httpcore.RemoteProtocolError: httpx.RemoteProtocolError,
-    httpcore.WriteError: httpx.WriteError,
-    httpcore.WriteTimeout: httpx.WriteTimeout,
-}
-_HTTPCORE_ERRORS = tuple(_HTTPX_ERRORS)
-
-
-def _to_httpx(error: Exception, request: httpx.Request) -> httpx.RequestError:
-    return _HTTPX_ERRORS[type(error)](str(error), request=request)
 
 
 def _reason(error: BaseException) -> str:
@@ -49,60 +35,102 @@ def _deadline(timeout: float | None) -> float:
     return math.inf if timeout is None else anyio.current_time() + timeout
 
 
-class _Stream(httpcore.AsyncNetworkStream):
-    """An anyio stream as httpcore wants it, for one request at a time.
+class _Origin(NamedTuple):
+    scheme: str
+    host: str
+    port: int
 
-    Against httpcore's own it saves a send (the head goes out with the start of the body) and a timer per request.
-    """
 
-    def __init__(self, stream: anyio.abc.ByteStream) -> None:
+class _Connection:
+    """One connection to one origin, for one request at a time."""
+
+    def __init__(self, origin: _Origin, stream: anyio.abc.ByteStream) -> None:
+        self.origin = origin
+        self.idle_since = 0.0
+        self.silent = True
         self._stream = stream
         self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  # anyio's extra, not Django's
-        self.begin()
+        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
 
-    def begin(self) -> None:
-        """Expect a request: its head comes first, and waits for what follows it."""
-        self._head: bytes | None = None
+    async def send(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> h11.Response:
+        """Send a request and return the head of its answer."""
         self.silent = True
+        try:
+            await self._send(request, timeouts.get("write"))
+        except h11.LocalProtocolError as error:
+            raise httpx.LocalProtocolError(str(error)) from error
+        except httpx.WriteError:
+            pass  # a server that refuses early may have answered before it hung up
+        while not isinstance(event := await self.receive(timeouts.get("read")), h11.Response):
+            pass  # an informational response
+        return event
 
-    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        if self._head is None:
-            self._head = buffer
-            return None
-        if not buffer:
-            return None
-        buffer, self._head = self._head + buffer, b""
+    async def _send(self, request: httpx.Request, timeout: float | None) -> None:
+        # The head goes out with the start of the body: one send for most requests.
+        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
+        pending = self._http.send(head) or b""
+        if isinstance(request.stream, httpx.ByteStream):
+            for chunk in request.stream:
+                pending += self._http.send(h11.Data(data=chunk)) or b""
+        else:
+            assert isinstance(request.stream, httpx.AsyncByteStream)
+            chunks = aiter(request.stream)
+            try:
+                async for chunk in chunks:
+                    await self._write(pending + (self._http.send(h11.Data(data=chunk)) or b""), timeout)
+                    pending = b""
+            finally:
+                # Trio warns of an async generator that is left halfway.
+                if isinstance(chunks, AsyncGenerator):
+                    await chunks.aclose()
+        pending += self._http.send(h11.EndOfMessage()) or b""
+        if pending:
+            await self._write(pending, timeout)
+
+    async def _write(self, data: bytes, timeout: float | None) -> None:
         try:
             with anyio.CancelScope(deadline=_deadline(timeout)):
-                return await self._stream.send(buffer)
+                return await self._stream.send(data)
         except _BROKEN as error:
-            raise httpcore.WriteError(_reason(error)) from error
-        raise httpcore.WriteTimeout(f"not sent within {timeout:g} s")
+            raise httpx.WriteError(_reason(error)) from error
+        raise httpx.WriteTimeout(f"not sent within {timeout:g} s")
 
-    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+    async def receive(self, timeout: float | None) -> Any:
+        """Return the next event of the answer."""
+        while True:
+            try:
+                event = self._http.next_event()
+            except h11.RemoteProtocolError as error:
+                raise httpx.RemoteProtocolError(str(error)) from error
+            if event is not h11.NEED_DATA:
+                return event
+            data = await self._read(timeout)
+            if data:
+                self.silent = False
+            elif self._http.their_state is h11.SEND_RESPONSE:
+                raise httpx.RemoteProtocolError("the server closed the connection without an answer")
+            self._http.receive_data(data)
+
+    async def _read(self, timeout: float | None) -> bytes:
         try:
             with anyio.CancelScope(deadline=_deadline(timeout)):
-                if self._head:
-                    head, self._head = self._head, b""
-                    # A server that refuses early may have answered before it hung up.
-                    with contextlib.suppress(*_BROKEN):
-                        await self._stream.send(head)
-                data = await self._stream.receive(max_bytes)
-                self.silent = False
-                return data
+                return await self._stream.receive(_READ_SIZE)
         except anyio.EndOfStream:
             return b""
         except _BROKEN as error:
-            raise httpcore.ReadError(_reason(error)) from error
-        raise httpcore.ReadTimeout(f"nothing received for {timeout:g} s")
+            raise httpx.ReadError(_reason(error)) from error
+        raise httpx.ReadTimeout(f"nothing received for {timeout:g} s")
 
-    async def aclose(self) -> None:
-        # Closing waits for nobody, as TLS says no goodbye here, so the shield needs no bound.
-        with anyio.CancelScope(shield=True):
-            await self._stream.aclose()
+    def finish(self) -> bool:
+        """Make ready for the next request, unless this one ended in any other way than cleanly."""
+        http = self._http
+        if http.our_state is not h11.DONE or http.their_state is not h11.DONE or http.trailing_data[0]:
+            return False
+        http.start_next_cycle()
+        return True
 
-    def readable(self) -> bool:
-        """Whether there is something to read, be it the end."""
+    def closed_by_server(self) -> bool:
+        """Whether an idle connection has something to read, which can only be its end."""
         fileno = self._socket.fileno()
         if fileno < 0:
             return True
@@ -112,101 +140,49 @@ class _Stream(httpcore.AsyncNetworkStream):
         poller.register(fileno, select.POLLIN)
         return bool(poller.poll(0))
 
-
-class _Connection:
-    """One connection, for one request at a time."""
-
-    def __init__(self, origin: httpcore.Origin, stream: _Stream) -> None:
-        self.origin = origin
-        self.stream = stream
-        self.http = httpcore.AsyncHTTP11Connection(origin, stream)
-        self.idle_since = 0.0
-
-
-class _Payload:
-    """The body of a request, read anew each time it is sent.
-
-    When a send fails halfway, httpcore drops the iterator, and trio warns of an async generator dropped so.
-    """
-
-    def __init__(self, stream: httpx.AsyncByteStream) -> None:
-        self._stream = stream
-        self._chunks: AsyncIterator[bytes] | None = None
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        self._chunks = aiter(self._stream)
-        return self._chunks
-
     async def aclose(self) -> None:
-        aclose: Callable[[], Awaitable[None]] | None = getattr(self._chunks, "aclose", None)
-        if aclose is not None:
-            await aclose()
+        # Closing waits for nobody, as TLS says no goodbye here, so the shield needs no bound.
+        with anyio.CancelScope(shield=True):
+            await self._stream.aclose()
 
 
 class _Exchange(httpx.AsyncByteStream):
     """One request, and the body of its answer. It borrows a slot of the pool until it is closed."""
 
     connection: _Connection
-    _answer: httpcore.Response
-    _body: AsyncIterator[bytes]
 
-    def __init__(self, request: httpx.Request, give_back: "Callable[[_Exchange], Awaitable[None]]") -> None:
+    def __init__(self, pool: "PoolTransport", request: httpx.Request) -> None:
         url = request.url
         if url.scheme not in _PORTS:
             raise httpx.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}", request=request)
-        assert isinstance(request.stream, httpx.AsyncByteStream)
-        extensions: dict[str, Any] = request.extensions  # pyright: ignore[reportUnknownMemberType]  # no type
-        port = url.port or _PORTS[url.scheme]
-        self.origin = httpcore.Origin(url.raw_scheme, url.raw_host, port)
-        self.payload = _Payload(request.stream)
-        self.core = httpcore.Request(
-            request.method,
-            httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=port, target=url.raw_path),
-            headers=request.headers.raw,
-            content=self.payload,
-            extensions=extensions,
-        )
+        extensions: dict[str, Any] = request.extensions  # pyright: ignore[reportUnknownMemberType]  # httpx has no type
         self.request = request
+        self.origin = _Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
         self.timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
         self.repeatable = extensions.get("repeatable") is True and isinstance(request.stream, httpx.ByteStream)
-        self._give_back: Callable[[_Exchange], Awaitable[None]] | None = give_back
-
-    def begin(self, connection: _Connection, answer: httpcore.Response) -> None:
-        """Have the head of the answer, and its body ahead."""
-        assert isinstance(answer.stream, AsyncIterable)
-        self.connection = connection
-        self._answer = answer
-        self._body = aiter(answer.stream)
+        self._pool: PoolTransport | None = pool
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            return await anext(self._body)
-        except StopAsyncIteration:
-            raise
-        except _HTTPCORE_ERRORS as error:
+            event = await self.connection.receive(self.timeouts.get("read"))
+        except httpx.RequestError as error:
+            error.request = self.request
             await self.aclose()
-            raise _to_httpx(error, self.request) from error
+            raise
         except BaseException:
             await self.aclose()
             raise
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        give_back, self._give_back = self._give_back, None
-        if give_back is None:
-            return
-        try:
-            await self._answer.aclose()
-            if not self.connection.http.is_idle():
-                # Closed early. Trio warns of an async generator left halfway, and httpcore leaves two: on a closed
-                # connection they run to their end at once.
-                with anyio.CancelScope(shield=True), contextlib.suppress(*_HTTPCORE_ERRORS):
-                    async for _ in self._body:
-                        pass
-        finally:
-            await give_back(self)
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.give_back(self)
 
 
 class PoolTransport(httpx.AsyncBaseTransport):
@@ -261,7 +237,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; its connection is free again once the response is read to its end or closed."""
-        exchange = _Exchange(request, self._give_back)
+        exchange = _Exchange(self, request)
         try:
             # The exchange borrows the slot, not the task: a task may hold several open responses.
             self._slots.acquire_on_behalf_of_nowait(exchange)
@@ -269,19 +245,32 @@ class PoolTransport(httpx.AsyncBaseTransport):
             await self._wait_in_line(exchange)
         try:
             answer = await self._send(exchange)
-        except _HTTPCORE_ERRORS as error:
+        except httpx.RequestError as error:
             self._slots.release_on_behalf_of(exchange)
-            raise _to_httpx(error, request) from error
+            error.request = request
+            raise
         except BaseException:
             self._slots.release_on_behalf_of(exchange)
             raise
         return httpx.Response(
-            answer.status,
-            headers=answer.headers,
+            answer.status_code,
+            headers=answer.headers.raw_items(),
             stream=exchange,
             request=request,
-            extensions=answer.extensions,  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]  # no type
+            extensions={"http_version": b"HTTP/" + answer.http_version, "reason_phrase": answer.reason},
         )
+
+    async def give_back(self, exchange: _Exchange) -> None:
+        """Keep the connection if its answer ended cleanly, close it if not, and let the next request have the slot."""
+        connection = exchange.connection
+        try:
+            if connection.finish() and not self._closed:
+                connection.idle_since = self._clock()
+                self._idle.append(connection)
+            else:
+                await self._close(connection)
+        finally:
+            self._slots.release_on_behalf_of(exchange)
 
     async def aclose(self) -> None:
         """Close every connection; requests in flight fail, and later ones are refused."""
@@ -297,42 +286,37 @@ class PoolTransport(httpx.AsyncBaseTransport):
         if scope.cancelled_caught:
             raise httpx.PoolTimeout(f"no connection was free within {timeout:g} s", request=exchange.request)
 
-    async def _send(self, exchange: _Exchange) -> httpcore.Response:
+    async def _send(self, exchange: _Exchange) -> h11.Response:
         connection = await self._reuse(exchange.origin)
         if connection is not None:
             try:
                 return await self._send_on(connection, exchange)
-            except (httpcore.ReadError, httpcore.RemoteProtocolError):
-                if not (exchange.repeatable and connection.stream.silent):
+            except (httpx.ReadError, httpx.RemoteProtocolError):
+                if not (exchange.repeatable and connection.silent):
                     raise
         return await self._send_on(await self._connect(exchange), exchange)
 
-    async def _send_on(self, connection: _Connection, exchange: _Exchange) -> httpcore.Response:
-        connection.stream.begin()
+    async def _send_on(self, connection: _Connection, exchange: _Exchange) -> h11.Response:
         try:
-            answer = await connection.http.handle_async_request(exchange.core)
-            if connection.stream.silent:
-                # These bytes came with the answer before this one.
-                raise httpcore.RemoteProtocolError("the server sent more than it was asked for")
+            answer = await connection.send(exchange.request, exchange.timeouts)
         except BaseException:
             await self._close(connection)
-            await exchange.payload.aclose()
             raise
-        exchange.begin(connection, answer)
+        exchange.connection = connection
         return answer
 
-    async def _reuse(self, origin: httpcore.Origin) -> _Connection | None:
+    async def _reuse(self, origin: _Origin) -> _Connection | None:
         expired = self._clock() - self._keepalive_expiry
         while self._idle and self._idle[0].idle_since <= expired:
             await self._close(self._idle.pop(0))
         while (connection := self._pop_idle(origin)) is not None:
             # All that an idle connection can have to say is that the server closed it.
-            if not connection.stream.readable():
+            if not connection.closed_by_server():
                 return connection
             await self._close(connection)
         return None
 
-    def _pop_idle(self, origin: httpcore.Origin) -> _Connection | None:
+    def _pop_idle(self, origin: _Origin) -> _Connection | None:
         for index in range(len(self._idle) - 1, -1, -1):
             if self._idle[index].origin == origin:
                 return self._idle.pop(index)
@@ -345,39 +329,33 @@ class PoolTransport(httpx.AsyncBaseTransport):
         if self._closed:
             raise RuntimeError(_CLOSED)
         origin = exchange.origin
-        host, port = origin.host.decode("ascii"), origin.port
+        host, port = origin.host, origin.port
         timeout = exchange.timeouts.get("connect")
         try:
             with anyio.CancelScope(deadline=_deadline(timeout)):
                 stream: anyio.abc.ByteStream
-                if origin.scheme == b"http":
+                if origin.scheme == "http":
                     stream = await anyio.connect_tcp(host, port)
                 else:
-                    stream = await anyio.connect_tcp(host, port, ssl_context=self._tls, tls_standard_compatible=False)
-                connection = _Connection(origin, _Stream(stream))
+                    stream = await anyio.connect_tcp(
+                        host,
+                        port,
+                        ssl_context=self._tls,
+                        tls_standard_compatible=False,
+                    )
+                connection = _Connection(origin, stream)
                 self._open.add(connection)
                 if self._closed:
                     await self._close(connection)
                     raise RuntimeError(_CLOSED)
                 return connection
         except (*_BROKEN, anyio.EndOfStream, UnicodeError) as error:
-            raise httpcore.ConnectError(f"{host}:{port}: {_reason(error)}") from error
-        raise httpcore.ConnectTimeout(f"{host}:{port}: not connected within {timeout:g} s")
-
-    async def _give_back(self, exchange: _Exchange) -> None:
-        connection = exchange.connection
-        try:
-            if connection.http.is_idle() and not self._closed:
-                connection.idle_since = self._clock()
-                self._idle.append(connection)
-            else:
-                await self._close(connection)
-        finally:
-            self._slots.release_on_behalf_of(exchange)
+            raise httpx.ConnectError(f"{host}:{port}: {_reason(error)}") from error
+        raise httpx.ConnectTimeout(f"{host}:{port}: not connected within {timeout:g} s")
 
     async def _close(self, connection: _Connection) -> None:
         self._open.discard(connection)
-        await connection.stream.aclose()
+        await connection.aclose()
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
