@@ -1,0 +1,56 @@
+"""The sandbox in a process of its own, and the ledger that it leaves behind."""
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from anyio.streams.buffered import BufferedByteReceiveStream
+from workload import Answer
+
+from convertrilo.sandbox import Sandbox
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a running sandbox is, and who may use it."""
+
+    port: int
+    api_key: str
+
+
+@asynccontextmanager
+async def serving(state: Path) -> AsyncGenerator[Server]:
+    """Run a sandbox that keeps its state in a folder."""
+    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", "--state", str(state)]
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdout is not None
+        line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1000)
+        announced = json.loads(line)
+        try:
+            yield Server(int(announced["baseUrl"].rpartition(":")[2]), announced["apiKey"])
+        finally:
+            process.terminate()
+
+
+async def ledger(state: Path) -> dict[str, Answer]:
+    """Return the ids of the jobs that a sandbox, stopped since, has made for each wish, in order."""
+    ids: dict[str, list[str]] = defaultdict(list)
+    async with Sandbox(state=state) as sandbox:
+        for job in sandbox.jobs:
+            assert job.metadata is not None
+            ids[job.metadata["wish"]].append(job.id)
+    return {name: tuple(each) for name, each in ids.items()}
+
+
+def differences(
+    told: Mapping[str, AbstractSet[Answer]], made: Mapping[str, Answer]
+) -> dict[str, tuple[AbstractSet[Answer], Answer]]:
+    """Return the wishes whose callers were told anything but what the ledger has, each with both."""
+    both = {name: (told.get(name, set[Answer]()), made.get(name, ())) for name in told.keys() | made.keys()}
+    return {name: (answers, ids) for name, (answers, ids) in both.items() if answers != {ids}}

@@ -1,0 +1,197 @@
+"""Thousands of keyed operations at once over connections that break: every job once, none lost, every id right."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import anyio
+import httpx
+from proxy import Plan, Request, close, proxy, refuse, reset, stall
+from sandbox_process import differences, ledger, serving
+from workload import (
+    Answer,
+    Kind,
+    bulk,
+    bulk_by_operation,
+    by_call,
+    by_external_id,
+    by_key,
+    by_operation,
+    on_demand,
+    wish_of,
+)
+
+from convertrilo import AsyncClient, RetryPolicy
+from convertrilo.events import AttemptEvent
+
+WISHES = 2_000
+WISHES_WITHOUT_KEYS = 300
+CONNECTIONS = 16
+SEED = 3
+FAULTY = 0.35
+"""The share of requests that something happens to."""
+UNTAKEN = 0.05
+"""The share of connections that are reset before they carry a request."""
+REPEATED = 0.1
+"""The share of operations that two or three tasks carry out at once."""
+URGENT = RetryPolicy(max_attempts=100, initial_backoff=0.01, max_backoff=0.2, deadline=600, budget=0)
+IMPATIENT = httpx.Timeout(None, connect=1.0, read=0.3)
+
+
+# ---- what happens on the way
+
+
+def http(status: str, body: bytes, *headers: str, kind: str = "application/json") -> bytes:
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+def problem(status: str, code: str, *headers: str) -> bytes:
+    return http(status, b'{"code":"%b","message":"It is not to be."}' % code.encode(), *headers)
+
+
+BAD_GATEWAY = http("502 Bad Gateway", b"<html><h1>502 Bad Gateway</h1></html>", kind="text/html")
+TOO_MANY = "429 Too Many Requests"
+UNAVAILABLE = "503 Service Unavailable"
+NOW = "Retry-After: 0"
+
+FAULTS: Mapping[str, Plan] = {
+    "connections refused": Plan(sent=0, answered=None, end=refuse),
+    "reset before the request": Plan(sent=0, answered=None, end=reset),
+    "reset in the request's head": Plan(sent=0.2, answered=None, end=reset),
+    "reset in the request's body": Plan(sent=0.9, answered=None, end=reset),
+    "reset after the request": Plan(answered=None, end=reset),
+    "committed, and the answer lost": Plan(answered=0, end=reset),
+    "committed, and the answer's head cut": Plan(answered=0.1, end=close),
+    "committed, and the answer's body cut": Plan(answered=0.9, end=close),
+    "stalled": Plan(sent=0, answered=None, end=stall),
+    "committed, and the answer stalled": Plan(answered=0.5, end=stall),
+    "429": Plan(sent=0, instead=problem(TOO_MANY, "rate_limit_exceeded")),
+    "429 with Retry-After": Plan(sent=0, instead=problem(TOO_MANY, "rate_limit_exceeded", NOW)),
+    "500": Plan(sent=0, instead=problem("500 Internal Server Error", "internal_error")),
+    "committed, and 500": Plan(instead=problem("500 Internal Server Error", "internal_error")),
+    "502 with HTML": Plan(sent=0, instead=BAD_GATEWAY),
+    "committed, and 502 with HTML": Plan(instead=BAD_GATEWAY),
+    "503": Plan(sent=0, instead=problem(UNAVAILABLE, "unavailable")),
+    "503 with Retry-After": Plan(sent=0, instead=problem(UNAVAILABLE, "unavailable", NOW)),
+    "committed, and 503": Plan(instead=problem(UNAVAILABLE, "unavailable")),
+    "in progress": Plan(sent=0, instead=problem("409 Conflict", "idempotency_in_progress")),
+}
+AGAIN_IN_PROGRESS = 2
+"""How many further requests for a wish hear that the first one is in progress."""
+
+
+class Chaos:
+    """Decides from a seed what happens to the nth request for a wish, in whatever order requests come."""
+
+    def __init__(self) -> None:
+        self.struck: Counter[str] = Counter()
+        self._requests: Counter[str] = Counter()
+        self._in_progress: Counter[str] = Counter()
+
+    def __call__(self, request: Request) -> Plan:
+        name = wish_of(request.message)
+        self._requests[name] += 1
+        random = Random(f"{SEED}/{name}/{self._requests[name]}")
+        if self._in_progress[name]:
+            self._in_progress[name] -= 1
+            return FAULTS["in progress"]
+        if random.random() >= FAULTY:
+            return Plan()
+        fault = random.choice(list(FAULTS))
+        if fault == "in progress":
+            self._in_progress[name] = AGAIN_IN_PROGRESS
+        self.struck[fault] += 1
+        return FAULTS[fault]
+
+    @staticmethod
+    def takes(connection: int) -> bool:
+        return Random(f"{SEED}/{connection}").random() >= UNTAKEN
+
+
+# ---- what is wanted
+
+
+KINDS: Mapping[Kind, int] = {
+    by_external_id: 8,
+    by_operation: 3,
+    by_key: 2,
+    by_call: 2,
+    on_demand: 4,
+    bulk: 2,
+    bulk_by_operation: 1,
+}
+"""What is wanted, and how often in relation to each other."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A logical operation, and how many tasks carry it out at once."""
+
+    name: str
+    kind: Kind
+    tasks: int
+
+
+def wishes(count: int) -> Iterator[Wish]:
+    random = Random(SEED)
+    for number in range(count):
+        [kind] = random.choices(list(KINDS), weights=list(KINDS.values()))
+        repeated = kind is not by_call and random.random() < REPEATED
+        yield Wish(f"wish-{number}", kind, random.choice((2, 3)) if repeated else 1)
+
+
+async def carry_out(
+    wanted: Iterable[Wish], state: Path, chaos: Chaos, *, strip_keys: bool = False
+) -> tuple[dict[str, set[Answer]], Counter[str]]:
+    """Carry out all wishes at once; return what their callers were told, and how often attempts came to what."""
+    answers: dict[str, set[Answer]] = defaultdict(set)
+    outcomes: Counter[str] = Counter()
+
+    def watch(event: AttemptEvent) -> None:
+        outcomes[event.outcome] += 1
+        if event.outcome == "not_sent":
+            connections.open()
+
+    async def carry_out_one(wish: Wish) -> None:
+        answers[wish.name].add(await wish.kind(client, wish.name))
+
+    async with (
+        serving(state) as server,
+        proxy(server.port, chaos, takes=chaos.takes, strip_keys=strip_keys) as connections,
+        AsyncClient(
+            server.api_key,
+            base_url=connections.url,
+            retry=URGENT,
+            timeout=IMPATIENT,
+            max_connections=CONNECTIONS,
+            on_event=watch,
+        ) as client,
+        anyio.create_task_group() as tasks,
+    ):
+        for wish in wanted:
+            for _ in range(wish.tasks):
+                tasks.start_soon(carry_out_one, wish)
+    return answers, outcomes
+
+
+async def test_whatever_happens_on_the_way_every_job_is_made_once_and_every_caller_gets_its_id(tmp_path: Path) -> None:
+    chaos = Chaos()
+    wanted = list(wishes(WISHES))
+    answers, outcomes = await carry_out(wanted, tmp_path, chaos)
+    assert answers.keys() == {wish.name for wish in wanted}
+    assert differences(answers, await ledger(tmp_path)) == {}
+    assert chaos.struck.keys() == FAULTS.keys()
+    assert outcomes["not_sent"] > 0
+
+
+async def test_without_keys_the_same_makes_jobs_twice(tmp_path: Path) -> None:
+    wanted = list(wishes(WISHES_WITHOUT_KEYS))
+    answers, _ = await carry_out(wanted, tmp_path, Chaos(), strip_keys=True)
+    made = await ledger(tmp_path)
+    assert made.keys() == answers.keys()
+    twice = differences(answers, made)
+    wanted_by_one = [wish.name for wish in wanted if wish.tasks == 1]
+    assert len(twice.keys() & wanted_by_one) > len(wanted_by_one) / 20
