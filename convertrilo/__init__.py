@@ -3,122 +3,123 @@
 Begin with `AsyncClient`. The models are named as the contract's schemas, and `errors` draws the tree of what is raised.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from convertrilo._clock import Clock
 from convertrilo._version import __version__
-from convertrilo.client import AsyncClient
-from convertrilo.errors import (
-    APIError,
-    AuthenticationError,
-    ConfigurationError,
-    ConflictError,
-    ConvertriloError,
-    DeadlineExceededError,
-    DecodeError,
-    GoneError,
-    IdempotencyConflictError,
-    IdempotencyInProgressError,
-    InsufficientTokensError,
-    InvalidRequestError,
-    Issue,
-    JobCanceledError,
-    JobError,
-    JobFailedError,
-    JournalError,
-    NotFoundError,
-    NotSentError,
-    OutcomeUnknownError,
-    PermissionDeniedError,
-    RateLimitError,
-    ServerError,
-    TransferError,
-    TransportError,
-    ValidationError,
-    WaitTimeoutError,
-)
-from convertrilo.events import AttemptEvent, log_attempts
-from convertrilo.idempotency import derive_key
-from convertrilo.models import (
-    TERMINAL_STATUSES,
-    ApiKeyCreateRequest,
-    ApiKeyListResponse,
-    ApiKeyResponse,
-    ApproveEstimate,
-    ApproveUnifiedRequest,
-    ApproveUnifiedResponse,
-    AuthLoginRequest,
-    AuthLoginResponse,
-    BitrateTier,
-    BulkConfirmRequest,
-    BulkConfirmResponse,
-    BulkConfirmSettings,
-    BulkCreateItem,
-    BulkCreateRequest,
-    BulkCreateResponse,
-    BulkCreateSettings,
-    BulkItemEstimate,
-    BulkStatusResponse,
-    Codec,
-    ConfirmRequest,
-    ConfirmResponse,
-    Container,
-    DropboxFolderOutput,
-    DropboxPath,
-    ErrorResponse,
-    GoogleDriveFolderSource,
-    GoogleDriveOutput,
-    JobCreateRequest,
-    JobCreateResponse,
-    JobEstimate,
-    JobOutput,
-    JobUpload,
-    OnDemandCancelResponse,
-    OnDemandDestination,
-    OnDemandEncodeRequest,
-    OnDemandEncodeResponse,
-    OnDemandFolderIngestItem,
-    OnDemandFolderIngestRequest,
-    OnDemandFolderIngestResponse,
-    OnDemandPricing,
-    OnDemandResolution,
-    OnDemandStatusResponse,
-    Optimize,
-    OutputDestination,
-    Passes,
-    Policy,
-    Preset,
-    Priority,
-    ProbeDurationResponse,
-    PublicJobCreateRequest,
-    PublicResolution,
-    Quality,
-    Resolution,
-    S3FolderOutput,
-    S3FolderSource,
-    S3Output,
-    S3Source,
-    Scope,
-    StatusResponse,
-    StreamFinalizeRequest,
-    StreamInitResponse,
-    StreamPart,
-    TokenBalanceResponse,
-    TokenDeductRequest,
-    TokenReserveRequest,
-    WebhookCreateRequest,
-    WebhookDeliveryListResponse,
-    WebhookDeliveryResponse,
-    WebhookEventName,
-    WebhookListResponse,
-    WebhookResponse,
-    WebhookUpdateRequest,
-)
-from convertrilo.operations import OPERATIONS, Operation, Repeat
-from convertrilo.retry import RetryPolicy
 
 if TYPE_CHECKING:
+    from convertrilo._clock import Clock
+    from convertrilo.client import AsyncClient
+    from convertrilo.errors import (
+        APIError,
+        AuthenticationError,
+        ConfigurationError,
+        ConflictError,
+        ConvertriloError,
+        DeadlineExceededError,
+        DecodeError,
+        GoneError,
+        IdempotencyConflictError,
+        IdempotencyInProgressError,
+        InsufficientTokensError,
+        InvalidRequestError,
+        Issue,
+        JobCanceledError,
+        JobError,
+        JobFailedError,
+        JournalError,
+        NotFoundError,
+        NotSentError,
+        OutcomeUnknownError,
+        PermissionDeniedError,
+        RateLimitError,
+        ServerError,
+        TransferError,
+        TransportError,
+        ValidationError,
+        WaitTimeoutError,
+    )
+    from convertrilo.events import AttemptEvent, log_attempts
+    from convertrilo.idempotency import derive_key
     from convertrilo.journal import Journal
+    from convertrilo.models import (
+        TERMINAL_STATUSES,
+        ApiKeyCreateRequest,
+        ApiKeyListResponse,
+        ApiKeyResponse,
+        ApproveEstimate,
+        ApproveUnifiedRequest,
+        ApproveUnifiedResponse,
+        AuthLoginRequest,
+        AuthLoginResponse,
+        BitrateTier,
+        BulkConfirmRequest,
+        BulkConfirmResponse,
+        BulkConfirmSettings,
+        BulkCreateItem,
+        BulkCreateRequest,
+        BulkCreateResponse,
+        BulkCreateSettings,
+        BulkItemEstimate,
+        BulkStatusResponse,
+        Codec,
+        ConfirmRequest,
+        ConfirmResponse,
+        Container,
+        DropboxFolderOutput,
+        DropboxPath,
+        ErrorResponse,
+        GoogleDriveFolderSource,
+        GoogleDriveOutput,
+        JobCreateRequest,
+        JobCreateResponse,
+        JobEstimate,
+        JobOutput,
+        JobUpload,
+        OnDemandCancelResponse,
+        OnDemandDestination,
+        OnDemandEncodeRequest,
+        OnDemandEncodeResponse,
+        OnDemandFolderIngestItem,
+        OnDemandFolderIngestRequest,
+        OnDemandFolderIngestResponse,
+        OnDemandPricing,
+        OnDemandResolution,
+        OnDemandStatusResponse,
+        Optimize,
+        OutputDestination,
+        Passes,
+        Policy,
+        Preset,
+        Priority,
+        ProbeDurationResponse,
+        PublicJobCreateRequest,
+        PublicResolution,
+        Quality,
+        Resolution,
+        S3FolderOutput,
+        S3FolderSource,
+        S3Output,
+        S3Source,
+        Scope,
+        StatusResponse,
+        StreamFinalizeRequest,
+        StreamInitResponse,
+        StreamPart,
+        TokenBalanceResponse,
+        TokenDeductRequest,
+        TokenReserveRequest,
+        WebhookCreateRequest,
+        WebhookDeliveryListResponse,
+        WebhookDeliveryResponse,
+        WebhookEventName,
+        WebhookListResponse,
+        WebhookResponse,
+        WebhookUpdateRequest,
+    )
+    from convertrilo.operations import OPERATIONS, Operation, Repeat
+    from convertrilo.retry import RetryPolicy
 
 __all__ = [
     "OPERATIONS",
@@ -234,11 +235,29 @@ __all__ = [
     "log_attempts",
 ]
 
+_HOMES = {
+    "AsyncClient": "client",
+    "AttemptEvent": "events",
+    "Clock": "_clock",
+    "Journal": "journal",
+    "OPERATIONS": "operations",
+    "Operation": "operations",
+    "Repeat": "operations",
+    "RetryPolicy": "retry",
+    "derive_key": "idempotency",
+    "log_attempts": "events",
+}
+
 
 def __getattr__(name: str) -> Any:
-    """Import the journal, and with it sqlite3, when somebody asks for it."""
-    if name == "Journal":
-        from convertrilo.journal import Journal
+    """Import a name when it is asked for: the command and the pytest plugin start without most of them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOMES.get(name) or ("errors" if name.endswith("Error") or name == "Issue" else "models")
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
 
-        return Journal
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | set(__all__))
