@@ -104,8 +104,8 @@ def fields_have_their_types(job: JobCreateRequest, made: JobCreateResponse, stat
     assert_type(status.status, str | None)
     assert_type(status.pct, float | None)
     assert_type(status.created_at, datetime | None)
-    print(made.upload.url)  # type: ignore[union-attr]
-    print(status.created_at.year)  # type: ignore[union-attr]
+    repr(made.upload.url)  # type: ignore[union-attr]
+    repr(status.created_at.year)  # type: ignore[union-attr]
 
 
 def lists_are_read_only(answer: BulkCreateResponse) -> None:
@@ -187,7 +187,7 @@ def errors_have_their_attributes(error: ConvertriloError) -> None:
     assert_type(error.operation, str | None)
     assert_type(error.idempotency_key, str | None)
     assert_type(error.attempts, int)
-    print(error.status)  # type: ignore[attr-defined]
+    repr(error.status)  # type: ignore[attr-defined]
     if isinstance(error, APIError):
         assert_type(error.status, int)
         assert_type(error.code, str)
