@@ -10,7 +10,9 @@ from convertrilo._version import __version__
 
 if TYPE_CHECKING:
     from convertrilo._clock import Clock
+    from convertrilo._dedupe_sqlite import SQLiteDedupe
     from convertrilo.client import AsyncClient
+    from convertrilo.dedupe import MemoryDedupe
     from convertrilo.errors import (
         APIError,
         AuthenticationError,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         PermissionDeniedError,
         RateLimitError,
         ServerError,
+        SignatureError,
         TransferError,
         TransportError,
         ValidationError,
@@ -119,7 +122,10 @@ if TYPE_CHECKING:
         WebhookUpdateRequest,
     )
     from convertrilo.operations import OPERATIONS, Operation, Repeat
+    from convertrilo.receiver import WebhookReceiver
+    from convertrilo.reconciliation import reconcile
     from convertrilo.retry import RetryPolicy
+    from convertrilo.webhooks import WebhookEvent
 
 __all__ = [
     "OPERATIONS",
@@ -177,6 +183,7 @@ __all__ = [
     "JobUpload",
     "Journal",
     "JournalError",
+    "MemoryDedupe",
     "NotFoundError",
     "NotSentError",
     "OnDemandCancelResponse",
@@ -210,8 +217,10 @@ __all__ = [
     "S3FolderSource",
     "S3Output",
     "S3Source",
+    "SQLiteDedupe",
     "Scope",
     "ServerError",
+    "SignatureError",
     "StatusResponse",
     "StreamFinalizeRequest",
     "StreamInitResponse",
@@ -226,13 +235,16 @@ __all__ = [
     "WebhookCreateRequest",
     "WebhookDeliveryListResponse",
     "WebhookDeliveryResponse",
+    "WebhookEvent",
     "WebhookEventName",
     "WebhookListResponse",
+    "WebhookReceiver",
     "WebhookResponse",
     "WebhookUpdateRequest",
     "__version__",
     "derive_key",
     "log_attempts",
+    "reconcile",
 ]
 
 _HOMES = {
@@ -240,23 +252,30 @@ _HOMES = {
     "AttemptEvent": "events",
     "Clock": "_clock",
     "Journal": "journal",
+    "MemoryDedupe": "dedupe",
     "OPERATIONS": "operations",
     "Operation": "operations",
     "Repeat": "operations",
     "RetryPolicy": "retry",
+    "SQLiteDedupe": "_dedupe_sqlite",
+    "WebhookEvent": "webhooks",
+    "WebhookReceiver": "receiver",
     "derive_key": "idempotency",
     "log_attempts": "events",
+    "reconcile": "reconciliation",
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Import a name when it is asked for: the command and the pytest plugin start without most of them."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = _HOMES.get(name) or ("errors" if name.endswith("Error") or name == "Issue" else "models")
-    value = getattr(import_module(f"{__name__}.{home}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # to which a misspelt name would be `Any`
+
+    def __getattr__(name: str) -> Any:
+        """Import a name when it is asked for: the command and the pytest plugin start without most of them."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES.get(name) or ("errors" if name.endswith("Error") or name == "Issue" else "models")
+        value = getattr(import_module(f"{__name__}.{home}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
