@@ -56,10 +56,11 @@ class NotJsonError(ValueError):
 
 def normal(value: Any, depth: int = 0) -> Any:
     """Return a JSON value in canonical form: keys sorted, integral floats as integers."""
+    kind = value.__class__
+    if kind is str or value is None or kind is bool or (kind is int and -_BIG <= value < _BIG):  # most are, so first
+        return value
     if isinstance(value, str):
         return _text(value)
-    if value is None or value is True or value is False:
-        return value
     if isinstance(value, int):
         if not -_BIGGEST <= value <= _BIGGEST:
             raise NotJsonError(f"holds an integer beyond {_BIGGEST:.2g}, which no double can hold")

@@ -11,8 +11,10 @@ import attrs
 import httpx
 
 from convertrilo import operations as rows
+from convertrilo._call import Options
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._engine import Credentials, Engine, Options, TokenSource, is_visible
+from convertrilo._credentials import Credentials, TokenSource, is_visible
+from convertrilo._engine import Engine
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.events import Listener
 from convertrilo.models import (
@@ -531,6 +533,84 @@ class AsyncClient:
         from convertrilo.waiting import wait_for_jobs
 
         return wait_for_jobs(self, job_ids, timeout=timeout, raise_errors=raise_errors, on_progress=on_progress)
+
+    async def encode_file(
+        self,
+        path: str | os.PathLike[str],
+        request: JobCreateRequest | JsonObject,
+        output: str | os.PathLike[str],
+        *,
+        timeout: float = 3600.0,
+        on_progress: "OnProgress | None" = None,
+        idempotency_key: str | None = None,
+        operation: str | None = None,
+    ) -> StatusResponse:
+        """Encode a local file to a local file: create, upload, approve, confirm, wait, download.
+
+        With an `external_id`, a key or an `operation` it can be run again after a crash: the second run finds the job
+        of the first, and goes on where that stopped.
+
+        Args:
+            path: The video.
+            request: What to make of it.
+            output: Where to put the result, which is there only once it is whole.
+            timeout: Seconds to wait for the encode at most; the transfers take what they take.
+            on_progress: Called with a `Progress` as the file goes up, is encoded, and comes down.
+            idempotency_key: The key of the job's creation itself, at most 255 characters.
+            operation: The name of the logical operation, from which that key is derived.
+
+        Raises:
+            JobFailedError: The job failed; `failure_message` says why.
+            JobCanceledError: The job was canceled.
+            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+            TransferError: A file did not arrive.
+        """
+        from convertrilo.encoding import encode_file
+
+        return await encode_file(
+            self,
+            path,
+            request,
+            output,
+            timeout=timeout,
+            on_progress=on_progress,
+            idempotency_key=idempotency_key,
+            operation=operation,
+        )
+
+    async def on_demand_encode_and_wait(
+        self,
+        request: OnDemandEncodeRequest | JsonObject,
+        *,
+        timeout: float = 3600.0,
+        on_progress: "OnProgress | None" = None,
+        idempotency_key: str | None = None,
+        operation: str | None = None,
+    ) -> str:
+        """Encode the video at a URL, wait, and return the output's download URL.
+
+        Args:
+            request: The source, and what to make of it. Its output must stay with the service.
+            timeout: Seconds to wait at most.
+            on_progress: Called with a `Progress` as the video is encoded.
+            idempotency_key: The key of the job's creation itself, at most 255 characters.
+            operation: The name of the logical operation, from which that key is derived.
+
+        Raises:
+            JobFailedError: The job failed; `failure_message` says why.
+            JobCanceledError: The job was canceled.
+            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+        """
+        from convertrilo.encoding import on_demand_encode_and_wait
+
+        return await on_demand_encode_and_wait(
+            self,
+            request,
+            timeout=timeout,
+            on_progress=on_progress,
+            idempotency_key=idempotency_key,
+            operation=operation,
+        )
 
     def notify(self, event: "HasJobId | str") -> None:
         """Have the status of a job read at once, because something has happened; whoever waits for it need not poll.

@@ -8,6 +8,7 @@ tests/bench/bench_codec.py.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import cattrs
@@ -27,6 +28,7 @@ _JSON_TEXT = re.compile(rb'"(?:[^"\\]|\\.)*(?:"|\\?\Z)(\s*:)?', re.DOTALL)
 _ODD_NAMES = {"part_number": "PartNumber", "etag": "ETag"}
 
 
+@cache
 def wire_name(name: str) -> str:
     """Return a field's name on the wire: `external_id` is `externalId`."""
     head, *tail = name.split("_")
@@ -335,7 +337,8 @@ def _time_or_text(value: str) -> Any:
 def _noted(cls: type[Model]) -> Sequence[FieldSpec]:
     """Return a model's fields, and note their wire names where `Model.extra` looks for them."""
     specs = field_specs(cls)
-    cls.__wire_names__ = frozenset(wire_name(spec.name) for spec in specs)
+    if not cls.__wire_names__:
+        cls.__wire_names__ = frozenset(wire_name(spec.name) for spec in specs)
     return specs
 
 

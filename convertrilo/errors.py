@@ -19,6 +19,7 @@
     │   ├── NotSentError              nothing reached the service
     │   └── DeadlineExceededError     the call's own deadline passed  (also TimeoutError)
     ├── DecodeError                   an answer that is not what the contract says
+    ├── SignatureError                a webhook that is not proven to be the service's, or to be recent
     ├── OutcomeUnknownError           it may or may not have happened, and asking again could do it twice
     ├── JournalError                  the journal cannot be read or written
     ├── TransferError                 a file did not arrive whole
@@ -257,6 +258,13 @@ class DecodeError(ConvertriloError):
             ("request id", self.request_id),
             ("begins with", self.start or None),
         ]
+
+
+class SignatureError(ConvertriloError):
+    """A webhook's delivery is not proven to be the service's, or to be recent; the message says why.
+
+    Nobody may act on what it says. What the sender gets to hear is 401, and no reason.
+    """
 
 
 class OutcomeUnknownError(ConvertriloError):

@@ -209,7 +209,13 @@ EXAMPLES: Mapping[str, Example] = {
         {"ok": True, "estimate": {"totalNeu": 3}},
         models.ApproveUnifiedResponse(ok=True, estimate=models.ApproveEstimate(total_neu=3)),
     ),
-    "confirmJob": Example(("j-1",), "POST /jobs/j-1/confirm", None, {"ok": True}, models.ConfirmResponse(ok=True)),
+    "confirmJob": Example(
+        ("j-1", {"quality": "best"}),
+        "POST /jobs/j-1/confirm",
+        {"quality": "best"},
+        {"ok": True},
+        models.ConfirmResponse(ok=True),
+    ),
     "cancelJob": Example(("j-1",), "POST /jobs/j-1/cancel"),
     "jobStatus": Example(("j-1",), "GET /jobs/j-1/status", None, STATUS, STATUS_MODEL),
     "createJobsBulk": Example(

@@ -25,6 +25,7 @@ import psutil
 import pytest
 from support import Clock
 
+from convertrilo import _sqlite
 from convertrilo import journal as journal_module
 from convertrilo.errors import (
     ConfigurationError,
@@ -457,16 +458,16 @@ def test_one_journal_serves_one_event_loop_after_another(path: Path) -> None:
 async def test_a_new_file_that_another_process_is_just_setting_up_is_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare, refusals = journal_module._prepare, [sqlite3.OperationalError("database is locked") for _ in range(3)]
+    prepare, refusals = _sqlite._prepare, [sqlite3.OperationalError("database is locked") for _ in range(3)]
 
-    def refused_at_first(connection: sqlite3.Connection) -> None:
+    def refused_at_first(connection: sqlite3.Connection, schema: _sqlite._Schema) -> None:
         if refusals:
             error = refusals.pop()
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error
-        prepare(connection)
+        prepare(connection, schema)
 
-    monkeypatch.setattr(journal_module, "_prepare", refused_at_first)
+    monkeypatch.setattr(_sqlite, "_prepare", refused_at_first)
     assert (await begin_in(path)).fresh
 
 
@@ -797,8 +798,8 @@ def execute(path: Path, statement: str) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (garbage, "not a journal"),
-        (text, "not a journal"),
+        (garbage, "no SQLite file"),
+        (text, "no SQLite file"),
         (cut, "damaged"),
         (overwritten, "damaged"),
         (newer, "newer convertrilo.*upgrade"),
@@ -944,7 +945,7 @@ async def test_a_disk_that_refuses_to_grow_loses_nothing_that_was_confirmed(path
 async def test_a_file_that_another_process_keeps_locked_is_an_error_until_it_lets_go(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(_sqlite, "_PATIENCE", 0.0)
     async with Journal(path) as journal:
         seen = statements(journal)
         with busy(path) as free:

@@ -16,12 +16,15 @@ ROOT = Path(convertrilo.__file__).parent
 
 FLOORS = """
     errors _version _clock
+    _credentials
     _json _model
     models
     codec
     events operations webhooks
     idempotency retry
+    _redaction _sqlite
     _dedupe_sqlite dedupe journal transport
+    _call
     _engine receiver
     client
     _poller _storage

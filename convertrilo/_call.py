@@ -1,0 +1,476 @@
+"""One call, from its request to its answer: attempts, what is tried again, and the errors.
+
+`retry` decides, the transport makes one attempt on the wire, and tenacity runs the loop once an attempt has failed.
+"""
+
+import random
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Generic, TypeVar, cast
+
+import anyio
+import attrs
+import httpx
+from tenacity import AsyncRetrying, RetryCallState
+
+from convertrilo._clock import Clock
+from convertrilo._credentials import Credentials
+from convertrilo._json import loads
+from convertrilo._model import Model
+from convertrilo._redaction import Hide, hider, secrets_in, without_secrets
+from convertrilo._version import __version__
+from convertrilo.codec import read_answer
+from convertrilo.errors import (
+    ConfigurationError,
+    ConvertriloError,
+    DeadlineExceededError,
+    DecodeError,
+    NotSentError,
+    OutcomeUnknownError,
+    TransportError,
+    api_error_class,
+)
+from convertrilo.events import AttemptEvent, Listener, Outcome, notify
+from convertrilo.idempotency import Identity
+from convertrilo.operations import Auth, Operation, Repeat
+from convertrilo.retry import (
+    FailureKind,
+    RetryBudget,
+    RetryPolicy,
+    Verdict,
+    kind_of_answer,
+    may_repeat,
+    retry_after,
+)
+
+R = TypeVar("R")
+
+_NOT_SENT = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.PoolTimeout,
+    httpx.ProxyError,
+    httpx.UnsupportedProtocol,
+)
+_SHOWN = 200  # bytes or characters of an answer that is not understood
+_USER_AGENT = f"convertrilo-python/{__version__}"
+_FIXED_HEADERS = [
+    (b"User-Agent", _USER_AGENT.encode()),
+    (b"Accept", b"application/json"),
+    (b"Accept-Encoding", b"gzip, deflate"),
+]
+
+
+@attrs.frozen(kw_only=True)
+class Options:
+    """What `with_options` can change for a view of a client."""
+
+    retry: RetryPolicy
+    timeout: httpx.Timeout
+    operation: str | None = None
+
+
+Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
+
+
+class Context:
+    """What the calls of one client share."""
+
+    def __init__(
+        self,
+        *,
+        base_url: httpx.URL,
+        credentials: Credentials,
+        send: Send,
+        budget: RetryBudget,
+        clock: Clock,
+        on_event: Listener | None,
+    ) -> None:
+        self.base_url = base_url
+        self.credentials = credentials
+        self.send = send
+        self.budget = budget
+        self.clock = clock
+        self.on_event = on_event
+        self.random: Callable[[], float] = random.random
+
+
+Answered = tuple[R, bytes, httpx.Headers]
+"""An answer: as a model, as it was received, and its headers."""
+
+
+class _Failure:
+    """How an attempt failed: the error to raise if it was the last one, and what is known about trying again."""
+
+    __slots__ = ("cause", "error", "kind", "told")
+
+    def __init__(
+        self,
+        kind: FailureKind,
+        error: ConvertriloError,
+        *,
+        cause: BaseException | None = None,
+        told: float | None = None,
+    ) -> None:
+        self.kind = kind
+        self.error = error
+        self.cause = cause
+        self.told = told
+        """Seconds after which the service wants to be asked again."""
+
+
+class Call(Generic[R]):
+    """The state of one call."""
+
+    __slots__ = (
+        "_attempts",
+        "_content",
+        "_context",
+        "_deadline",
+        "_failure",
+        "_identity",
+        "_options",
+        "_paid",
+        "_rejected_token",
+        "_renewals",
+        "_reserved",
+        "_started",
+        "_token",
+        "_url",
+        "_wait",
+        "_wire",
+        "in_doubt",
+        "operation",
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        operation: Operation[R],
+        options: Options,
+        url: httpx.URL,
+        content: bytes,
+        wire: dict[str, Any] | None,
+        identity: Identity | None,
+    ) -> None:
+        self.operation = operation
+        self.in_doubt = False
+        """Whether the service may have done it, by any attempt so far."""
+        self._context = context
+        self._options = options
+        self._url = url
+        self._content = content
+        self._wire = wire
+        self._identity = identity
+        self._attempts = 0
+        self._started = context.clock.monotonic()
+        self._deadline = self._started + options.retry.deadline
+        self._failure: _Failure | None = None
+        self._wait: float | None = None
+        self._paid = False
+        self._reserved = False  # paid for, and not tried yet
+        self._token: str | None = None
+        self._rejected_token: str | None = None
+        self._renewals = 0
+
+    async def run(self) -> Answered[R]:
+        """Try until there is an answer or an error that stands."""
+        clock = self._context.clock
+        try:
+            answered = await self._attempt()
+            if answered is None and self._wait is not None:
+                # tenacity takes over after the first failure: to set it up costs as much as the rest of a good call.
+                await clock.sleep(self._wait)
+                retrying = AsyncRetrying(sleep=clock.sleep, wait=self._next_wait, retry=self._will_retry)
+                answered = cast("Answered[R] | None", await retrying(self._attempt))
+        finally:
+            if self._reserved:
+                self._context.budget.give_back()
+        if answered is not None:
+            return answered
+        assert self._failure is not None
+        raise self._final_error(self._failure) from self._failure.cause
+
+    def read(self, answer: bytes, response: httpx.Response | None = None) -> R:
+        """Return an answer as the operation's model."""
+        returns = self.operation.returns
+        if returns is None:
+            return cast("R", None)
+        try:
+            return cast("R", read_answer(cast("type[Model]", returns), answer))
+        except DecodeError as error:
+            if answer.startswith(error.start):  # hidden before it is cut, lest the first half of a secret stays
+                text = _text(answer)
+                error.start = self._hider(text)(text).encode(errors="surrogateescape")[:_SHOWN]
+            if response is not None:
+                error.status = response.status_code
+                error.request_id = response.headers.get("x-request-id")
+            self._note_doubt(error)
+            raise self._about_call(error) from None
+
+    # ---- one attempt
+
+    async def _attempt(self) -> Answered[R] | None:
+        """Return the answer to one request; without one, `_failure` says why and `_wait` when to try again."""
+        authorization = await self._authorization()
+        left = self._left()
+        if left <= 0:
+            raise self._out_of_time()
+        request = self._request(authorization, left)
+        self._attempts += 1
+        self._reserved = False
+        was_in_doubt, self.in_doubt = self.in_doubt, True
+        response: httpx.Response | None = None
+        answer = b""
+        failure: _Failure | None = None
+        with anyio.CancelScope(deadline=anyio.current_time() + left) as scope:
+            try:
+                response = await self._context.send(request)
+                try:
+                    answer = await _body(response)
+                finally:
+                    await response.aclose()
+                if response.status_code >= 300:
+                    failure = self._answered(response, answer)
+            except (httpx.HTTPError, OSError) as error:
+                failure = self._broken(error, request)
+        if scope.cancelled_caught:
+            failure = _Failure(FailureKind.UNCLEAR, self._too_late())
+        if failure is None:
+            assert response is not None
+            return self._succeeded(response, answer), answer, response.headers
+        if failure.kind not in (FailureKind.UNCLEAR, FailureKind.IN_PROGRESS):
+            self.in_doubt = was_in_doubt
+        self._failure = failure
+        self._wait = None if scope.cancelled_caught else self._decide(failure)
+        self._notify(failure.kind.value, response, getattr(failure.error, "code", None))
+        return None
+
+    def _left(self) -> float:
+        return self._deadline - self._context.clock.monotonic()
+
+    def _request(self, authorization: list[tuple[bytes, bytes]], left: float) -> httpx.Request:
+        headers = [(b"Host", self._url.netloc), *_FIXED_HEADERS, *authorization]
+        if self._identity is not None:
+            headers.append((b"Idempotency-Key", self._identity.key.encode()))
+        if self._content or self.operation.method != "GET":
+            headers.append((b"Content-Length", b"%d" % len(self._content)))
+        if self._content:
+            kind = b"application/octet-stream" if self.operation.body is bytes else b"application/json"
+            headers.append((b"Content-Type", kind))
+        timeouts = self._options.timeout.as_dict()
+        return httpx.Request(
+            self.operation.method,
+            self._url,
+            headers=headers,
+            stream=httpx.ByteStream(self._content),
+            extensions={
+                "timeout": {name: left if value is None else min(value, left) for name, value in timeouts.items()},
+                "repeatable": self.operation.repeat is not Repeat.ONCE,
+            },
+        )
+
+    async def _authorization(self) -> list[tuple[bytes, bytes]]:
+        credentials, auth = self._context.credentials, self.operation.auth
+        if auth is Auth.NONE:
+            return []
+        if auth is Auth.ANY and credentials.api_key is not None:
+            return [(b"X-API-Key", credentials.api_key.encode())]
+        if credentials.get_token is None:
+            raise self._about_call(ConfigurationError(_NO_CREDENTIALS[auth]))
+        token: str | None = None
+        with anyio.move_on_after(self._left()):
+            if self._rejected_token is None:
+                token = await credentials.token()
+                self._renewals = credentials.renewals
+            else:
+                token = await credentials.renewed_token(self._renewals)
+        if token is None:
+            raise self._out_of_time()
+        if token == self._rejected_token:
+            assert self._failure is not None
+            raise self._final_error(self._failure)  # there is no other token
+        self._token = token
+        return [(b"Authorization", b"Bearer " + token.encode())]
+
+    def _succeeded(self, response: httpx.Response, answer: bytes) -> R:
+        self._wait = None
+        try:
+            result = self.read(answer, response)
+        except DecodeError:
+            self._notify("undecodable", response, None)
+            raise
+        if self._paid:
+            self._context.budget.give_back()
+        elif self._attempts == 1:
+            self._context.budget.reward()
+        self._notify("ok", response, None)
+        return result
+
+    def _answered(self, response: httpx.Response, answer: bytes) -> _Failure:
+        """Make the error of an error answer."""
+        text, body = _text(answer), _json_object(answer)
+        hide = self._hider(text)
+        status = response.status_code
+        said = body.get("code")
+        code = said if isinstance(said, str) and said else f"http_{status}"
+        told = retry_after(status, response.headers, self._context.clock.time())
+        kind = kind_of_answer(status, code, told_to_wait=told is not None, has_token=self._token is not None)
+        message = body.get("message")
+        try:
+            issues = without_secrets(body.get("issues"), hide)
+        except RecursionError:
+            issues = None
+        error = api_error_class(status, code)(
+            hide(str(message)) if message else _no_message(response, hide(text)),
+            status=status,
+            code=hide(code),
+            issues=issues,
+            required_scope=None if (scope := body.get("requiredScope")) is None else hide(str(scope)),
+            required=_number(body.get("required")),
+            available=_number(body.get("available")),
+            request_id=response.headers.get("x-request-id"),
+            retry_after=told,
+        )
+        return _Failure(kind, error, told=told)
+
+    def _broken(self, error: BaseException, request: httpx.Request) -> _Failure:
+        """Make the error of an attempt that got no answer."""
+        if isinstance(error, httpx.RequestError):
+            error.request = httpx.Request(request.method, self._context.base_url)  # the real one has the credentials
+        text = str(error)
+        reason = self._hider(text)(text)
+        cause = error if reason == text else None
+        reason = reason or type(error).__name__
+        if isinstance(error, _NOT_SENT):
+            return _Failure(FailureKind.NOT_SENT, NotSentError(f"nothing was sent: {reason}"), cause=cause)
+        return _Failure(FailureKind.UNCLEAR, TransportError(f"no answer: {reason}"), cause=cause)
+
+    def _too_late(self) -> DeadlineExceededError:
+        return DeadlineExceededError(f"no answer within the deadline of {self._options.retry.deadline:g} seconds")
+
+    def _out_of_time(self) -> ConvertriloError:
+        """Make the error of a deadline that passed before the attempt was made."""
+        return self._final_error(_Failure(FailureKind.NOT_SENT, self._too_late()))
+
+    # ---- what comes after a failure
+
+    def _decide(self, failure: _Failure) -> float | None:
+        """Return the seconds to wait before the next attempt, or `None` if there is to be none."""
+        if may_repeat(self.operation.repeat, failure.kind) is not Verdict.AGAIN:
+            return None
+        if failure.kind is FailureKind.UNAUTHORIZED:
+            if self._rejected_token is not None:
+                return None
+            self._rejected_token = self._token
+            return 0.0
+        policy = self._options.retry
+        if self._attempts >= policy.max_attempts:
+            return None
+        wait = failure.told
+        if wait is None:
+            wait = policy.backoff(self._attempts, self._context.random)
+        elif wait > policy.max_retry_after:
+            return None
+        if wait >= self._left():
+            return None
+        free = failure.told is not None or failure.kind is FailureKind.IN_PROGRESS
+        if not free:
+            if not self._context.budget.spend():
+                return None
+            self._paid = self._reserved = True
+        return wait
+
+    def _will_retry(self, state: RetryCallState) -> bool:
+        assert state.outcome is not None
+        return self._wait is not None and not state.outcome.failed
+
+    def _next_wait(self, _: RetryCallState) -> float:
+        return self._wait or 0.0
+
+    def _final_error(self, failure: _Failure) -> ConvertriloError:
+        error = failure.error
+        if may_repeat(self.operation.repeat, failure.kind) is Verdict.OUTCOME_UNKNOWN:
+            error = OutcomeUnknownError(
+                f"{self.operation.id} may or may not have happened: {error.message}.", find_out=self.operation.find_out
+            )
+            failure.cause = failure.cause or failure.error
+        else:
+            self._note_doubt(error)
+        return self._about_call(error)
+
+    def _note_doubt(self, error: ConvertriloError) -> None:
+        if self.in_doubt and self._identity is not None:
+            error.add_note(
+                "The service may have done it all the same. Calling again is safe under the same key: "
+                f"idempotency_key={self._identity.key!r}."
+            )
+
+    def _about_call(self, error: ConvertriloError) -> ConvertriloError:
+        key = None if self._identity is None else self._identity.key
+        return error.with_call(operation=self.operation.id, idempotency_key=key, attempts=self._attempts)
+
+    def _notify(self, outcome: Outcome, response: httpx.Response | None, code: str | None) -> None:
+        if self._context.on_event is None:
+            return
+        event = AttemptEvent(
+            operation=self.operation.id,
+            attempt=self._attempts,
+            outcome=outcome,
+            status=None if response is None else response.status_code,
+            code=code,
+            wait=self._wait,
+            elapsed=self._context.clock.monotonic() - self._started,
+            idempotency_key=None if self._identity is None else self._identity.key,
+            request_id=None if response is None else response.headers.get("x-request-id"),
+        )
+        notify(self._context.on_event, event)
+
+    # ---- keeping credentials out of what is shown
+
+    def _hider(self, text: str) -> Hide:
+        """Return what hides this call's credentials in a text and in parts of it."""
+        return hider(text, self._secrets())
+
+    def _secrets(self) -> Iterator[str]:
+        yield from filter(None, (self._context.credentials.api_key, self._token, self._rejected_token))
+        yield from self._url.params.get_list("token")
+        if self._wire is not None and isinstance(self.operation.body, type) and issubclass(self.operation.body, Model):
+            yield from secrets_in(self.operation.body, self._wire)
+
+
+_NO_CREDENTIALS = {
+    Auth.ANY: "no credentials: pass api_key=… or get_token=…, or set CONVERTRILO_API_KEY",
+    Auth.BEARER: "this operation takes a bearer token only: pass get_token=… (an API key is not enough)",
+    Auth.NONE: "",
+}
+
+
+async def _body(response: httpx.Response) -> bytes:
+    if response.is_stream_consumed or "content-encoding" in response.headers:
+        return await response.aread()
+    assert isinstance(response.stream, httpx.AsyncByteStream)
+    return b"".join([piece async for piece in response.stream])  # a third of what aread() costs
+
+
+def _json_object(data: bytes) -> dict[str, Any]:
+    try:
+        value = loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _number(value: Any) -> float | None:
+    return value if isinstance(value, int | float) else None
+
+
+def _text(answer: bytes) -> str:
+    return answer.decode(errors="surrogateescape")
+
+
+def _no_message(response: httpx.Response, answer: str) -> str:
+    if response.has_redirect_location:
+        return "the service redirects elsewhere; is the base URL right?"
+    if not answer.strip():
+        return "the answer is empty"
+    return f"the answer is not of the service's form; it begins with {answer[:_SHOWN]!r}"

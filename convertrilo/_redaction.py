@@ -1,0 +1,74 @@
+"""Keeping credentials out of what is shown, however an answer or an error repeats them."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+from urllib.parse import unquote_plus
+
+from convertrilo._model import Model, field_specs
+from convertrilo.codec import wire_name
+
+
+def secrets_in(cls: type[Model], wire: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is secret in a body, as its model says."""
+    for spec in field_specs(cls):
+        value = wire.get(wire_name(spec.name))
+        if not value:
+            continue
+        if spec.facts.secret:
+            yield str(value)
+        elif spec.facts.signed:
+            yield from _secrets_of(str(value))
+        elif issubclass(spec.kind, Model):
+            for each in value if spec.many else [value]:
+                yield from secrets_in(spec.kind, each)
+
+
+_SHORTEST_SIGNATURE = 16  # characters: shorter parameters of a URL are words and numbers
+
+
+def _secrets_of(url: str) -> Iterator[str]:
+    """Yield what may be secret in a URL: user name and password, and a query with its long values."""
+    address, _, query = url.partition("?")
+    user_info = re.split("[/#]", address.partition("://")[2])[0].rpartition("@")[0]
+    yield from (user_info, user_info.partition(":")[2], query)
+    for parameter in query.split("&"):
+        value = unquote_plus(parameter.partition("=")[2])
+        if len(value) >= _SHORTEST_SIGNATURE:
+            yield value
+
+
+Hide = Callable[[str], str]
+
+
+def hider(text: str, secrets: Iterable[str]) -> Hide:
+    """Return what replaces secrets in parts of a text; only those that are in it are searched for."""
+    lower = text.lower()
+    present = {each for each in secrets if each and max(_WORDS.findall(each), key=len, default="").lower() in lower}
+    if not present:
+        return str
+    longest_first = sorted(present, key=len, reverse=True)  # one can be the start of another
+    return partial(re.compile("|".join(map(_any_spelling, longest_first)), re.IGNORECASE).sub, "<hidden>")
+
+
+_WORDS = re.compile("[A-Za-z0-9]+")
+
+
+def _any_spelling(secret: str) -> str:
+    """Return a pattern for a secret as it is, or escaped as JSON, Python, URLs and HTML do it."""
+    return "".join(
+        each if _WORDS.match(each) else rf"(?:\\*{re.escape(each)}|(?:%[\dA-F]{{2}})+|\\u[\dA-F]{{4}}|&#?\w+;)"
+        for each in secret
+    )
+
+
+def without_secrets(value: Any, hide: Hide) -> Any:
+    """Return a JSON value with the secrets in its texts hidden."""
+    if isinstance(value, str):
+        return hide(value)
+    if isinstance(value, list):
+        return [without_secrets(each, hide) for each in cast("Sequence[Any]", value)]
+    if isinstance(value, dict):
+        return {hide(name): without_secrets(each, hide) for name, each in cast("dict[str, Any]", value).items()}
+    return value

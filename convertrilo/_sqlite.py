@@ -1,0 +1,267 @@
+"""A SQLite file that many tasks and processes share: every change is on disk before the call returns.
+
+A commit costs a sync of the disk and two changes of thread, so tasks share them. The first to ask opens a batch and
+waits for the batch before it; whoever asks meanwhile joins, and one transaction serves them all.
+"""
+
+import contextlib
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import anyio
+import anyio.to_thread
+import attrs
+
+_T = TypeVar("_T")
+
+_PATIENCE = 10.0
+"""Seconds to wait while another process holds the file; it does so for the length of a commit."""
+
+_REASONS = {
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_PATIENCE:g} s",
+    sqlite3.SQLITE_CANTOPEN: "it cannot be opened; its directory must exist and be writable",
+    sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy, or move it away and start with a new one",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_IOERR: "the disk cannot be written or read",
+    sqlite3.SQLITE_NOTADB: "it is no SQLite file, or it is damaged",
+    sqlite3.SQLITE_READONLY: "it is read-only",
+}
+_CLOSED = "it is not open; use it inside `async with`"
+
+# Closing any descriptor of a file drops all of the process's locks on it, SQLite's among them: while one thread
+# creates a file, no other may go on to open it.
+_creating = threading.Lock()
+
+
+class _Schema(NamedTuple):
+    application_id: int
+    migrations: Sequence[Sequence[str]]
+
+
+def _look(connection: sqlite3.Connection) -> None:
+    connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+class UnusableError(Exception):
+    """A file in a state in which it cannot be used; the message says which."""
+
+
+@attrs.define(eq=False)
+class Request(Generic[_T]):
+    """What one task wants done in a transaction, and what came of it."""
+
+    work: Callable[[sqlite3.Connection], _T]
+    results: list[_T] = attrs.field(factory=list[_T])
+    error: Exception | None = None
+
+    def run(self, connection: sqlite3.Connection) -> None:
+        """Do the work; an error that is not the database's belongs to this request alone."""
+        self.results, self.error = [], None
+        try:
+            self.results.append(self.work(connection))
+        except sqlite3.Error:
+            raise
+        except Exception as error:  # noqa: BLE001  # the waiting task raises it
+            self.error = error
+
+    def fail(self, error: Exception) -> None:
+        self.results, self.error = [], error
+
+
+@attrs.define(eq=False)
+class _Batch:
+    """Requests that share a transaction."""
+
+    requests: list[Request[Any]] = attrs.field(factory=list[Request[Any]])
+    done: anyio.Event = attrs.field(factory=anyio.Event)
+    ran: bool = False
+
+    def fail(self, error: Exception) -> None:
+        for request in self.requests:
+            request.fail(error)
+
+
+async def _to_the_end(step: Callable[[], Awaitable[object]]) -> None:
+    """Await a repeatable step to its end, and let a cancellation pass only after it."""
+    cancelled: BaseException | None = None
+    while True:
+        try:
+            with anyio.CancelScope(shield=True):
+                await step()
+            break
+        except anyio.get_cancelled_exc_class() as error:  # asyncio's own Task.cancel() goes through a shield
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+class SharedFile:
+    """A SQLite file in which the tasks of one event loop share transactions, and threads do the waiting.
+
+    Args:
+        path: The file; it is created if there is none, readable by its owner only.
+        application_id: Marks a SQLite file as one of this kind, so that another program's is not taken for one.
+        migrations: The statements that lead from each version of the schema to the next.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, application_id: int, migrations: Sequence[Sequence[str]]
+    ) -> None:
+        self.path = Path(path).resolve()
+        self._schema = _Schema(application_id, migrations)
+        self._users = 0
+        self._connection: sqlite3.Connection | None = None
+        self._access = threading.Lock()
+        self._gathering: _Batch | None = None
+
+    async def enter(self) -> None:
+        if self._users == 0:  # primitives of the event loop that runs now
+            self._turn = anyio.Lock()
+            self._limiter = anyio.CapacityLimiter(1)
+            self._gathering = None
+        self._users += 1
+        try:
+            await self.do(Request(_look))
+        except BaseException:
+            await self.leave()
+            raise
+
+    async def leave(self) -> None:
+        self._users -= 1
+        if not self._users:
+            await _to_the_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
+
+    async def do(self, request: Request[_T]) -> _T:
+        """Have a request done in a batch, and return its result when that is on disk, or raise its error."""
+        if not self._users:
+            raise UnusableError(_CLOSED)
+        batch = self._gathering
+        if batch is not None:
+            batch.requests.append(request)
+            await _to_the_end(batch.done.wait)
+        else:
+            batch = self._gathering = _Batch([request])
+            await _to_the_end(partial(self._lead, batch))
+        if request.error is not None:
+            raise request.error
+        return request.results[0]
+
+    async def _lead(self, batch: _Batch) -> None:
+        async with self._turn:
+            if self._gathering is batch:
+                self._gathering = None
+            try:
+                await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
+            except Exception as error:  # noqa: BLE001  # whatever it was, nobody may be left waiting
+                batch.fail(error)
+            batch.done.set()
+
+    def _run(self, batch: _Batch) -> None:
+        with self._access:  # a leader that asyncio cancelled comes again while its first thread still runs
+            if batch.ran:
+                return
+            batch.ran = True
+            try:
+                if not self._users:
+                    raise UnusableError(_CLOSED)
+                if self._connection is None:
+                    self._connection = _open(self.path, self._schema)
+            except (OSError, sqlite3.Error, UnusableError) as error:
+                batch.fail(error)
+                return
+            failed = _transact(self._connection, batch.requests)
+            if failed and len(batch.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
+                for request in batch.requests:  # alone, so that one that is too big for the disk fails alone
+                    _transact(self._connection, [request])
+
+    def _close(self) -> None:
+        with self._access:  # who entered meanwhile opens the file again with the next batch
+            if self._connection is not None:
+                self._connection.close()
+                self._connection = None
+
+
+def _transact(connection: sqlite3.Connection, requests: Sequence[Request[Any]]) -> sqlite3.Error | None:
+    """Do requests in one transaction, all or none; return what made it fail."""
+    try:
+        with connection:
+            connection.execute("BEGIN IMMEDIATE")
+            for request in requests:
+                request.run(connection)
+    except sqlite3.Error as error:
+        for request in requests:
+            request.fail(error)
+        return error
+    return None
+
+
+def _open(path: Path, schema: _Schema) -> sqlite3.Connection:
+    with _creating, contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+    deadline = time.monotonic() + _PATIENCE
+    try:
+        while True:
+            try:
+                _prepare(connection, schema)
+            except sqlite3.OperationalError as error:
+                # Where two processes turn a new file into a WAL at once, SQLite refuses one without waiting.
+                if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.005)
+            else:
+                return connection
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _prepare(connection: sqlite3.Connection, schema: _Schema) -> None:
+    """Make a connection to a file of this schema ready, and leave any other file as it is."""
+    with connection:
+        connection.execute("BEGIN")
+        version = _version(connection, schema)
+    if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+        raise UnusableError("its file system cannot hold it; put it on a local disk")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA fullfsync = ON")  # without it macOS leaves a commit in the drive's own cache
+    if version == len(schema.migrations):
+        return
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for migration in schema.migrations[_version(connection, schema) :]:  # another process may have been first
+            for statement in migration:
+                connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {schema.application_id}")
+        connection.execute(f"PRAGMA user_version = {len(schema.migrations)}")
+
+
+def _version(connection: sqlite3.Connection, schema: _Schema) -> int:
+    """Return the version of a file's schema, 0 for a file that is still empty."""
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != schema.application_id and (application or version or tables):
+        raise UnusableError("it is another program's database")
+    if version > len(schema.migrations):
+        raise UnusableError(
+            f"a newer convertrilo wrote it (schema {version}, and this one knows {len(schema.migrations)}); "
+            "upgrade convertrilo, or use another file"
+        )
+    return int(version)
+
+
+def error_code(error: Exception) -> int:
+    """Return SQLite's primary code of an error, or 0."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
+
+
+def reason(error: Exception) -> str:
+    """Return for people what keeps a file from being used."""
+    return _REASONS.get(error_code(error)) or getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,127 @@
+"""Whole encodes in one call: a local file to a local file, and a URL to a download URL."""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from convertrilo._poller import AnyStatus, percent_of
+from convertrilo.client import AsyncClient, engine_of
+from convertrilo.codec import from_request
+from convertrilo.errors import (
+    ConflictError,
+    InvalidRequestError,
+    Issue,
+    NotFoundError,
+    OutcomeUnknownError,
+    TransferError,
+    ValidationError,
+)
+from convertrilo.models import JobCreateRequest, OnDemandEncodeRequest, StatusResponse
+from convertrilo.transfers import OnProgress, Progress
+
+
+async def encode_file(
+    client: AsyncClient,
+    path: str | os.PathLike[str],
+    request: JobCreateRequest | Mapping[str, Any],
+    output: str | os.PathLike[str],
+    *,
+    timeout: float,
+    on_progress: OnProgress | None,
+    idempotency_key: str | None,
+    operation: str | None,
+) -> StatusResponse:
+    """Encode a local file to a local file; see `AsyncClient.encode_file`."""
+    body = request if isinstance(request, JobCreateRequest) else from_request(JobCreateRequest, request)
+    _check_is_upload(body)
+    job = await client.create_job(body, idempotency_key=idempotency_key, operation=operation)
+    status = job.status or "created"
+    is_named = any((idempotency_key, operation, body.external_id, engine_of(client)[1].operation))
+    if is_named:  # it may be the job of an earlier run, and stand anywhere
+        status = (await client.job_status(job.job_id)).status or status
+    if status == "created":
+        if not (is_named and await _has_its_file(client, job.job_id)):
+            await client.upload(job, path, on_progress=on_progress)
+            await _approve(client, job.job_id)
+        await _confirm(client, job.job_id)
+    done = await client.wait_for_job(job.job_id, timeout=timeout, on_progress=_percent(job.job_id, on_progress))
+    await client.download(done, output, on_progress=on_progress)
+    return done
+
+
+def _check_is_upload(body: JobCreateRequest) -> None:
+    issues = [
+        Issue(name, "must not be set: the job is for an uploaded file, and is confirmed once that is there")
+        for name in ("source_url", "source_s3", "confirm")
+        if getattr(body, name)
+    ]
+    if issues:
+        raise ValidationError("request", issues)
+
+
+async def _has_its_file(client: AsyncClient, job_id: str) -> bool:
+    """Whether an earlier run has uploaded the file: the service can only probe what is there."""
+    try:
+        await client.probe_duration(job_id)
+    except (InvalidRequestError, NotFoundError, ConflictError):
+        return False
+    return True
+
+
+async def _approve(client: AsyncClient, job_id: str) -> None:
+    """Have the file probed and its tokens reserved; what is not reserved, because no answer came, `confirmJob` does."""
+    try:
+        await client.approve_unified(job_id)
+    except OutcomeUnknownError:
+        return
+
+
+async def _confirm(client: AsyncClient, job_id: str) -> None:
+    """Queue a job. When no answer comes, its status tells if it was queued; while it was not, that is tried again."""
+    engine, options = engine_of(client)
+    attempt = 0
+    while True:
+        attempt += 1
+        try:
+            await client.confirm_job(job_id)
+        except (OutcomeUnknownError, InvalidRequestError, ConflictError) as error:
+            if (await client.job_status(job_id)).status != "created":
+                return
+            if not isinstance(error, OutcomeUnknownError) or attempt >= options.retry.max_attempts:
+                raise
+            await engine.clock.sleep(options.retry.backoff(attempt, engine.random))
+        else:
+            return
+
+
+def _percent(job_id: str, on_progress: OnProgress | None) -> Callable[[AnyStatus], object]:
+    def tell(status: AnyStatus) -> None:
+        if on_progress is not None:
+            on_progress(Progress("encode", percent_of(status) or 0.0, 100.0, job_id))
+
+    return tell
+
+
+async def on_demand_encode_and_wait(
+    client: AsyncClient,
+    request: OnDemandEncodeRequest | Mapping[str, Any],
+    *,
+    timeout: float,
+    on_progress: OnProgress | None,
+    idempotency_key: str | None,
+    operation: str | None,
+) -> str:
+    """Encode the video at a URL, and return the output's URL; see `AsyncClient.on_demand_encode_and_wait`."""
+    body = request if isinstance(request, OnDemandEncodeRequest) else from_request(OnDemandEncodeRequest, request)
+    elsewhere = [
+        Issue(name, "must not be set: an output that goes there has no download URL; use on_demand_encode")
+        for name in ("output_s3", "output_google_drive", "output_dropbox")
+        if getattr(body, name) is not None
+    ]
+    if elsewhere:
+        raise ValidationError("request", elsewhere)
+    job = await client.on_demand_encode(body, idempotency_key=idempotency_key, operation=operation)
+    done = await client.wait_for_on_demand(job.job_id, timeout=timeout, on_progress=_percent(job.job_id, on_progress))
+    if done.download_url is None:
+        raise TransferError(f"job {job.job_id} has succeeded, and its output is not available")
+    return done.download_url
