@@ -1,0 +1,61 @@
+"""A fast loopback server in a process of its own: GET is answered as a status, anything else as a new job."""
+
+import asyncio
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from . import data
+
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\nX-Request-Id: 7\r\nContent-Length: %d\r\n\r\n"
+)
+_STATUS, _CREATED = (_HEAD % len(body) + body for body in (data.STATUS, data.CREATED))
+
+
+class _Connection(asyncio.Protocol):
+    _transport: asyncio.Transport
+    _received = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (end := self._received.find(b"\r\n\r\n") + 4) > 3:
+            length = _LENGTH.search(self._received, 0, end)
+            end += int(length[1]) if length else 0
+            if len(self._received) < end:
+                return
+            self._transport.write(_STATUS if self._received.startswith(b"GET ") else _CREATED)
+            self._received = self._received[end:]
+
+
+async def _serve() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
+    sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
+    sys.stdout.flush()
+    await loop.run_in_executor(None, sys.stdin.read)  # it ends when whoever started it lets go
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Start the server, and stop it again.
+
+    Yields:
+        Its URL.
+    """
+    command = [sys.executable, "-m", "tests.bench.server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.communicate()
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())
