@@ -45,6 +45,7 @@ async def run(bench: Bench) -> None:
         headers = [*_HEADERS, (b"Content-Length", b"%d" % len(content)), (b"Content-Type", b"application/json")]
         request = httpx.Request("POST", url, headers=headers, stream=httpx.ByteStream(content))
         response = await transport.handle_async_request(request)
+        assert isinstance(response.stream, httpx.AsyncByteStream)
         answer = b"".join([piece async for piece in response.stream])
         await response.aclose()
         return read_answer(JobCreateResponse, answer)
