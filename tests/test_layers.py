@@ -31,11 +31,12 @@ FLOORS = """
     encoding ingest reconciliation transfers waiting
     convertrilo
     sandbox
-    cli mcp pytest_plugin
+    _pytest_fixtures cli mcp
+    pytest_plugin
 """
 """Every module of the package, the lowest floor first; `convertrilo` is the package's own `__init__`."""
 FLOOR = {module: height for height, floor in enumerate(FLOORS.strip().splitlines()) for module in floor.split()}
-EDGES = {"sandbox", "cli", "mcp", "pytest_plugin"}
+EDGES = {"sandbox", "cli", "mcp", "pytest_plugin", "_pytest_fixtures"}
 EXTRAS = ["boto3", "click", "imageio_ffmpeg", "mcp", "orjson", "pytest", "rich", "starlette", "uvicorn"]
 
 FOR_THE_SANDBOX = {"operations", "models", "codec", "errors", "webhooks", "_json", "_model", "_version", "sandbox"}

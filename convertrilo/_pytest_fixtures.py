@@ -1,0 +1,202 @@
+"""What the fixtures `convertrilo_sandbox`, `convertrilo_client` and `convertrilo_server` do, under three async plugins.
+
+A sandbox has tasks, so it lives in the event loop of the test, which belongs to anyio's plugin, pytest-trio or
+pytest-asyncio. Each of them runs async fixtures in its own way and refuses the others', so there is one fixture for
+each way, and `open_sandbox` asks for the one that fits the test.
+"""
+
+import asyncio
+import math
+import sys
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.lowlevel
+import httpx
+import pytest
+
+from convertrilo.client import AsyncClient
+
+if TYPE_CHECKING:
+    from convertrilo.sandbox import Sandbox, SandboxServer, VirtualClock
+
+_NATIVE = "_convertrilo_sandbox_in_this_task"
+_ASYNCIO = "_convertrilo_sandbox_in_the_loop_of_a_"
+_QUIET_TURNS = 25  # of the event loop: more than any step of the client or the sandbox takes between two waits
+_LOOP_SCOPES = ("function", "class", "module", "package", "session")
+
+
+def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
+    """Return the sandbox of a test, entered in the test's event loop; `convertrilo_sandbox` is this."""
+    plugins = request.config.pluginmanager
+    if not plugins.has_plugin(_NATIVE):
+        plugins.register(_fixtures(), _NATIVE)
+    sandbox: Sandbox = request.getfixturevalue(_fixture_for(request))
+    return sandbox
+
+
+def client_of(sandbox: "Sandbox") -> AsyncClient:
+    """Return a client on the sandbox's time; `convertrilo_client` is this. In process there is nothing to close."""
+    from convertrilo.sandbox import VirtualClock
+    from convertrilo.sandbox.transport import InProcessTransport
+
+    if not isinstance(sandbox.clock, VirtualClock):
+        return sandbox.client()
+    clock = AutojumpClock(sandbox.clock)
+
+    async def counted(*arguments: Any) -> None:
+        clock.requests += 1
+        try:
+            await sandbox.app(*arguments)
+        finally:
+            clock.requests -= 1
+
+    transport = InProcessTransport(counted, sandbox.task_group, sandbox.base_url)
+    return sandbox.client(clock=clock, transport=transport)
+
+
+@contextmanager
+def open_server(request: pytest.FixtureRequest) -> "Generator[SandboxServer]":
+    """Serve a sandbox on a free port; `convertrilo_server` is this."""
+    module = _sandbox_module()
+    sandbox = module.Sandbox(**{"seed": 0, **_options(request)})
+    with module.serve_in_thread(sandbox) as base_url:
+        yield module.SandboxServer(base_url, sandbox.api_key, sandbox)
+
+
+class AutojumpClock:
+    """The client's view of a sandbox's clock: when nothing else is left to do, it jumps to the next end of a sleep.
+
+    Args:
+        clock: the sandbox's.
+    """
+
+    def __init__(self, clock: "VirtualClock") -> None:
+        self.requests = 0
+        """How many the sandbox is working on: time stands still until they are answered."""
+        self._clock = clock
+        self._due: list[float] = []
+
+    def monotonic(self) -> float:
+        """Return the sandbox's time, which never goes back."""
+        return self._clock.time()
+
+    def time(self) -> float:
+        """Return the sandbox's time."""
+        return self._clock.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Let the other tasks run until all of them wait, and jump to the end of this sleep if it is the next."""
+        due = self._clock.time() + seconds
+        if math.isinf(due):
+            await anyio.sleep_forever()
+        self._due.append(due)
+        try:
+            await anyio.lowlevel.checkpoint()
+            quiet = 0
+            while (now := self._clock.time()) < due:
+                await anyio.lowlevel.checkpoint()
+                quiet = 0 if self.requests or self._clock.time() != now else quiet + 1
+                if quiet >= _QUIET_TURNS and due == min(self._due):
+                    self._clock.advance(due - now)
+        finally:
+            self._due.remove(due)
+
+
+# ---- one fixture for each way of running async tests
+
+
+def _fixture_for(request: pytest.FixtureRequest) -> str:
+    """Return the name of the fixture that the plugin of this test runs in the loop of this test."""
+    plugins, node = request.config.pluginmanager, request.node
+    if "anyio_backend" in request.fixturenames:
+        return _NATIVE
+    if plugins.has_plugin("trio") and node.get_closest_marker("trio"):
+        return _NATIVE
+    marker = node.get_closest_marker("asyncio")
+    if plugins.has_plugin("asyncio") and marker:
+        default = request.config.getini("asyncio_default_test_loop_scope")
+        return f"{_ASYNCIO}{marker.kwargs.get('loop_scope') or marker.kwargs.get('scope') or default}"
+    pytest.fail(
+        f"{request.fixturename} lives in the event loop of an async test, and neither anyio's plugin nor pytest-asyncio"
+        f" nor pytest-trio runs {node.name} (is its marker missing?). convertrilo_server works in every test.",
+        pytrace=False,
+    )
+
+
+def _fixtures() -> ModuleType:
+    """Return the fixtures as a plugin; those for pytest-asyncio only where it runs."""
+    plugin = ModuleType(_NATIVE)
+    setattr(plugin, _NATIVE, pytest.fixture(_sandbox_in_this_task))
+    pytest_asyncio = sys.modules.get("pytest_asyncio")
+    if pytest_asyncio is not None:
+        for scope in _LOOP_SCOPES:  # of the loop: a sandbox is each test's own
+            setattr(plugin, _ASYNCIO + scope, pytest_asyncio.fixture(_held_sandbox(), loop_scope=scope))
+    return plugin
+
+
+async def _sandbox_in_this_task(request: pytest.FixtureRequest) -> AsyncIterator["Sandbox"]:
+    async with _sandbox(request) as sandbox:
+        yield sandbox
+
+
+def _held_sandbox() -> Callable[[pytest.FixtureRequest], AsyncIterator["Sandbox"]]:
+    """Return a function of its own, because pytest-asyncio writes the loop's scope on it."""
+
+    async def fixture(request: pytest.FixtureRequest) -> AsyncIterator["Sandbox"]:
+        # pytest-asyncio sets up and tears down in two tasks, and a task group is entered and left by one.
+        entered, leave = asyncio.Event(), asyncio.Event()
+
+        async def hold(sandbox: "Sandbox") -> None:
+            try:
+                async with sandbox:
+                    entered.set()
+                    await leave.wait()
+            finally:
+                entered.set()
+
+        sandbox = _sandbox(request)
+        holder = asyncio.create_task(hold(sandbox))
+        await entered.wait()
+        if not holder.done():
+            yield sandbox
+        leave.set()
+        await holder
+
+    return fixture
+
+
+# ---- the sandbox of a test
+
+
+def _sandbox(request: pytest.FixtureRequest) -> "Sandbox":
+    module = _sandbox_module()
+    options = _options(request)
+    given: dict[str, Any] = {"seed": 0, "webhook_transport": httpx.MockTransport(lambda _: httpx.Response(200))}
+    if options.get("encoder") != "ffmpeg":  # which takes real time: the client would be done with waiting before
+        given["clock"] = module.VirtualClock()
+    sandbox: Sandbox = module.Sandbox(**{**given, **options})
+    return sandbox
+
+
+def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Return the options of the markers `convertrilo`, the closest first."""
+    options: dict[str, Any] = {}
+    for marker in request.node.iter_markers("convertrilo"):
+        if marker.args:
+            pytest.fail("pytest.mark.convertrilo takes options of Sandbox by name, as in tokens=5", pytrace=False)
+        options = {**marker.kwargs, **options}
+    return options
+
+
+def _sandbox_module() -> Any:
+    try:
+        from convertrilo import sandbox
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("convertrilo"):
+            raise
+        pytest.fail(f'There is no {error.name.partition(".")[0]}: pip install "convertrilo[sandbox]"', pytrace=False)
+    return sandbox
