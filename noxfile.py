@@ -20,7 +20,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Check types with mypy and pyright, both strict."""
-    session.install("-e", ".[all]", *GROUPS(PROJECT, "test", "types"), "nox")
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "test", "types"))
     session.run("mypy")
     session.run("pyright")
 
@@ -29,7 +29,7 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    session.run("pytest", *session.posargs)
+    session.run("pytest", "--numprocesses", "auto", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session

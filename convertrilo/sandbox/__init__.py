@@ -19,20 +19,27 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import httpx
 
-from convertrilo.sandbox import accounts, deliveries, replay
+from convertrilo.sandbox import accounts, deliveries, inspect, replay
 from convertrilo.sandbox import tokens as books
 from convertrilo.sandbox.app import make_app
 from convertrilo.sandbox.clock import Clock, RealClock, VirtualClock
+from convertrilo.sandbox.drive import Drive
+from convertrilo.sandbox.drive_standin import DriveStandIn, StoredFile
 from convertrilo.sandbox.faults import Faults
 from convertrilo.sandbox.files import Files
+from convertrilo.sandbox.inspect import Delivery
+from convertrilo.sandbox.network import Network
+from convertrilo.sandbox.places import Places
+from convertrilo.sandbox.probe import end_orphans
 from convertrilo.sandbox.records import Account, Job, RequestRecord, Tokens
 from convertrilo.sandbox.rules import Rules
-from convertrilo.sandbox.server import serve, serve_in_thread
+from convertrilo.sandbox.s3 import S3
+from convertrilo.sandbox.server import SandboxServer, serve, serve_in_thread, serve_until_stopped
 from convertrilo.sandbox.service import Service
 from convertrilo.sandbox.sources import Sources
 from convertrilo.sandbox.store import Store, Tx
 from convertrilo.sandbox.transport import InProcessTransport
-from convertrilo.sandbox.worker import Encoder, Worker, requeue
+from convertrilo.sandbox.worker import Encoder, Worker, requeue, sweep
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -42,16 +49,21 @@ if TYPE_CHECKING:
 __all__ = [
     "Account",
     "Clock",
+    "Delivery",
+    "DriveStandIn",
     "Faults",
     "Job",
     "RealClock",
     "RequestRecord",
     "Rules",
     "Sandbox",
+    "SandboxServer",
+    "StoredFile",
     "Tokens",
     "VirtualClock",
     "serve",
     "serve_in_thread",
+    "serve_until_stopped",
 ]
 
 T = TypeVar("T")
@@ -66,13 +78,14 @@ class Sandbox:
     Args:
         encoder: `instant` answers every job with a tiny mp4 and fetches no source unless `source_transport` is given;
             `ffmpeg` fetches and encodes for real, with the ffmpeg of the extra `sandbox`.
-        state: a folder for everything that shall survive a restart; None keeps it in memory and a temporary folder.
+        state: a folder for what shall survive a restart, used by one sandbox at a time; None keeps it in memory and
+            in a temporary folder.
         clock: the time; a `VirtualClock` stands still until it is advanced.
         seed: makes ids, keys and the faults' chances the same in every run.
         tokens: what the account has to spend (neu).
         rules: what the API's documents leave open.
-        allow_private_sources: whether source URLs may point to this machine and private networks.
-        source_transport: what sources are fetched through, instead of connections.
+        allow_private_sources: whether sources and S3 endpoints may be on this machine and in private networks.
+        source_transport: what sources are fetched and S3 is reached through, instead of connections.
         webhook_transport: what webhooks are delivered through, instead of connections.
         max_encodes: how many jobs run at once; two with `ffmpeg`.
         encode_seconds: how long an instant encode takes by the clock.
@@ -125,24 +138,30 @@ class Sandbox:
         async with AsyncExitStack() as stack:
             if self._state is not None:
                 self._state.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._store = Store(None if self._state is None else self._state / "sandbox.db", self.clock, self._seed)
+            stack.callback(self._store.close)
+            if self._state is not None:
+                end_orphans(self._state / "files")
             files = Files(None if self._state is None else self._state / "files")
             stack.callback(files.close)
             self.folder = files.folder
-            self._store = Store(None if self._state is None else self._state / "sandbox.db", self.clock, self._seed)
-            stack.callback(self._store.close)
             self.account_id, self.api_key, secret = await self._store.transaction(self._prepare)
+            await self._store.transaction(lambda tx: sweep(tx, files))
+            limit = self._rules.max_source_bytes
+            self.drive = DriveStandIn(self._store, files, limit=limit, secret=secret.encode())
             fetches = self._encoder == "ffmpeg" or self._source_transport is not None
-            sources = Sources(
+            network = Network(self._source_transport, allow_private=self._allow_private_sources)
+            places = Places(
                 self._rules,
-                transport=self._source_transport,
-                fetches=fetches,
-                allow_private=self._allow_private_sources,
+                web=Sources(self._rules, network, fetches=fetches),
+                s3=S3(network),
+                drive=Drive(self.base_url, self.transport),
             )
             self._worker = Worker(
                 self._store,
                 self.clock,
                 files,
-                sources,
+                places,
                 encoder=self._encoder,
                 limit=self._max_encodes,
                 seconds=self._encode_seconds,
@@ -153,12 +172,12 @@ class Sandbox:
                 clock=self.clock,
                 rules=self._rules,
                 files=files,
-                sources=sources,
+                places=places,
                 worker=self._worker,
                 faults=self.faults,
                 secret=secret.encode(),
             )
-            self.app: ASGIApp = make_app(service, self._requests.append)
+            self.app: ASGIApp = make_app(service, self._requests.append, self.drive.routes())
             self._store.before_commit = deliveries.emit
             self._store.on_commit = self._committed
             self.task_group = await stack.enter_async_context(anyio.create_task_group())
@@ -224,6 +243,21 @@ class Sandbox:
         """The account's books."""
         return self._read(lambda tx: books.balance_of(tx, self.account_id))
 
+    @property
+    def webhooks(self) -> Sequence[Delivery]:
+        """The attempts to deliver webhook events, in order."""
+        return self._read(inspect.deliveries)
+
+    def assert_created_once(self, *, external_id: str) -> Job:
+        """Return the one job with this external id; fail with the requests that led there if there is not one."""
+        __tracebackhide__ = True
+        return inspect.assert_created_once(self.jobs, self.requests, external_id)
+
+    def assert_no_duplicates(self) -> None:
+        """Fail with the requests that led there if an external id or an idempotency key made jobs twice."""
+        __tracebackhide__ = True
+        inspect.assert_no_duplicates(self.jobs, self.requests)
+
     def _read(self, work: Callable[[Tx], T]) -> T:
         return self._store.read(work)
 
@@ -239,6 +273,11 @@ class Sandbox:
             return account, key
 
         return await self._store.transaction(open_account)
+
+    async def ban(self, account_id: str | None = None, *, banned: bool = True) -> None:
+        """Bar an account, the sandbox's own unless another is named: `account_banned`; or let it in again."""
+        account = account_id or self.account_id
+        await self._store.transaction(lambda tx: tx.run("UPDATE accounts SET banned = ? WHERE id = ?", banned, account))
 
     def fail_jobs(self, message: str, *, times: int = 1) -> None:
         """Let the next jobs that are taken on fail with this message."""

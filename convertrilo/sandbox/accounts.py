@@ -79,12 +79,17 @@ def authenticate(tx: Tx, operation: Operation[object], headers: Mapping[str, str
 
 
 def _by_api_key(tx: Tx, operation: Operation[object], api_key: str) -> Caller:
-    row = tx.row("SELECT id, account, scopes, expires_at FROM api_keys WHERE hash = ?", secret_hash(api_key))
+    row = tx.row(
+        "SELECT k.id, account, scopes, expires_at, banned FROM api_keys k JOIN accounts a ON a.id = account"
+        " WHERE hash = ?",
+        secret_hash(api_key),
+    )
     if row is None:
         raise _unauthorized("The API key is not known, or was revoked.")
-    key_id, account, scopes, expires_at = row
+    key_id, account, scopes, expires_at, banned = row
     if expires_at is not None and expires_at <= tx.now:
         raise Problem(401, "api_key_expired", "The API key has expired.")
+    _check_not_banned(banned)
     needed = _SCOPE_OF.get(operation.id, _OTHERWISE)
     if needed not in scopes.split():
         raise Problem(403, "missing_required_scope", f"The API key lacks the scope {needed}.", requiredScope=needed)
@@ -92,10 +97,19 @@ def _by_api_key(tx: Tx, operation: Operation[object], api_key: str) -> Caller:
 
 
 def _by_token(tx: Tx, token: str) -> Caller:
-    row = tx.row("SELECT account, expires_at FROM sessions WHERE token = ?", secret_hash(token))
+    row = tx.row(
+        "SELECT account, expires_at, banned FROM sessions JOIN accounts a ON a.id = account WHERE token = ?",
+        secret_hash(token),
+    )
     if row is None or row[1] <= tx.now:
         raise _unauthorized("The access token is not valid, or has expired.")
+    _check_not_banned(row[2])
     return Caller(row[0], None)
+
+
+def _check_not_banned(banned: int) -> None:
+    if banned:
+        raise Problem(403, "account_banned", "The account is barred.")
 
 
 def _unauthorized(message: str) -> Problem:
@@ -105,9 +119,10 @@ def _unauthorized(message: str) -> Problem:
 def login(call: Call, tx: Tx) -> AuthLoginResponse:
     """Answer `login`."""
     body = call.body_as(AuthLoginRequest)
-    row = tx.row("SELECT id, password FROM accounts WHERE email = ?", body.email)
+    row = tx.row("SELECT id, password, banned FROM accounts WHERE email = ?", body.email)
     if row is None or not hmac.compare_digest(row[1], secret_hash(body.password)):
         raise Problem(401, "user_not_found", "There is no account with this e-mail address and password.")
+    _check_not_banned(row[2])
     token = tx.ids.secret()
     expires_at = tx.now + call.service.rules.session_seconds
     tx.run("DELETE FROM sessions WHERE expires_at <= ?", tx.now)

@@ -1,7 +1,7 @@
 """The ASGI app: routes walked from the table of operations, authentication, keys, error answers, and faults."""
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -10,18 +10,19 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from convertrilo._json import dumps, loads
-from convertrilo._model import Model
-from convertrilo.codec import from_request, to_wire
+from convertrilo._model import Model, field_specs
+from convertrilo.codec import from_request, to_wire, wire_name
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import BulkCreateRequest
 from convertrilo.operations import OPERATIONS, Operation, Repeat
-from convertrilo.sandbox import accounts, bulk, jobs, ondemand, replay, tokens, uploads, webhooks
-from convertrilo.sandbox.call import Call, Handler, Work
+from convertrilo.sandbox import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, web, webhooks
+from convertrilo.sandbox.call import Call, Handler, Work, refuse
 from convertrilo.sandbox.faults import Fault
+from convertrilo.sandbox.limits import RateLimit
 from convertrilo.sandbox.problem import Problem, invalid_body, invalid_request
 from convertrilo.sandbox.records import GET_OBJECT, PUT_OBJECT, RequestRecord
 from convertrilo.sandbox.service import Service
@@ -38,27 +39,31 @@ HANDLERS: Mapping[str, Handler] = {
     **webhooks.HANDLERS,
     **uploads.HANDLERS,
     **ondemand.HANDLERS,
+    **folders.HANDLERS,
 }
 
 _MAX_BODY = 64 * 1024**2
 _Record = Callable[[RequestRecord], None]
 
 
-def make_app(service: Service, record: _Record) -> ASGIApp:
-    """Return the app; `record` is told of every request."""
+def make_app(service: Service, record: _Record, further: Sequence[Route]) -> ASGIApp:
+    """Return the app; `record` is told of every request, and `further` are routes that are no operations."""
 
     async def storage(scope: Scope, receive: Receive, send: Send) -> None:
         response = await uploads.storage(service, Request(scope, receive))
         await response(scope, receive, send)
 
+    limit = RateLimit(service.rules, service.clock)
     rows = sorted(OPERATIONS.values(), key=_literal_first)
     routes = [
         *(
-            Route(row.path, _Observed(service, row.id, _Endpoint(service, row), record), methods=[row.method])
+            Route(row.path, _Observed(service, row.id, _Endpoint(service, row, limit), record), methods=[row.method])
             for row in rows
         ),
         Route("/storage/{key:path}", _Observed(service, PUT_OBJECT, storage, record), methods=["PUT"]),
         Route("/storage/{key:path}", _Observed(service, GET_OBJECT, storage, record), methods=["GET"]),
+        *further,
+        *web.routes(service),
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
@@ -71,7 +76,12 @@ def _literal_first(row: Operation[Any]) -> list[bool]:
 def _no_route(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code = "not_found" if status == 404 else "invalid_request"
-    return JSONResponse({"code": code, "message": f"There is no {request.method} {request.url.path}."}, status)
+    answer = JSONResponse({"code": code, "message": f"There is no {request.method} {request.url.path}."}, status)
+    if status == 405:  # Starlette's own header knows one route of the path only
+        path = next(route.path for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+        methods = {method for route in request.app.routes if route.path == path for method in route.methods}
+        answer.headers["allow"] = ", ".join(sorted(methods))
+    return answer
 
 
 # ---- every request: what goes wrong on purpose, and what is written down
@@ -153,8 +163,9 @@ async def _until_gone(receive: Receive) -> None:
 class _Endpoint:
     """Answers one operation: who asks, is it new, is it well formed, do it."""
 
-    def __init__(self, service: Service, operation: Operation[Any]) -> None:
+    def __init__(self, service: Service, operation: Operation[Any], limit: RateLimit) -> None:
         self._service = service
+        self._limit = limit
         self._operation = operation
         self._handler = HANDLERS[operation.id]
         self._waits = inspect.iscoroutinefunction(self._handler)
@@ -181,6 +192,8 @@ class _Endpoint:
 
         def open_call(tx: Tx) -> tuple[accounts.Caller | None, replay.Claim | None]:
             caller = accounts.authenticate(tx, operation, request.headers)
+            who = caller.account if caller is not None else f"from {request.client.host if request.client else ''}"
+            self._limit.count(who, headers)
             if key is None or caller is None:
                 return caller, None
             return caller, replay.claim(tx, service.rules, caller, operation.id, key, raw)
@@ -237,7 +250,7 @@ class _Endpoint:
         """Read the body as the operation's model, and see that the query is whole."""
         operation = self._operation
         for name in operation.query:
-            if not call.query.get(name):
+            if name not in call.query:
                 raise invalid_request(f"The query parameter {name} is missing.")
         if operation.body is None or operation.body is bytes:
             return
@@ -252,10 +265,25 @@ class _Endpoint:
         model = cast("type[Model]", operation.body)
         try:
             # The jobs of a bulk are judged one by one, by its handler.
-            is_bulk = model is BulkCreateRequest
-            call.body = from_request(model, bulk.without_items(call.wire) if is_bulk else call.wire)
+            wire = bulk.without_items(call.wire) if model is BulkCreateRequest else call.wire
+            call.body = from_request(model, wire)
         except ValidationError as error:
             raise invalid_body(error.issues) from None
+        refuse(list(_nulls(model, wire, "")))
+
+
+def _nulls(model: type[Model], wire: dict[str, Any], path: str) -> Iterator[Issue]:
+    """Find the fields of a body that are null: clients may mean "not set" by that, the contract does not."""
+    for spec in field_specs(model):
+        name = wire_name(spec.name)
+        if name not in wire:
+            continue
+        value = wire[name]
+        if value is None:
+            yield Issue(f"{path}{name}", "must not be null")
+        elif issubclass(spec.kind, Model):
+            for each in value if spec.many else [value]:
+                yield from _nulls(spec.kind, each, f"{path}{name}.")
 
 
 async def _read(request: Request) -> bytes:

@@ -37,6 +37,10 @@ class _Encoder:
     """Constant rate factor for each quality: lower is better, each encoder has its own scale."""
     bits: float
     """Bits that the codec needs for what takes h264 one."""
+    worst: float = 51
+    """The highest rate factor."""
+    step: float = 0.5
+    """How finely rate factors are told apart."""
     two_pass: bool = True
 
 
@@ -56,12 +60,16 @@ _ENCODERS = {
         speed={"fast": ("-preset", "9"), "standard": ("-preset", "7"), "slow": ("-preset", "4")},
         crf={"good": 40, "better": 34, "best": 26},
         bits=0.5,
+        worst=63,
+        step=1,
         two_pass=False,  # ffmpeg 9.0.2 crashes on -pass 1 with it
     ),
     "libaom-av1": _Encoder(
         speed={"fast": ("-cpu-used", "8"), "standard": ("-cpu-used", "6"), "slow": ("-cpu-used", "4")},
         crf={"good": 38, "better": 32, "best": 24},
         bits=0.5,
+        worst=63,
+        step=1,
     ),
 }
 _ENCODERS_OF = {"h264": ("libx264",), "h265": ("libx265",), "av1": ("libsvtav1", "libaom-av1")}
@@ -125,6 +133,25 @@ async def encoder_for(settings: EncodeSettings) -> str:
     return choose_encoder(settings.codec, settings.passes, await available_encoders())
 
 
+@attrs.frozen
+class RateFactors:
+    """Which constant rate factors an encoder has; a score of the picture falls by about `slope` with each."""
+
+    first: float
+    """The one to begin a search with."""
+    low: float
+    high: float
+    step: float
+    slope: float
+
+
+async def rate_factors(settings: EncodeSettings) -> RateFactors:
+    """Return which rate factors there are for `settings`."""
+    how = _ENCODERS[await encoder_for(settings)]
+    first = how.crf[settings.quality or "better"]
+    return RateFactors(first, low=1, high=how.worst, step=how.step, slope=75 / how.worst)
+
+
 def output_size(width: int, height: int, resolution: str) -> tuple[int, int]:
     """Return the size in pixels of an output: the source's shape, even, never larger than the source.
 
@@ -149,6 +176,7 @@ async def encode(
     settings: EncodeSettings,
     *,
     info: MediaInfo | None = None,
+    factor: float | None = None,
     on_progress: Callable[[float], Awaitable[object]] | None = None,
 ) -> MediaInfo:
     """Encode `source` into `target`, which appears complete or not at all.
@@ -161,6 +189,7 @@ async def encode(
         target: where the output goes; an older file there is replaced.
         settings: what to make of it.
         info: what `probe` said of the source; probed here if not given.
+        factor: the constant rate factor to use in one pass, in place of what the tier and the quality say.
         on_progress: awaited with percent, rising, up to 100 just before the output appears.
 
     Returns:
@@ -186,8 +215,8 @@ async def encode(
             last = number == settings.passes
             finished = await run(
                 *("-y", "-xerror", "-loglevel", "level+error", "-nostats", "-progress", "pipe:1"),
-                *("-filter_threads", _threads(), "-threads", _threads(), *reading(source)),
-                *_video(settings, encoder, info, number),
+                *("-filter_threads", threads(), "-threads", threads(), *reading(source)),
+                *_video(settings, encoder, info, number, factor),
                 *(_audio(settings, info, audio) if last else ("-an",)),
                 *(_muxing(settings, output.name) if last else ("-f", "null", "-")),
                 cwd=folder,
@@ -202,19 +231,29 @@ async def encode(
     return made
 
 
-def _threads() -> str:
-    """Half of the cores: two encodes at once share the machine, and the decoder of one alone has the other half."""
+def threads() -> str:
+    """Return half of the cores: two encodes at once share the machine, a single one's decoder has the other half."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return str(max(1, cores // 2))
 
 
-def _video(settings: EncodeSettings, encoder: str, info: MediaInfo, number: int) -> tuple[str, ...]:
+def picture_filters(settings: EncodeSettings, info: MediaInfo) -> str:
+    """Return ffmpeg's filters that make the pictures of the output from those of the source."""
     width, height = output_size(info.width, info.height, settings.resolution)
-    filters = f"fps={settings.fps},scale={width}:{height},setsar=1,format=yuv420p"
+    return f"fps={settings.fps},scale={width}:{height},setsar=1,format=yuv420p"
+
+
+def _video(
+    settings: EncodeSettings, encoder: str, info: MediaInfo, number: int, factor: float | None
+) -> tuple[str, ...]:
+    width, height = output_size(info.width, info.height, settings.resolution)
+    filters = picture_filters(settings, info)
     how, quality = _ENCODERS[encoder], settings.quality or "better"
     ceiling = round(max(_LEAST_BITRATE, _CEILING[settings.bitrate_tier] * how.bits * width * height * settings.fps))
     rate: tuple[str, ...]
-    if settings.passes == 2:
+    if factor is not None:
+        rate = ("-crf", f"{factor:g}", *(("-b:v", "0") if encoder == "libaom-av1" else ()))
+    elif settings.passes == 2:
         rate = ("-b:v", str(round(ceiling * _SHARE[quality])))
     elif encoder == "libaom-av1":
         rate = ("-crf", str(how.crf[quality]), "-b:v", str(ceiling))  # there the ceiling of a crf is called -b:v
@@ -222,7 +261,7 @@ def _video(settings: EncodeSettings, encoder: str, info: MediaInfo, number: int)
         rate = ("-crf", str(how.crf[quality]), "-maxrate", str(ceiling), "-bufsize", str(2 * ceiling))
     return (
         *("-map", "0:V:0", "-vf", filters, "-c:v", encoder, *how.speed[settings.preset], *rate),
-        *("-g", str(5 * settings.fps), "-threads", _threads()),  # a key frame every 5 seconds, to seek by
+        *("-g", str(5 * settings.fps), "-threads", threads()),  # a key frame every 5 seconds, to seek by
         *_particulars(settings, encoder, number),
     )
 
@@ -231,11 +270,11 @@ def _particulars(settings: EncodeSettings, encoder: str, number: int) -> tuple[s
     """Return what encoders want said in their own way: threads, passes, and the tag that Apple's players look for."""
     two = settings.passes == 2
     if encoder == "libsvtav1":
-        return "-svtav1-params", f"lp={_threads()}"
+        return "-svtav1-params", f"lp={threads()}"
     if encoder == "libx265":
         passes = f":pass={number}:stats=passes" if two else ""
         tag = ("-tag:v", "hvc1") if settings.container in ("mp4", "mov") else ()
-        return "-x265-params", f"log-level=error:pools={_threads()}{passes}", *tag
+        return "-x265-params", f"log-level=error:pools={threads()}{passes}", *tag
     passlog = ("-pass", str(number), "-passlogfile", "passes") if two else ()
     return (*(("-row-mt", "1") if encoder == "libaom-av1" else ()), *passlog)
 

@@ -76,9 +76,21 @@ class Files:
         """Return where a job's output lies."""
         return self.folder / "out" / job_id
 
+    def sources(self) -> list[Path]:
+        """Return all sources."""
+        return list(self.folder.glob("in/*"))
+
+    def outputs(self) -> list[Path]:
+        """Return all outputs."""
+        return list(self.folder.glob("out/*"))
+
     def part(self, job_id: str, number: int) -> Path:
         """Return where a part of a chunked upload lies."""
         return self.folder / "parts" / job_id / f"{number:05d}"
+
+    def drive(self, file_id: str) -> Path:
+        """Return where a file of the Google Drive stand-in lies."""
+        return self.folder / "drive" / file_id
 
     async def join_parts(self, job_id: str, numbers: Sequence[int]) -> int:
         """Put parts together as the job's source, and return its size in bytes."""

@@ -20,59 +20,69 @@ from convertrilo.sandbox import lifecycle, tokens
 from convertrilo.sandbox.accounts import from_time
 from convertrilo.sandbox.call import Call, Handler, Work, refuse
 from convertrilo.sandbox.ffmpeg import MediaError
-from convertrilo.sandbox.problem import Problem, invalid_request, not_found, not_yet
+from convertrilo.sandbox.problem import Problem, invalid_request, not_found
 from convertrilo.sandbox.records import CREATED, QUEUED, RUNNING, SUCCESS, Job, JobKind
+from convertrilo.sandbox.s3 import issues_of
 from convertrilo.sandbox.store import Tx
 
 # ---- creation
 
 
-def check_creation(body: JobCreateRequest, settings: Mapping[str, Any]) -> None:
-    """Refuse what is wrong with a job apart from its source.
+async def check_creation(
+    call: Call, wire: Mapping[str, Any], settings: Mapping[str, Any], hosts: set[str] | None = None
+) -> None:
+    """Refuse what is wrong with a job.
+
+    Args:
+        call: the request.
+        wire: the job as it is asked for.
+        settings: its settings, as they hold in the end.
+        hosts: hosts that need no look-up any more, for a caller with many jobs; added to.
 
     Raises:
-        Problem: 400 `invalid_body`; 501 for what the sandbox does not do.
+        Problem: 400, with the code that says why.
     """
     issues = lifecycle.misfits(settings)
-    if body.source_url is not None and body.source_s3 is not None:
-        issues.append(Issue("sourceS3", "cannot be given together with sourceUrl"))
-    if body.confirm and body.source_url is None and body.source_s3 is None:
+    url, s3 = wire.get("sourceUrl"), wire.get("sourceS3")
+    if s3 is not None:
+        issues += issues_of(s3, "sourceS3", needs_key=True)
+        if url is not None:
+            issues.append(Issue("sourceS3", "cannot be given together with sourceUrl"))
+    elif url is None and wire.get("confirm"):
         issues.append(Issue("confirm", "needs a sourceUrl or a sourceS3: an upload is confirmed once it is there"))
     refuse(issues)
-    if body.source_s3 is not None:
-        raise not_yet("reading sources from S3")
+    if url is not None:
+        await call.service.places.web.check_url(url, hosts)
+    if s3 is not None and call.service.places.fetches:
+        await call.service.places.s3.check(s3)
 
 
-def make_job(call: Call, tx: Tx, body: JobCreateRequest, settings: Mapping[str, Any]) -> Job:
+def make_job(call: Call, tx: Tx, body: JobCreateRequest, wire: Mapping[str, Any], settings: Mapping[str, Any]) -> Job:
     """Write a job down as `created`."""
+    s3 = wire.get("sourceS3")
     job = lifecycle.new_job(
         tx,
         call,
-        _kind(body.source_url),
+        "upload" if body.source_url is None and s3 is None else "url",
         settings,
-        lifecycle.filename_of(body.original_filename, body.source_url),
+        lifecycle.filename_of(body.original_filename or (s3 and s3["key"]), body.source_url),
         external_id=body.external_id,
         metadata=body.metadata,
         source_url=body.source_url,
+        source=s3,
     )
     tx.add_job(job)
     return job
-
-
-def _kind(source_url: str | None) -> JobKind:
-    return "upload" if source_url is None else "url"
 
 
 async def create_job(call: Call) -> Work:
     """Answer `createJob`."""
     body = call.body_as(JobCreateRequest)
     settings = lifecycle.settings_of(call.wire)
-    check_creation(body, settings)
-    if body.source_url is not None:
-        await call.service.sources.check_url(body.source_url)
+    await check_creation(call, call.wire, settings)
 
     def work(call: Call, tx: Tx) -> JobCreateResponse:
-        job = make_job(call, tx, body, settings)
+        job = make_job(call, tx, body, call.wire, settings)
         if body.confirm:
             job = lifecycle.queue(tx, job)
         return created(call, tx, job)
@@ -243,14 +253,12 @@ def job_status(call: Call, tx: Tx) -> StatusResponse:
 async def create_public_job(call: Call) -> Work:
     """Answer `createPublicJob`; the further field `token` lets its reader ask for the status."""
     settings = lifecycle.settings_of(call.wire)
-    refuse(lifecycle.misfits(settings))
     url: str | None = call.wire.get("sourceUrl")
-    if url is not None:
-        await call.service.sources.check_url(url)
+    await check_creation(call, {"sourceUrl": url}, settings)
 
     def work(call: Call, tx: Tx) -> JobCreateResponse:
-        kind, token = _kind(url), tx.ids.secret()
-        name = lifecycle.filename_of(None, url)
+        token, name = tx.ids.secret(), lifecycle.filename_of(None, url)
+        kind: JobKind = "upload" if url is None else "url"
         job = lifecycle.new_job(tx, call, kind, settings, name, source_url=url, token=token)
         tx.add_job(job)
         return created(call, tx, job, token=token)

@@ -12,7 +12,7 @@ from convertrilo.sandbox import tokens
 from convertrilo.sandbox.call import Call
 from convertrilo.sandbox.ffmpeg import unsupported
 from convertrilo.sandbox.problem import Problem, invalid_request
-from convertrilo.sandbox.records import CANCELED, CREATED, FAILED, QUEUED, RUNNING, SUCCESS, Job, JobKind
+from convertrilo.sandbox.records import CANCELED, CREATED, CREDENTIALS, FAILED, QUEUED, RUNNING, SUCCESS, Job, JobKind
 from convertrilo.sandbox.store import Tx
 
 _DEFAULTS: Mapping[str, Any] = {
@@ -57,7 +57,6 @@ def new_job(
     tx: Tx, call: Call, kind: JobKind, settings: Mapping[str, Any], source_filename: str | None, **values: Any
 ) -> Job:
     """Return a job that `tx.add_job` writes down."""
-    stem = PurePosixPath(source_filename).stem if source_filename else None
     return Job(
         id=tx.ids.uuid(),
         account=call.account_id,
@@ -67,7 +66,7 @@ def new_job(
         status=CREATED,
         created_at=tx.now,
         source_filename=source_filename,
-        output_filename=f"{stem}.{settings['container']}" if stem else None,
+        output_filename=output_name(source_filename, settings) if source_filename else None,
         **values,
     )
 
@@ -79,13 +78,19 @@ def filename_of(given: str | None, url: str | None) -> str | None:
     return name if name.strip(". ") else None
 
 
+def output_name(source_filename: str | None, settings: Mapping[str, Any]) -> str:
+    """Return the file name of an output that needs one."""
+    stem = PurePosixPath(source_filename).stem if source_filename else "output"
+    return f"{stem}.{settings['container']}"
+
+
 def reconfigure(tx: Tx, job: Job, *wires: Mapping[str, Any]) -> Job:
     """Change a job's settings before it is queued."""
     settings = settings_of(*wires, job.settings)
     if settings == job.settings:
         return job
-    name = PurePosixPath(job.source_filename).stem if job.source_filename else None
-    return tx.change_job(job, settings=settings, output_filename=f"{name}.{settings['container']}" if name else None)
+    name = output_name(job.source_filename, settings) if job.source_filename else None
+    return tx.change_job(job, settings=settings, output_filename=name)
 
 
 def quote(job: Job) -> int:
@@ -138,23 +143,37 @@ def succeed(tx: Tx, job: Job, *, output_size: int, duration: float) -> Job:
         duration=duration,
         reserved=0,
         spent=job.spent + paid,
+        **_without_credentials(job),
     )
 
 
 def fail(tx: Tx, job: Job, message: str) -> Job:
     """The encode did not work out: nothing is spent."""
     reserved = tokens.release(tx, job, job.reserved)
-    return tx.change_job(job, status=FAILED, finished_at=tx.now, reserved=reserved, failure_message=message)
+    changes = {"status": FAILED, "finished_at": tx.now, "failure_message": message, **_without_credentials(job)}
+    return tx.change_job(job, reserved=reserved, **changes)
 
 
 def cancel(tx: Tx, job: Job) -> Job:
     """Nobody wants the job any more: nothing is spent."""
     reserved = tokens.release(tx, job, job.reserved)
-    return tx.change_job(job, status=CANCELED, finished_at=tx.now, reserved=reserved)
+    return tx.change_job(job, status=CANCELED, finished_at=tx.now, reserved=reserved, **_without_credentials(job))
+
+
+def _without_credentials(job: Job) -> dict[str, Any]:
+    """Return a job's places as they are kept once nobody goes there any more."""
+    places = {"source": job.source, "destination": job.destination}
+    return {
+        field: {name: value for name, value in place.items() if name not in CREDENTIALS}
+        for field, place in places.items()
+        if place is not None
+    }
 
 
 def output_gone(job: Job, now: float) -> bool:
-    """Whether an on-demand job's output has expired."""
+    """Whether a job's output has expired, or went elsewhere."""
+    if job.destination is not None:
+        return True
     return job.output_expiry is not None and (job.finished_at or now) + job.output_expiry <= now
 
 

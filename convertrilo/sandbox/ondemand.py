@@ -2,39 +2,48 @@
 
 from collections.abc import Mapping
 
+from convertrilo._model import Model
 from convertrilo.errors import Issue
 from convertrilo.models import (
     OnDemandCancelResponse,
     OnDemandDestination,
     OnDemandEncodeRequest,
     OnDemandEncodeResponse,
-    OnDemandFolderIngestRequest,
     OnDemandPricing,
     OnDemandStatusResponse,
 )
 from convertrilo.sandbox import jobs, lifecycle, tokens
 from convertrilo.sandbox.accounts import from_time
 from convertrilo.sandbox.call import Call, Handler, Work, refuse
-from convertrilo.sandbox.problem import Problem, not_found, not_yet
+from convertrilo.sandbox.problem import Problem, not_found
 from convertrilo.sandbox.records import SUCCESS, Job
+from convertrilo.sandbox.s3 import issues_of
 from convertrilo.sandbox.store import Tx
 
-_EXPIRY = 86_400
+OUTPUT_SECONDS = 86_400
+"""For how long an on-demand job's output stays unless the job says otherwise."""
 
 
 async def on_demand_encode(call: Call) -> Work:
     """Answer `onDemandEncode`: the source is looked at, its tokens reserved, the job queued."""
     body = call.body_as(OnDemandEncodeRequest)
-    if body.output_dropbox is not None:
-        raise _no_dropbox()
+    refuse_dropbox(call, body.output_dropbox)
     settings = lifecycle.settings_of(call.wire, {"quality": "better"})
-    refuse(lifecycle.misfits(settings))
-    if body.output_s3 is not None:
-        raise not_yet("writing outputs to S3")
-    if body.output_google_drive is not None:
-        raise not_yet("writing outputs to Google Drive")
-    await call.service.sources.check_url(body.source_url)
-    duration = await call.service.sources.look(body.source_url)
+    s3, drive = call.wire.get("outputS3"), call.wire.get("outputGoogleDrive")
+    issues = lifecycle.misfits(settings)
+    if s3 is not None:
+        issues += issues_of(s3, "outputS3", needs_key=True)
+        if drive is not None:
+            issues.append(Issue("outputGoogleDrive", "cannot be given together with outputS3"))
+    refuse(issues)
+    places = call.service.places
+    if s3 is not None:
+        await places.s3.check(s3)
+    if drive is not None:
+        await places.drive.check(drive)
+    await places.web.check_url(body.source_url)
+    duration = await places.web.look(body.source_url)
+    filename = lifecycle.filename_of(None, body.source_url)
 
     def work(call: Call, tx: Tx) -> OnDemandEncodeResponse:
         job = lifecycle.new_job(
@@ -42,14 +51,15 @@ async def on_demand_encode(call: Call) -> Work:
             call,
             "ondemand",
             settings,
-            lifecycle.filename_of(None, body.source_url),
+            filename,
             external_id=body.external_id,
             metadata=body.metadata,
             source_url=body.source_url,
             duration=duration,
             high_priority=body.priority == "high",
-            output_expiry=_EXPIRY if body.output_expiry is None else body.output_expiry,
+            output_expiry=OUTPUT_SECONDS if body.output_expiry is None else body.output_expiry,
             webhook=body.webhook,
+            destination=s3 if drive is None else {"fileName": lifecycle.output_name(filename, settings), **drive},
         )
         tx.add_job(job)
         return _taken(call, lifecycle.queue(tx, job))
@@ -97,12 +107,21 @@ def on_demand_status(call: Call, tx: Tx) -> OnDemandStatusResponse:
         encoder=job.encoder,
         download_url=url,
         expires_in=expires_in,
-        destination=OnDemandDestination(type="cdn") if job.status == SUCCESS else None,
+        destination=_destination(job) if job.status == SUCCESS else None,
         created_at=from_time(job.created_at),
         started_at=from_time(job.started_at),
         finished_at=from_time(job.finished_at),
         failure_message=job.failure_message,
     )
+
+
+def _destination(job: Job) -> OnDemandDestination:
+    place = job.destination
+    if place is None:
+        return OnDemandDestination(type="cdn")
+    if "bucket" in place:
+        return OnDemandDestination(type="s3", bucket=place["bucket"], key=place["key"])
+    return OnDemandDestination(type="google-drive", folder_id=place["folderId"], file_name=place["fileName"])
 
 
 def on_demand_cancel(call: Call, tx: Tx) -> OnDemandCancelResponse:
@@ -121,27 +140,20 @@ def _job(call: Call, tx: Tx) -> Job:
     return job
 
 
-def _no_dropbox() -> Problem:
-    return Problem(410, "deprecated_dropbox", "Dropbox is no longer offered.")
+def refuse_dropbox(call: Call, *places: Model | None) -> None:
+    """Refuse a request that names a place in Dropbox.
 
-
-async def on_demand_ingest_folder(call: Call) -> Work:
-    """Answer `onDemandIngestFolder`: what can be refused is refused; listing folders is not there yet."""
-    body = call.body_as(OnDemandFolderIngestRequest)
-    if body.source_dropbox is not None or body.output_dropbox is not None:
-        raise _no_dropbox()
-    refuse(lifecycle.misfits(lifecycle.settings_of(call.wire)))
-    if (body.source_s3 is None) == (body.source_google_drive is None):
-        refuse([Issue("sourceS3", "is required, or sourceGoogleDrive is, and not both")])
-    drive = body.source_google_drive or body.output_google_drive
-    if drive is not None and drive.access_token is None and drive.refresh_token is None:
-        raise Problem(401, "google_drive_not_connected", "There is no valid Google Drive token.")
-    raise not_yet("listing folders in S3 or Google Drive")
+    Raises:
+        Problem: 410 `deprecated_dropbox`, or 401 `dropbox_not_connected` by the rules.
+    """
+    if any(place is not None for place in places):
+        if call.service.rules.dropbox == "not_connected":
+            raise Problem(401, "dropbox_not_connected", "There is no Dropbox connected to this account.")
+        raise Problem(410, "deprecated_dropbox", "Dropbox is no longer offered.")
 
 
 HANDLERS: Mapping[str, Handler] = {
     "onDemandEncode": on_demand_encode,
-    "onDemandIngestFolder": on_demand_ingest_folder,
     "onDemandStatus": on_demand_status,
     "onDemandCancel": on_demand_cancel,
 }

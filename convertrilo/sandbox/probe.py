@@ -4,7 +4,9 @@ Here too is how ffmpeg is run, for `ffmpeg.py` beside this page encodes with the
 or another machine's files, and never left running.
 """
 
+import os
 import re
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -69,14 +71,19 @@ class Finished:
     status: int
     log: str
 
-    def reason(self, *hidden: Path) -> str:
-        """Return the last errors of the log in one line, without the `hidden` paths."""
+    @property
+    def errors(self) -> list[str]:
+        """The errors of the log that say something, each once."""
         errors: dict[str, None] = {}
         for line in self.log.splitlines():
             found = _ERROR.search(line)
             if found and not _BOILERPLATE.search(found[1]):
                 errors[found[1].strip().rstrip(".")] = None
-        text = "; ".join(list(errors)[-2:])
+        return list(errors)
+
+    def reason(self, *hidden: Path) -> str:
+        """Return the last errors of the log in one line, without the `hidden` paths."""
+        text = "; ".join(self.errors[-2:])
         for path in hidden:
             text = text.replace(f"file:{path}", path.name).replace(str(path), path.name)
         if text:
@@ -151,6 +158,15 @@ async def run(
         return Finished(status, log.read().decode(errors="replace"))
 
 
+def end_orphans(folder: Path) -> None:
+    """Kill every ffmpeg that works in `folder`, as a killed server could not; only Linux tells where they work."""
+    for working in Path("/proc").glob("[0-9]*/cwd"):
+        with suppress(OSError):  # of another user, or gone already
+            is_ours = working.resolve(strict=True).is_relative_to(folder.resolve())
+            if is_ours and "ffmpeg" in working.with_name("exe").resolve().name:
+                os.kill(int(working.parent.name), signal.SIGKILL)
+
+
 async def probe(path: Path) -> MediaInfo:
     """Look into a media file.
 
@@ -188,6 +204,8 @@ def _unreadable(finished: Finished, path: Path) -> str:
         return f"the source is not a video in a container that can be read ({_CONTAINERS.replace(',', ', ')})"
     if "moov atom not found" in finished.log:
         return "the source is incomplete: its index (the moov atom) is missing, so the file is probably truncated"
+    if "Invalid data found when processing input" in finished.log and not finished.errors:
+        return "the source is not a video: nothing in it looks like a known container"
     return f"the source cannot be read: {finished.reason(path)}"
 
 

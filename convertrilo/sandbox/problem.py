@@ -43,8 +43,3 @@ def invalid_request(message: str) -> Problem:
 def not_found(what: str = "job") -> Problem:
     """Return the answer to an id that the account does not have."""
     return Problem(404, "not_found", f"There is no such {what} in this account.")
-
-
-def not_yet(what: str) -> Problem:
-    """Return the answer to what the sandbox cannot do."""
-    return Problem(501, "not_implemented", f"The sandbox does not do this yet: {what}.")

@@ -13,6 +13,9 @@ GET_OBJECT = "getObject"
 
 JobKind = Literal["upload", "url", "ondemand"]
 
+CREDENTIALS = frozenset({"accessKeyId", "secretAccessKey", "accessToken", "refreshToken"})
+"""The fields of a place that open it."""
+
 INSTANT = "instant"
 """The encoder that answers with a tiny file, whatever was asked for."""
 
@@ -45,6 +48,10 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     source_url: str | None = attrs.field(default=None, repr=False)
+    source: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    """The place of its source, as on the wire, if that is in S3 (`bucket`, `key`) or Google Drive (`fileId`)."""
+    destination: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
+    """The place of its output, as on the wire, if that is in S3 or Google Drive (`folderId`, `fileName`)."""
     source_filename: str | None = None
     output_filename: str | None = None
     uploaded: bool = False
@@ -88,9 +95,9 @@ class Job:
     def from_row(cls, row: Sequence[Any]) -> Self:
         """Return the job that the store keeps."""
         values = dict(zip(JOB_COLUMNS, row, strict=True))
-        if values["metadata"] is not None:
-            values["metadata"] = loads(values["metadata"])
-        values["settings"] = loads(values["settings"])
+        for name in ("metadata", "settings", "source", "destination"):
+            if values[name] is not None:
+                values[name] = loads(values[name])
         values["high_priority"] = bool(values["high_priority"])
         values["uploaded"] = bool(values["uploaded"])
         return cls(**values)

@@ -10,11 +10,11 @@ import attrs
 from convertrilo._json import loads
 from convertrilo.sandbox.accounts import Caller
 from convertrilo.sandbox.problem import Problem, invalid_request
+from convertrilo.sandbox.records import CREDENTIALS
 from convertrilo.sandbox.rules import Rules
 from convertrilo.sandbox.store import Tx
 
 _MAX_LENGTH = 255
-_CREDENTIALS = frozenset({"accessKeyId", "secretAccessKey", "accessToken", "refreshToken"})
 _PASSING = frozenset({401, 402, 403, 409, 429})
 """Errors that say something of the moment or the caller rather than of the request: never remembered."""
 
@@ -96,7 +96,7 @@ def _fingerprint(rules: Rules, operation: str, body: bytes) -> bytes:
 def _without_credentials(value: Any) -> Any:
     if isinstance(value, dict):
         fields = cast("dict[str, Any]", value)
-        return {name: _without_credentials(each) for name, each in fields.items() if name not in _CREDENTIALS}
+        return {name: _without_credentials(each) for name, each in fields.items() if name not in CREDENTIALS}
     if isinstance(value, list):
         values = cast("Sequence[Any]", value)
         return [_without_credentials(each) for each in values]

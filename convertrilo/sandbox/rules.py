@@ -35,6 +35,12 @@ class Rules:
     """How big a source may be: `file_too_large`."""
     max_webhooks: int = 10
     """How many webhooks an account may have: `webhook_limit_exceeded`."""
+    dropbox: Literal["withdrawn", "not_connected"] = "withdrawn"
+    """How what names Dropbox is refused: `deprecated_dropbox`, or `dropbox_not_connected`."""
+    requests_per_minute: int | None = None
+    """How many requests an account, or a caller without one, may make in a minute: `rate_limit_exceeded`."""
+    retry_after: Literal["seconds", "date", "none"] = "seconds"
+    """How a refusal for the rate says when to come again, if it does."""
     upload_seconds: int = 3_600
     """For how long an upload URL works."""
     download_seconds: int = 86_400

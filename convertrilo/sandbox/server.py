@@ -2,14 +2,17 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Generator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from signal import SIGINT, SIGTERM, Signals
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.from_thread
+import attrs
 import uvicorn
+from anyio import open_signal_receiver
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -19,11 +22,25 @@ if TYPE_CHECKING:
     from convertrilo.sandbox import Sandbox
 
 
+@attrs.frozen
+class SandboxServer:
+    """A sandbox that is served on a port, from a thread of its own."""
+
+    base_url: str
+    """Where it is, on loopback."""
+    api_key: str = attrs.field(repr=False)
+    """A key with all scopes."""
+    sandbox: "Sandbox"
+    """For `jobs`, `requests`, `tokens`, `webhooks`, `faults` and the assertions; its clock is its thread's."""
+
+
 class _Protocol(H11Protocol):
     """HTTP/1.1 whose connections can be broken on purpose."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
+        # asyncio does it for sockets made as IPPROTO_TCP only; head and body go out apart: without it that takes 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inner: ASGIApp = self.app
 
         def abort(how: str) -> None:
@@ -110,6 +127,34 @@ async def serve(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -
             server.should_exit = True
             with anyio.CancelScope(shield=True):
                 await server.ended.wait()
+
+
+async def serve_until_stopped(
+    sandbox: "Sandbox", announce: Callable[[str], None], *, host: str = "127.0.0.1", port: int = 0
+) -> None:
+    """Enter a sandbox and serve it until Ctrl-C or SIGTERM; then end its encodes, and remove what they were writing.
+
+    Args:
+        sandbox: a sandbox that is not entered yet.
+        announce: told the base URL once requests are answered; the sandbox then has its `api_key`.
+        host: the address to bind to; others than loopback let other machines in.
+        port: the port; 0 takes a free one.
+
+    Raises:
+        RuntimeError: not on asyncio, or another sandbox runs on the same state.
+        OSError: the port is taken.
+    """
+    async with AsyncExitStack() as stack:
+        signals: AsyncIterator[Signals] | None = None
+        with suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels the main task
+            # Before anything is open: a signal from now on ends the block, and not the process.
+            signals = stack.enter_context(open_signal_receiver(SIGINT, SIGTERM))
+        await stack.enter_async_context(sandbox)
+        announce(await stack.enter_async_context(serve(sandbox, host=host, port=port)))
+        if signals is None:
+            await anyio.sleep_forever()
+        else:
+            await anext(aiter(signals))
 
 
 @contextmanager

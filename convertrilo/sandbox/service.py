@@ -11,8 +11,8 @@ import attrs
 from convertrilo.sandbox.clock import Clock
 from convertrilo.sandbox.faults import Faults
 from convertrilo.sandbox.files import Files
+from convertrilo.sandbox.places import Places
 from convertrilo.sandbox.rules import Rules
-from convertrilo.sandbox.sources import Sources
 from convertrilo.sandbox.store import Store
 from convertrilo.sandbox.worker import Worker
 
@@ -25,7 +25,7 @@ class Service:
     clock: Clock
     rules: Rules
     files: Files
-    sources: Sources
+    places: Places
     worker: Worker
     faults: Faults
     secret: bytes = attrs.field(repr=False)

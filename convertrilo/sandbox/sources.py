@@ -1,26 +1,26 @@
 """Sources on the web: which URLs are allowed, and fetching them to a file within limits."""
 
-import ipaddress
-import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 
-import anyio
 import httpx
 
 from convertrilo.sandbox.ffmpeg import MediaError
-from convertrilo.sandbox.files import write_stream
+from convertrilo.sandbox.network import Network, save
 from convertrilo.sandbox.problem import Problem
 from convertrilo.sandbox.rules import Rules
 
 _REDIRECTS = 5
-_TIMEOUT = httpx.Timeout(30.0)
 _ASSUMED_BITS_PER_SECOND = 5_000_000
 _BINARY = frozenset({"application/octet-stream", "binary/octet-stream", "application/mp4", "application/x-matroska"})
 _SIGNATURES = ("x-amz-signature=", "x-goog-signature=", "signature=", "sig=")
+
+
+def duration_of(size: int) -> float:
+    """Guess how many seconds a video of so many bytes plays."""
+    return size * 8 / _ASSUMED_BITS_PER_SECOND
 
 
 class Sources:
@@ -28,18 +28,14 @@ class Sources:
 
     Args:
         rules: what is allowed.
-        transport: what sources are fetched through; None opens connections of its own.
+        network: what sources are fetched through.
         fetches: False for an encoder that needs no sources: then nothing is resolved or connected to.
-        allow_private: whether a source may be on this machine or in a private network.
     """
 
-    def __init__(
-        self, rules: Rules, *, transport: httpx.AsyncBaseTransport | None, fetches: bool, allow_private: bool
-    ) -> None:
+    def __init__(self, rules: Rules, network: Network, *, fetches: bool) -> None:
         self._rules = rules
-        self._transport = transport
+        self._network = network
         self.fetches = fetches
-        self._allow_private = allow_private
 
     async def check_url(self, url: str, known: set[str] | None = None) -> None:
         """Refuse a URL that no source may have.
@@ -54,7 +50,7 @@ class Sources:
         self._check_form(url)
         host = urlsplit(url).hostname or ""
         if known is None or host not in known:
-            await self._addresses(host)
+            await self._network.addresses(host, resolve=self.fetches)
         if known is not None:
             known.add(host)
 
@@ -74,25 +70,6 @@ class Sources:
         if rules.signed_urls_only and not any(mark in parts.query.lower() for mark in _SIGNATURES):
             raise Problem(400, "signed_url_required", "A source URL must be signed.")
 
-    async def _addresses(self, host: str) -> list[str]:
-        """Return the addresses of a host, all of them allowed; none where connections are not ours to open."""
-        literal = _address(host)
-        if literal is None and (self._transport is not None or not self.fetches):
-            if host.lower() == "localhost" and not self._allow_private:
-                raise _private(host)
-            return []
-        if literal is not None:
-            found = [str(literal)]
-        else:
-            try:
-                infos = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-            except (OSError, UnicodeError):
-                raise Problem(400, "host_not_resolvable", f"The host {host} cannot be resolved.") from None
-            found = list(dict.fromkeys(str(info[4][0]) for info in infos))
-        if not self._allow_private and not all(ipaddress.ip_address(each).is_global for each in found):
-            raise _private(host)
-        return found
-
     async def look(self, url: str) -> float | None:
         """Ask for the source's headers and guess its duration in seconds from its length; None if that is not known.
 
@@ -103,7 +80,7 @@ class Sources:
             return None
         try:
             async with self._open(url) as response:
-                return int(response.headers["content-length"]) * 8 / _ASSUMED_BITS_PER_SECOND
+                return duration_of(int(response.headers["content-length"]))
         except MediaError as error:
             raise Problem(400, "probe_failed", f"The source cannot be used: {error}.") from None
 
@@ -115,11 +92,7 @@ class Sources:
         """
         try:
             async with self._open(url) as response:
-                length = int(response.headers["content-length"])
-                chunks = cast("AsyncGenerator[bytes]", response.aiter_bytes())
-                written = await write_stream(chunks, target, limit=self._rules.max_source_bytes)
-                if written.size != length:
-                    raise MediaError(f"the source ended after {written.size} of its {length} bytes")
+                await save(response, target, limit=self._rules.max_source_bytes)
         except Problem as problem:
             raise MediaError(problem.message.rstrip(".")) from None
         except httpx.HTTPError as error:
@@ -128,14 +101,12 @@ class Sources:
     @asynccontextmanager
     async def _open(self, url: str) -> AsyncGenerator[httpx.Response]:
         """Request a source and follow its redirects, checking every host on the way."""
-        async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT, trust_env=False) as client:
+        async with self._network.client() as client:
             for _ in range(_REDIRECTS + 1):
                 self._check_form(url)
                 request = client.build_request("GET", url, headers={"accept-encoding": "identity"})
-                if addresses := await self._addresses(request.url.host):
-                    _pin(request, addresses[0])
                 try:
-                    response = await client.send(request, stream=True)
+                    response = await self._network.send(client, request)
                 except httpx.HTTPError as error:
                     raise MediaError(f"the source's server does not answer ({type(error).__name__})") from None
                 try:
@@ -160,20 +131,3 @@ class Sources:
         if int(length) > self._rules.max_source_bytes:
             limit = self._rules.max_source_bytes
             raise Problem(400, "file_too_large", f"The source has {length} bytes, and {limit} are allowed.")
-
-
-def _pin(request: httpx.Request, address: str) -> None:
-    """Connect to the address that was checked, not to what the name stands for a moment later."""
-    request.extensions["sni_hostname"] = request.url.host
-    request.url = request.url.copy_with(host=address)
-
-
-def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host)
-    except ValueError:
-        return None
-
-
-def _private(host: str) -> Problem:
-    return Problem(400, "private_ip_blocked", f"The host {host} is in a private network.")

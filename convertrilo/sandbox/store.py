@@ -28,7 +28,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE accounts (
     id TEXT PRIMARY KEY, email TEXT NOT NULL UNIQUE, password TEXT NOT NULL,
     available INTEGER NOT NULL CHECK (available >= 0), reserved INTEGER NOT NULL CHECK (reserved >= 0),
-    spent INTEGER NOT NULL CHECK (spent >= 0), granted INTEGER NOT NULL,
+    spent INTEGER NOT NULL CHECK (spent >= 0), granted INTEGER NOT NULL, banned INTEGER NOT NULL DEFAULT 0,
     CHECK (available + reserved + spent = granted)
 ) WITHOUT ROWID;
 CREATE TABLE sessions (token TEXT PRIMARY KEY, account TEXT NOT NULL, expires_at REAL NOT NULL) WITHOUT ROWID;
@@ -57,6 +57,8 @@ CREATE TABLE deliveries (
     body BLOB NOT NULL, attempt INTEGER NOT NULL, due_at REAL, status TEXT, status_code INTEGER, duration_ms INTEGER,
     response_body TEXT, error TEXT, next_retry_at REAL, retried_at REAL, created_at REAL NOT NULL
 );
+CREATE TABLE drive_files (id TEXT PRIMARY KEY, folder TEXT NOT NULL, name TEXT NOT NULL, size INTEGER) WITHOUT ROWID;
+CREATE INDEX drive_files_by_folder ON drive_files (folder, name, id);
 CREATE INDEX deliveries_due ON deliveries (due_at) WHERE due_at IS NOT NULL;
 PRAGMA user_version = {SCHEMA_VERSION};
 """
@@ -163,16 +165,19 @@ class Store:
         """Called within each transaction that moved a job, for what must be written with it."""
         self.on_commit: Callable[[Tx], None] = _nothing
         """Called in the event loop after each transaction that moved a job or asked for a delivery."""
-        self._db = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
+        self._db = sqlite3.connect(file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
         try:
             runs = self._open()
-        except BaseException:
+        except BaseException as error:
             self._db.close()
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise RuntimeError("the state is in use: another sandbox runs on it") from None
             raise
         self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a second run must not repeat the first one's ids
 
     def _open(self) -> int:
         """Make or check the schema, and return how many times the state was opened before."""
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # two servers would run each job twice
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")  # outlives the process; a power cut may take the last moments
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

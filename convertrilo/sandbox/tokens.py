@@ -11,7 +11,7 @@ from typing import Any
 from convertrilo.models import TokenBalanceResponse, TokenDeductRequest, TokenReserveRequest
 from convertrilo.sandbox.call import Call, Handler
 from convertrilo.sandbox.problem import Problem, invalid_request
-from convertrilo.sandbox.records import Account, Job, Tokens
+from convertrilo.sandbox.records import QUEUED, RUNNING, Account, Job, Tokens
 from convertrilo.sandbox.store import Tx
 
 NOMINAL_DURATION = 60.0
@@ -110,7 +110,10 @@ def balance_of(tx: Tx, account: str) -> Tokens:
 def open_account(tx: Tx, email: str, password_hash: str, granted: int) -> Account:
     """Make an account with tokens to spend."""
     account = Account(tx.ids.uuid(), email, available=granted, reserved=0, spent=0, granted=granted)
-    tx.run("INSERT INTO accounts VALUES (?, ?, ?, ?, 0, 0, ?)", account.id, email, password_hash, granted, granted)
+    tx.run(
+        "INSERT INTO accounts (id, email, password, available, reserved, spent, granted) VALUES (?, ?, ?, ?, 0, 0, ?)",
+        *(account.id, email, password_hash, granted, granted),
+    )
     return account
 
 
@@ -136,6 +139,8 @@ def release_tokens(call: Call, tx: Tx) -> None:
     job = call.job(tx, body.job_id)
     if body.amount > job.reserved:
         raise invalid_request(f"{body.amount} tokens cannot be released: {job.reserved} are reserved for the job.")
+    if job.status in (QUEUED, RUNNING) and job.reserved - body.amount < (job.price or 0):
+        raise invalid_request(f"The job is {job.status}, and its price of {job.price} tokens stays reserved.")
     tx.change_job(job, reserved=release(tx, job, body.amount))
 
 

@@ -1,5 +1,6 @@
 """The queue and the encoders: jobs are taken on in order, high priority first, a few at a time."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -11,13 +12,13 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
-from convertrilo.sandbox import lifecycle
+from convertrilo.sandbox import lifecycle, vmaf
 from convertrilo.sandbox.clock import Clock
 from convertrilo.sandbox.ffmpeg import EncodeSettings, MediaError, encode, encoder_for, probe
 from convertrilo.sandbox.files import Files
-from convertrilo.sandbox.records import CANCELED, CREATED, RUNNING, Job
+from convertrilo.sandbox.places import Places
+from convertrilo.sandbox.records import CANCELED, CREATED, RUNNING, SUCCESS, Job
 from convertrilo.sandbox.sample import SAMPLE_MP4
-from convertrilo.sandbox.sources import Sources
 from convertrilo.sandbox.store import Store, Tx
 from convertrilo.sandbox.tokens import NOMINAL_DURATION
 
@@ -49,7 +50,7 @@ class Worker:
         store: Store,
         clock: Clock,
         files: Files,
-        sources: Sources,
+        places: Places,
         *,
         encoder: Encoder,
         limit: int,
@@ -58,7 +59,7 @@ class Worker:
         self._store = store
         self._clock = clock
         self._files = files
-        self._sources = sources
+        self._places = places
         self._encoder: Encoder = encoder
         self._limit = limit
         self._seconds = seconds
@@ -99,7 +100,7 @@ class Worker:
                     running.scope.cancel()
 
     def _drop_source(self, job: Job) -> None:
-        if job.uploaded or self._sources.fetches:
+        if job.uploaded or self._places.fetches:
             self._files.source(job.id).unlink(missing_ok=True)
 
     async def wait_until_idle(self) -> None:
@@ -127,23 +128,20 @@ class Worker:
             while True:
                 self._woken = anyio.Event()
                 while len(self._running) < self._limit:
-                    if self._is_immediate():
-                        more = await self._store.transaction(self._finish_batch)
+                    if self._is_immediate() and await self._store.transaction(self._finish_batch):
                         await anyio.lowlevel.checkpoint()
-                    else:
-                        more = await self._take(encodes)
-                    if not more:
+                    elif not await self._take(encodes):
                         break
                 self._turn.set()
                 self._turn = anyio.Event()
                 await self._woken.wait()
 
     def _is_immediate(self) -> bool:
-        return self._encoder == "instant" and self._seconds == 0 and not self._sources.fetches
+        return self._encoder == "instant" and self._seconds == 0 and not self._places.fetches
 
     def _finish_batch(self, tx: Tx) -> bool:
-        """End queued jobs at once; return whether there may be more."""
-        jobs = _queued(tx, _BATCH)
+        """End queued jobs at once, up to one whose output has a way to go; return whether there were any."""
+        jobs = list(itertools.takewhile(lambda job: job.destination is None, _queued(tx, _BATCH)))
         for job in jobs:
             job = lifecycle.start(tx, job, self._encoder)
             try:
@@ -152,7 +150,7 @@ class Worker:
                 lifecycle.fail(tx, job, str(error))
             else:
                 lifecycle.succeed(tx, job, output_size=len(SAMPLE_MP4), duration=job.duration or NOMINAL_DURATION)
-        return len(jobs) == _BATCH
+        return bool(jobs)
 
     def _check_upload(self, job: Job) -> None:
         if self._failures:
@@ -193,6 +191,8 @@ class Worker:
                 ending = await self._encode_instantly(job)
             else:
                 ending = await self._encode_really(job, running)
+            if job.destination is not None:
+                await self._take_away(job)
         except MediaError as error:
             ending = partial(lifecycle.fail, message=str(error))
         except Exception:  # noqa: BLE001 - whatever it is, the job must end and the queue go on
@@ -211,8 +211,17 @@ class Worker:
 
     async def _bring_source(self, job: Job) -> None:
         source = self._files.source(job.id)
-        if job.source_url is not None and self._sources.fetches and not source.exists():
-            await self._sources.fetch(job.source_url, source)
+        if job.kind != "upload" and self._places.fetches and not source.exists():
+            await self._places.fetch(job, source)
+
+    async def _take_away(self, job: Job) -> None:
+        output = self.sample() if self._encoder == "instant" else self._files.output(job.id)
+        try:
+            await self._places.store(job, output)
+        except MediaError as error:
+            raise MediaError(f"the output could not be written: {error}") from None
+        finally:
+            self._files.output(job.id).unlink(missing_ok=True)
 
     async def _measure_file(self, job: Job) -> float:
         if self._encoder == "instant":
@@ -240,7 +249,7 @@ class Worker:
             preset=wanted["preset"],
             bitrate_tier=wanted["bitrateTier"],
             quality=wanted["quality"],
-            passes=wanted["passes"],
+            passes=1 if wanted["optimize"] == "vmaf" else wanted["passes"],
         )
         encoder = await encoder_for(settings)
         await self._store.transaction(lambda tx: tx.run("UPDATE jobs SET encoder = ? WHERE id = ?", encoder, job.id))
@@ -251,7 +260,12 @@ class Worker:
         target = self._files.output(job.id)
         target.parent.mkdir(parents=True, exist_ok=True)
         info = await probe(self._files.source(job.id))
-        await encode(self._files.source(job.id), target, settings, info=info, on_progress=on_progress)
+        if wanted["optimize"] == "vmaf":
+            score = wanted["vmafTarget"] or vmaf.TARGETS[wanted["quality"] or "better"]
+            source = self._files.source(job.id)
+            await vmaf.encode_to_score(source, target, settings, score, info=info, on_progress=on_progress)
+        else:
+            await encode(self._files.source(job.id), target, settings, info=info, on_progress=on_progress)
         return partial(lifecycle.succeed, output_size=target.stat().st_size, duration=info.duration)
 
 
@@ -261,6 +275,18 @@ def _queued(tx: Tx, limit: int) -> list[Job]:
 
 def _busy(tx: Tx) -> bool:
     return tx.row("SELECT 1 FROM jobs WHERE status IN ('queued', 'running') LIMIT 1") is not None
+
+
+def sweep(tx: Tx, files: Files) -> None:
+    """Remove what a crash may have left: sources of jobs that have ended, outputs of jobs that have none."""
+    for path in files.sources():
+        job = tx.job(path.name)
+        if job is None or job.ended:
+            path.unlink()
+    for path in files.outputs():
+        job = tx.job(path.name)
+        if job is None or job.status != SUCCESS or job.destination is not None:
+            path.unlink()
 
 
 def requeue(tx: Tx) -> None:

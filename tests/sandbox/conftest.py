@@ -1,10 +1,13 @@
 """A sandbox in process, with a virtual clock and seeded ids, and raw httpx to talk to it."""
 
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import httpx
+import imageio_ffmpeg
 import pytest
+from object_store import ObjectStore, moto_server
 from sandbox_help import client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
@@ -33,6 +36,23 @@ async def bare(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
     """Without credentials."""
     async with httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url) as http:
         yield http
+
+
+@pytest.fixture(scope="session", params=[moto_server], ids=["moto"])
+def object_store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Start a real S3 server; every kind of server that can be had is a parameter."""
+    with request.param() as store:
+        yield store
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two fifths of a second of a test picture: quickly encoded."""
+    file = tmp_path_factory.mktemp("tiny") / "tiny.mp4"
+    picture = ("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=5:duration=0.4", "-pix_fmt", "yuv420p")
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-y", "-loglevel", "error", *picture, str(file)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return file
 
 
 @pytest.fixture(scope="session")

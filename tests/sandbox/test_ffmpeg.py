@@ -417,7 +417,7 @@ def test_failure_says_the_last_errors_without_local_paths(status: int, log: str,
 
 # How it ends
 
-SLOW = EncodeSettings("h265", "720p", 60, preset="slow", passes=2)
+SLOW = EncodeSettings("h264", "720p", 60, preset="slow", passes=2)
 
 
 def children() -> list[psutil.Process]:

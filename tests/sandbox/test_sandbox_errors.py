@@ -24,7 +24,7 @@ def test_every_operation_has_a_handler() -> None:
         ("/jobs", {**JOB, "container": "webm"}, ["container"]),
         ("/jobs", {**JOB, "codec": "av1", "container": "mov"}, ["container"]),
         ("/jobs", {**JOB, "confirm": True}, ["confirm"]),
-        ("/jobs", {**URL_JOB, "sourceS3": {}}, ["sourceS3"]),
+        ("/jobs", {**URL_JOB, "sourceS3": {"bucket": "b-1", "key": "k"}}, ["sourceS3"]),
         ("/jobs", [], [""]),
         ("/jobs/bulk", {"jobs": []}, ["jobs"]),
         ("/jobs/bulk", {"jobs": 1}, ["jobs"]),
@@ -98,9 +98,6 @@ async def test_what_is_not_there_is_said_so(
             401,
             "google_drive_not_connected",
         ),
-        ("/ondemand/ingest/folder", {"sourceS3": {"bucket": "b"}}, 501, "not_implemented"),
-        ("/ondemand/encode", {**ON_DEMAND, "outputS3": {"bucket": "b", "key": "k"}}, 501, "not_implemented"),
-        ("/jobs", {**JOB, "sourceS3": {"bucket": "b", "key": "k"}}, 501, "not_implemented"),
     ],
 )
 async def test_what_is_withdrawn_or_not_there_yet_is_said_so(
