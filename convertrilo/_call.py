@@ -18,7 +18,7 @@ from convertrilo._json import loads
 from convertrilo._model import Model
 from convertrilo._redaction import Hide, hider, secrets_in, without_secrets
 from convertrilo._version import __version__
-from convertrilo.codec import read_answer
+from convertrilo.codec import check_empty, read_answer
 from convertrilo.errors import (
     ConfigurationError,
     ConvertriloError,
@@ -92,6 +92,7 @@ class Context:
         self.clock = clock
         self.on_event = on_event
         self.random: Callable[[], float] = random.random
+        self.closed = False
 
 
 Answered = tuple[R, bytes, httpx.Headers]
@@ -128,6 +129,7 @@ class Call(Generic[R]):
         "_deadline",
         "_failure",
         "_identity",
+        "_is_forgotten",
         "_options",
         "_paid",
         "_rejected_token",
@@ -139,6 +141,7 @@ class Call(Generic[R]):
         "_wait",
         "_wire",
         "in_doubt",
+        "last_resend",
         "operation",
     )
 
@@ -171,6 +174,9 @@ class Call(Generic[R]):
         self._token: str | None = None
         self._rejected_token: str | None = None
         self._renewals = 0
+        self.last_resend: float | None = None
+        """Seconds since the epoch after which the service may have forgotten the key, where a journal knows."""
+        self._is_forgotten = False
 
     async def run(self) -> Answered[R]:
         """Try until there is an answer or an error that stands."""
@@ -193,9 +199,9 @@ class Call(Generic[R]):
     def read(self, answer: bytes, response: httpx.Response | None = None) -> R:
         """Return an answer as the operation's model."""
         returns = self.operation.returns
-        if returns is None:
-            return cast("R", None)
         try:
+            if returns is None:
+                return cast("R", check_empty(answer))
             return cast("R", read_answer(cast("type[Model]", returns), answer))
         except DecodeError as error:
             if answer.startswith(error.start):  # hidden before it is cut, lest the first half of a secret stays
@@ -203,7 +209,7 @@ class Call(Generic[R]):
                 error.start = self._hider(text)(text).encode(errors="surrogateescape")[:_SHOWN]
             if response is not None:
                 error.status = response.status_code
-                error.request_id = response.headers.get("x-request-id")
+                error.request_id = self._request_id(response)
             self._note_doubt(error)
             raise self._about_call(error) from None
 
@@ -222,23 +228,29 @@ class Call(Generic[R]):
         response: httpx.Response | None = None
         answer = b""
         failure: _Failure | None = None
-        with anyio.CancelScope(deadline=anyio.current_time() + left) as scope:
-            try:
-                response = await self._context.send(request)
+        try:
+            with anyio.CancelScope(deadline=anyio.current_time() + left) as scope:
                 try:
-                    answer = await _body(response)
-                finally:
-                    await response.aclose()
-                if response.status_code >= 300:
-                    failure = self._answered(response, answer)
-            except (httpx.HTTPError, OSError) as error:
-                failure = self._broken(error, request)
+                    response = await self._context.send(request)
+                    try:
+                        answer = await _body(response)
+                    finally:
+                        await response.aclose()
+                    if response.status_code >= 300:
+                        failure = self._answered(response, answer)
+                except (httpx.HTTPError, OSError) as error:
+                    failure = self._broken(error, request)
+        except BaseException:
+            self._wait = None
+            self._notify("interrupted", response, None)
+            raise
         if scope.cancelled_caught:
-            failure = _Failure(FailureKind.UNCLEAR, self._too_late())
+            begun = request.extensions.get("begun", True)  # our own transport says so
+            failure = _Failure(FailureKind.UNCLEAR if begun else FailureKind.NOT_SENT, self._too_late())
         if failure is None:
             assert response is not None
             return self._succeeded(response, answer), answer, response.headers
-        if failure.kind not in (FailureKind.UNCLEAR, FailureKind.IN_PROGRESS):
+        if failure.kind not in (FailureKind.UNCLEAR, FailureKind.IN_PROGRESS) and not _is_unavailable(response):
             self.in_doubt = was_in_doubt
         self._failure = failure
         self._wait = None if scope.cancelled_caught else self._decide(failure)
@@ -280,8 +292,8 @@ class Call(Generic[R]):
         token: str | None = None
         with anyio.move_on_after(self._left()):
             if self._rejected_token is None:
-                token = await credentials.token()
                 self._renewals = credentials.renewals
+                token = await credentials.token()
             else:
                 token = await credentials.renewed_token(self._renewals)
         if token is None:
@@ -328,7 +340,7 @@ class Call(Generic[R]):
             required_scope=None if (scope := body.get("requiredScope")) is None else hide(str(scope)),
             required=_number(body.get("required")),
             available=_number(body.get("available")),
-            request_id=response.headers.get("x-request-id"),
+            request_id=self._request_id(response),
             retry_after=told,
         )
         return _Failure(kind, error, told=told)
@@ -339,7 +351,7 @@ class Call(Generic[R]):
             error.request = httpx.Request(request.method, self._context.base_url)  # the real one has the credentials
         text = str(error)
         reason = self._hider(text)(text)
-        cause = error if reason == text else None
+        cause = error if all(self._hider(each)(each) == each for each in _texts_of(error)) else None
         reason = reason or type(error).__name__
         if isinstance(error, _NOT_SENT):
             return _Failure(FailureKind.NOT_SENT, NotSentError(f"nothing was sent: {reason}"), cause=cause)
@@ -364,7 +376,7 @@ class Call(Generic[R]):
             self._rejected_token = self._token
             return 0.0
         policy = self._options.retry
-        if self._attempts >= policy.max_attempts:
+        if self._context.closed or self._attempts >= policy.max_attempts:
             return None
         wait = failure.told
         if wait is None:
@@ -372,6 +384,9 @@ class Call(Generic[R]):
         elif wait > policy.max_retry_after:
             return None
         if wait >= self._left():
+            return None
+        if self.in_doubt and self.last_resend is not None and self._context.clock.time() + wait > self.last_resend:
+            self._is_forgotten = True
             return None
         free = failure.told is not None or failure.kind is FailureKind.IN_PROGRESS
         if not free:
@@ -389,9 +404,10 @@ class Call(Generic[R]):
 
     def _final_error(self, failure: _Failure) -> ConvertriloError:
         error = failure.error
-        if may_repeat(self.operation.repeat, failure.kind) is Verdict.OUTCOME_UNKNOWN:
+        if self._is_forgotten or may_repeat(self.operation.repeat, failure.kind) is Verdict.OUTCOME_UNKNOWN:
+            find_out = self.operation.find_out or "Its key may be forgotten by now; the journal's entry has the rest."
             error = OutcomeUnknownError(
-                f"{self.operation.id} may or may not have happened: {error.message}.", find_out=self.operation.find_out
+                f"{self.operation.id} may or may not have happened: {error.message}.", find_out=find_out
             )
             failure.cause = failure.cause or failure.error
         else:
@@ -399,11 +415,13 @@ class Call(Generic[R]):
         return self._about_call(error)
 
     def _note_doubt(self, error: ConvertriloError) -> None:
-        if self.in_doubt and self._identity is not None:
-            error.add_note(
-                "The service may have done it all the same. Calling again is safe under the same key: "
-                f"idempotency_key={self._identity.key!r}."
-            )
+        if not self.in_doubt:
+            return
+        if self._identity is not None:
+            again = f"Calling again is safe under the same key: idempotency_key={self._identity.key!r}."
+            error.add_note(f"The service may have done it all the same. {again}")
+        elif self.operation.repeat is not Repeat.SAFE:
+            error.add_note(f"The service may have done it all the same. {self.operation.find_out}".rstrip())
 
     def _about_call(self, error: ConvertriloError) -> ConvertriloError:
         key = None if self._identity is None else self._identity.key
@@ -421,9 +439,13 @@ class Call(Generic[R]):
             wait=self._wait,
             elapsed=self._context.clock.monotonic() - self._started,
             idempotency_key=None if self._identity is None else self._identity.key,
-            request_id=None if response is None else response.headers.get("x-request-id"),
+            request_id=self._request_id(response),
         )
         notify(self._context.on_event, event)
+
+    def _request_id(self, response: httpx.Response | None) -> str | None:
+        told = None if response is None else response.headers.get("x-request-id")
+        return None if told is None else self._hider(told)(told)
 
     # ---- keeping credentials out of what is shown
 
@@ -434,8 +456,7 @@ class Call(Generic[R]):
     def _secrets(self) -> Iterator[str]:
         yield from filter(None, (self._context.credentials.api_key, self._token, self._rejected_token))
         yield from self._url.params.get_list("token")
-        if self._wire is not None and isinstance(self.operation.body, type) and issubclass(self.operation.body, Model):
-            yield from secrets_in(self.operation.body, self._wire)
+        yield from secrets_in(self._wire)
 
 
 _NO_CREDENTIALS = {
@@ -445,11 +466,23 @@ _NO_CREDENTIALS = {
 }
 
 
+def _is_unavailable(response: httpx.Response | None) -> bool:
+    """Whether it is a 503: with Retry-After it may be tried again, and still a gateway may have said it too late."""
+    return response is not None and response.status_code == 503
+
+
 async def _body(response: httpx.Response) -> bytes:
     if response.is_stream_consumed or "content-encoding" in response.headers:
         return await response.aread()
     assert isinstance(response.stream, httpx.AsyncByteStream)
     return b"".join([piece async for piece in response.stream])  # a third of what aread() costs
+
+
+def _texts_of(error: BaseException | None) -> Iterator[str]:
+    """Yield what a traceback would show of an error and of those that led to it."""
+    while error is not None:
+        yield str(error)
+        error = error.__cause__ or error.__context__
 
 
 def _json_object(data: bytes) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class Engine(Context):
         self.shared: dict[str, Any] = {}
         """What the flows keep for a client and its views, by their own names."""
         self._close = close
-        self._closed = False
         self._journal_open = False
         self._journal_opening = anyio.Lock()
         self._urls: dict[str, httpx.URL] = {}
@@ -52,7 +51,7 @@ class Engine(Context):
 
     async def aclose(self) -> None:
         """Close the connections and the journal."""
-        self._closed = True
+        self.closed = True
         try:
             await self._close()
         finally:
@@ -72,7 +71,7 @@ class Engine(Context):
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
         """Carry out one operation, and return its answer with the answer's headers."""
-        if self._closed:
+        if self.closed:
             raise ConfigurationError("the client is closed")
         url = self._url(operation, path, query)
         wire, content = _content(operation, body)
@@ -98,8 +97,14 @@ class Engine(Context):
     ) -> tuple[R, httpx.Headers]:
         await self.open_journal()
         entry = await journal.begin(
-            operation=call.operation.id, key=identity.key, body=bare, identity=identity.kind, name=identity.name
+            service=_service(self.base_url),
+            operation=call.operation.id,
+            key=identity.key,
+            body=bare,
+            identity=identity.kind,
+            name=identity.name,
         )
+        call.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
         if entry.answer is not None:
             return call.read(entry.answer), httpx.Headers()
         try:
@@ -127,6 +132,12 @@ class Engine(Context):
                 self._urls.clear()
             self._urls[target] = url = httpx.URL(f"{self.base_url}{target}")
         return url
+
+
+def _service(base_url: httpx.URL) -> str:
+    """Name a service for the journal: a sandbox on this machine is the same one whatever its port."""
+    is_local = base_url.host in ("localhost", "127.0.0.1", "::1") or base_url.host.endswith(".localhost")
+    return "localhost" if is_local else str(base_url)
 
 
 @contextlib.contextmanager

@@ -332,7 +332,7 @@ def _check_text(spec: FieldSpec) -> _Check:
         if most is not None and len(value) > most:
             return f"must have at most {most} characters, not {len(value)}"
         if matches is not None and not matches(value):
-            return f"{expected}, not {_shown(without_signature(value) if hidden else value)}"
+            return f"{expected}, not {_shown(fit_to_show(value) if hidden else value)}"
         return None
 
     return check
@@ -356,12 +356,12 @@ def _check_kind(kind: type[Any]) -> _Check:
 def _repr_value(known: Facts, value: Any) -> str:
     if known.secret:
         return "<hidden>"
-    return repr(without_signature(value)) if known.signed and isinstance(value, str) else repr(value)
+    return repr(fit_to_show(value)) if known.signed and isinstance(value, str) else repr(value)
 
 
-def without_signature(url: str) -> str:
+def fit_to_show(url: str) -> str:
     """Return a URL fit to be shown: without user name, password, query and fragment, any of which can be a secret."""
-    return re.sub(r"[?#].*", "?<hidden>", re.sub(r"//[^/?#]*@", "//", url), flags=re.DOTALL)
+    return re.sub(r"[?#].*", "?<hidden>", re.sub(r"(^|//)[^/?#]*@", r"\1", url), flags=re.DOTALL)
 
 
 def _shown(value: Any) -> str:

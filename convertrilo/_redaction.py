@@ -1,28 +1,30 @@
 """Keeping credentials out of what is shown, however an answer or an error repeats them."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, cast
 from urllib.parse import unquote_plus
 
-from convertrilo._model import Model, field_specs
-from convertrilo.codec import wire_name
+from convertrilo.idempotency import CREDENTIALS, SIGNED_URLS
+
+_SECRETS = CREDENTIALS | {"password"}
+_URLS = SIGNED_URLS | {"url"}
 
 
-def secrets_in(cls: type[Model], wire: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is secret in a body, as its model says."""
-    for spec in field_specs(cls):
-        value = wire.get(wire_name(spec.name))
-        if not value:
-            continue
-        if spec.facts.secret:
-            yield str(value)
-        elif spec.facts.signed:
-            yield from _secrets_of(str(value))
-        elif issubclass(spec.kind, Model):
-            for each in value if spec.many else [value]:
-                yield from secrets_in(spec.kind, each)
+def secrets_in(wire: Any) -> Iterator[str]:
+    """Yield what is secret in a body."""
+    if isinstance(wire, list):
+        for each in cast("Sequence[Any]", wire):
+            yield from secrets_in(each)
+    elif isinstance(wire, dict):
+        for name, value in cast("dict[str, Any]", wire).items():
+            if name in _SECRETS:
+                yield str(value)
+            elif name in _URLS:
+                yield from _secrets_of(str(value))
+            else:
+                yield from secrets_in(value)
 
 
 _SHORTEST_SIGNATURE = 16  # characters: shorter parameters of a URL are words and numbers

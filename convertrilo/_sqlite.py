@@ -158,8 +158,14 @@ class SharedFile:
                 self._gathering = None
             try:
                 await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
+            except anyio.get_cancelled_exc_class():
+                raise  # and come again: see _to_the_end
             except Exception as error:  # noqa: BLE001  # whatever it was, nobody may be left waiting
                 batch.fail(error)
+            except BaseException as error:  # KeyboardInterrupt: it ends this task, and the others must not hang
+                batch.fail(UnusableError(f"{type(error).__name__} came while it was being written"))
+                batch.done.set()
+                raise
             batch.done.set()
 
     def _run(self, batch: _Batch) -> None:

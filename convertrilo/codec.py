@@ -112,11 +112,24 @@ def from_answer(cls: type[_M], wire: Any, data: bytes = b"") -> _M:
         raise DecodeError(f"the answer does not fit: {where} {problem}", start=_start(data)) from None
 
 
+def check_empty(data: bytes) -> None:
+    """Check the answer of an operation that returns nothing: whatever the service says there, it is no web page.
+
+    Raises:
+        DecodeError: It is one: something in between has answered.
+    """
+    if _what_is(data) == _WEB_PAGE:
+        raise DecodeError(f"the answer is {_WEB_PAGE}", start=_start(data))
+
+
+_WEB_PAGE = "an HTML page"
+
+
 def _what_is(data: bytes) -> str:
     start = data.lstrip()[:15].lower()
     if not start:
         return "empty"
-    return "an HTML page" if start.startswith((b"<!doctype", b"<html")) else "something else"
+    return _WEB_PAGE if start.startswith((b"<!doctype", b"<html")) else "something else"
 
 
 def _start(data: bytes) -> bytes:

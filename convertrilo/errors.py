@@ -280,7 +280,7 @@ class OutcomeUnknownError(ConvertriloError):
 
 
 class JournalError(ConvertriloError):
-    """The journal cannot be read or written. Nothing was sent because of it."""
+    """The journal cannot be read or written; the message says in which state that leaves things."""
 
 
 class TransferError(ConvertriloError):

@@ -6,8 +6,19 @@ from typing import Literal
 
 import attrs
 
-Outcome = Literal["ok", "not_sent", "refused", "unclear", "in_progress", "unauthorized", "rejected", "undecodable"]
-"""What became of an attempt; `retry.FailureKind` says what each failure means."""
+Outcome = Literal[
+    "ok",
+    "not_sent",
+    "refused",
+    "unclear",
+    "in_progress",
+    "unauthorized",
+    "rejected",
+    "undecodable",
+    "interrupted",
+]
+"""What became of an attempt; `retry.FailureKind` says what each failure means, and `undecodable` is a `DecodeError`.
+`interrupted`: it was cancelled, or a caller's own transport raised something that is no httpx error."""
 
 logger = logging.getLogger("convertrilo")
 

@@ -14,15 +14,15 @@ so it is the same on every machine, and in any language that follows `derive_key
 import hashlib
 import re
 import uuid
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, Literal
 from urllib.parse import unquote_plus
 
 import attrs
 
 from convertrilo._json import encode
-from convertrilo._model import FieldSpec, Model, field_specs
-from convertrilo.codec import from_request, to_wire, wire_name
+from convertrilo._model import Model
+from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.operations import OPERATIONS, Operation, Repeat
 
@@ -45,7 +45,7 @@ class Identity:
 
 def identify(
     operation: Operation[Any],
-    wire: Mapping[str, Any],
+    wire: dict[str, Any],
     body: bytes,
     *,
     idempotency_key: str | None = None,
@@ -63,7 +63,7 @@ def identify(
     Raises:
         ValidationError: The key or the name is unusable.
     """
-    bare = _without_credentials(operation, wire)
+    bare = _bare(wire)
     bare_body = body if bare is wire else encode(bare)
     if idempotency_key is not None:
         return Identity(key=_checked_key(idempotency_key), kind="key"), bare_body
@@ -79,9 +79,9 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     """Return the idempotency key that the client sends for a body that has an identity.
 
     Another service can compute the same: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
-    `refreshToken` of every source and output, user name and password and the signature parameters of every `sourceUrl`,
-    `endpoint` and `webhook`), put the rest as `{"body": …, "name": …, "operation": …}`, write that as canonical JSON
-    (keys sorted, compact, UTF-8, unescaped, integral floats as integers), and hash it.
+    `refreshToken` and `sessionToken` wherever they stand outside `metadata`, and user name, password and signature
+    parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest as
+    `{"body": …, "name": …, "operation": …}`, write that as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as integers), and hash it.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
@@ -91,7 +91,8 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
             `external_id` is its identity.
 
     Raises:
-        ValidationError: There is no such keyed operation, or the name or the body is not what is allowed.
+        ValidationError: There is no such keyed operation, the name or the body is not what is allowed, or neither
+            gives the operation an identity.
     """
     row = OPERATIONS.get(operation)
     if row is None or row.repeat is not Repeat.KEYED:
@@ -103,7 +104,12 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     model = from_request(cls, body) if isinstance(body, Mapping) else body
     if not isinstance(model, cls):
         raise ValidationError(operation, [Issue("body", f"must be {cls.__name__}, not {type(model).__name__}")])
-    return _derived(operation, name, encode(_without_credentials(row, to_wire(model))))
+    wire = to_wire(model)
+    if name is None and not _has_own_identity(row, wire):
+        raise ValidationError(
+            operation, [Issue("", "needs a name, or a body with an external id: each call has its own key")]
+        )
+    return _derived(operation, name, encode(_bare(wire)))
 
 
 def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
@@ -111,12 +117,16 @@ def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
     return _PREFIX + hashlib.sha256(document).hexdigest()
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise ValidationError("operation", [Issue("", f"must be a string, not a {type(name).__name__}")])
     if not name:
         raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
 
 
-def _checked_key(key: str) -> str:
+def _checked_key(key: object) -> str:
+    if not isinstance(key, str):
+        raise ValidationError("idempotency_key", [Issue("", f"must be a string, not a {type(key).__name__}")])
     if not (0 < len(key) <= _MAX_LENGTH):
         raise ValidationError(
             "idempotency_key", [Issue("", f"must have 1 to {_MAX_LENGTH} characters, not {len(key)}")]
@@ -129,7 +139,7 @@ def _checked_key(key: str) -> str:
 def _has_own_identity(operation: Operation[Any], wire: Mapping[str, Any]) -> bool:
     if operation.id == "createJobsBulk":
         return bool(wire["jobs"]) and all(job.get("externalId") for job in wire["jobs"])
-    return bool(wire.get("externalId") or wire.get("externalIdPrefix"))
+    return bool(wire.get("externalIdPrefix" if operation.id == "onDemandIngestFolder" else "externalId"))
 
 
 def _body_model(operation: Operation[Any]) -> type[Model]:
@@ -140,56 +150,30 @@ def _body_model(operation: Operation[Any]) -> type[Model]:
 
 # ---- without credentials
 
-_W = TypeVar("_W", bound=Mapping[str, Any])
-_Strip = Callable[[Any], Any]
-_STRIPS: dict[type[Model], tuple[tuple[str, _Strip | None], ...]] = {}
+CREDENTIALS = frozenset({"accessKeyId", "secretAccessKey", "accessToken", "refreshToken", "sessionToken"})
+"""Fields of a body that are credentials wherever they stand, outside `metadata`."""
+
+SIGNED_URLS = frozenset({"sourceUrl", "endpoint", "webhook"})
+"""Fields of a body that are URLs and may carry a signature, or user name and password."""
 
 
-def _without_credentials(operation: Operation[Any], wire: _W) -> _W:
-    """Return a body without credentials: the very same object if it has none."""
-    return _strip(_body_model(operation), wire)
-
-
-def _strip(cls: type[Model], wire: _W) -> _W:
-    changed: dict[str, Any] | None = None
-    for name, strip in _STRIPS.get(cls) or _make_strips(cls):
-        value = wire.get(name)
-        if value is None:
-            continue
-        stripped = None if strip is None else strip(value)
-        if stripped is not value:
-            changed = dict(wire) if changed is None else changed
-            if stripped is None:
-                del changed[name]
-            else:
-                changed[name] = stripped
-    return wire if changed is None else changed  # type: ignore[return-value]  # a copy in the same shape
-
-
-def _make_strips(cls: type[Model]) -> tuple[tuple[str, _Strip | None], ...]:
-    """Work out once for each model which of its fields are, hold, or may hold credentials."""
-    found: list[tuple[str, _Strip | None]] = []
-    for spec in field_specs(cls):
-        if spec.facts.secret:
-            found.append((wire_name(spec.name), None))
-        elif spec.facts.signed:
-            found.append((wire_name(spec.name), without_signature))
-        elif issubclass(spec.kind, Model) and _make_strips(spec.kind):
-            found.append((wire_name(spec.name), _nested_strip(spec)))
-    _STRIPS[cls] = tuple(found)
-    return _STRIPS[cls]
-
-
-def _nested_strip(spec: FieldSpec) -> _Strip:
-    kind: type[Model] = spec.kind
-    if not spec.many:
-        return lambda value: _strip(kind, value)
-
-    def strip_each(values: list[Any]) -> list[Any]:
-        stripped = [_strip(kind, each) for each in values]
-        return stripped if any(new is not old for new, old in zip(stripped, values, strict=True)) else values
-
-    return strip_each
+def _bare(value: Any) -> Any:
+    """Return a body, or a part of it, without credentials: the very same object if it has none."""
+    if value.__class__ is dict:
+        changed: dict[str, Any] = {}
+        for name, each in value.items():
+            if name in CREDENTIALS or name == "metadata":
+                continue
+            bare = without_signature(each) if name in SIGNED_URLS and isinstance(each, str) else _bare(each)
+            if bare is not each:
+                changed[name] = bare
+        if changed or not CREDENTIALS.isdisjoint(value):
+            return {name: changed.get(name, each) for name, each in value.items() if name not in CREDENTIALS}
+    elif value.__class__ is list:
+        bare_list = [_bare(each) for each in value]
+        if any(new is not old for new, old in zip(bare_list, value, strict=True)):
+            return bare_list
+    return value
 
 
 # ---- without the signature of a presigned URL

@@ -11,11 +11,10 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import attrs
 
 from convertrilo._clock import SYSTEM_CLOCK, Clock
@@ -50,6 +49,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             answer BLOB
         )""",
         "CREATE INDEX operations_unanswered ON operations (id) WHERE answered_at IS NULL",
+        "CREATE TABLE services (service TEXT NOT NULL)",
     ),
 )
 """The statements that lead from each version of the schema to the next."""
@@ -57,10 +57,13 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _COLUMNS = "SELECT id, operation, key, identity, name, first_sent_at, answered_at, body, answer FROM operations "
 _UNANSWERED = _COLUMNS + "INDEXED BY operations_unanswered WHERE answered_at IS NULL AND id > :after AND first_sent_at "
 _LISTED: dict[State, str] = {
-    "pending": _UNANSWERED + ">= :edge ORDER BY id",
-    "unknown": _UNANSWERED + "< :edge ORDER BY id",
+    "pending": _UNANSWERED + "BETWEEN :edge AND :ahead ORDER BY id",
+    "unknown": _UNANSWERED + "NOT BETWEEN :edge AND :ahead ORDER BY id",
     "answered": _COLUMNS + "WHERE answered_at IS NOT NULL AND id > :after ORDER BY id",
 }
+_CLOCKS_DIFFER = 300.0
+"""Seconds by which the clock may have been ahead at the first sending; if it was more, the window cannot be trusted."""
+
 _PAGE_ENTRIES = 100
 _PAGE_BYTES = 1 << 20
 
@@ -74,6 +77,13 @@ _FIND_OUT = (
     "Look for it in the service's dashboard, your webhooks or your own records. Then record its answer with "
     "`Journal.answer`, or, if it never happened, `Journal.drop` the key and call again."
 )
+
+
+class _Window(NamedTuple):
+    """When an operation must have been sent first, to be sent again: seconds since the epoch."""
+
+    start: float
+    end: float
 
 
 def _size(value: bytes | None) -> str:
@@ -142,7 +152,8 @@ class Journal:
         if not replay_window >= 0:
             raise ConfigurationError(f"replay_window must be a number of seconds of at least 0, not {replay_window}")
         self._store = SharedFile(path, application_id=_APPLICATION_ID, migrations=_MIGRATIONS)
-        self._window = replay_window
+        self.replay_window = replay_window
+        """Seconds after its first sending for which an unanswered operation may be sent again."""
         self._clock = clock
 
     async def __aenter__(self) -> Self:
@@ -157,13 +168,16 @@ class Journal:
     ) -> None:
         await self._store.leave()
 
-    async def begin(self, *, operation: str, key: str, body: bytes, identity: str, name: str | None) -> Entry:
+    async def begin(
+        self, *, service: str, operation: str, key: str, body: bytes, identity: str, name: str | None
+    ) -> Entry:
         """Write an operation down before it is sent, and return its entry as it is now.
 
         The entry is on disk when this returns. If it is `fresh` or `pending`, the caller may send the operation under
         its key; if it is `answered`, the answer is there. If this is cancelled, it leaves the journal as it was.
 
         Args:
+            service: Where it is sent. A journal is for one service: the first that it is used with.
             operation: The contract's operation id.
             key: The idempotency key.
             body: The canonical body, without credentials.
@@ -173,11 +187,19 @@ class Journal:
         Raises:
             IdempotencyConflictError: The journal holds this key for another operation or body.
             OutcomeUnknownError: It was sent, never answered, and the replay window is over.
-            JournalError: The journal cannot be written. Like the other two: nothing was sent.
+            JournalError: The journal cannot be written, or is another service's. Like the other two: nothing was sent.
         """
         now = self._clock.time()
         claim = partial(
-            _claim, operation=operation, key=key, body=body, identity=identity, name=name, now=now, edge=self._edge(now)
+            _claim,
+            operation=operation,
+            key=key,
+            body=body,
+            identity=identity,
+            name=name,
+            now=now,
+            window=self._open_window(now),
+            service=service,
         )
         request = Request(claim)
         try:
@@ -223,7 +245,7 @@ class Journal:
         Raises:
             JournalError: The journal cannot be read.
         """
-        return await self._ask(Request(partial(_find, key=key, edge=self._edge(self._clock.time()))), key=key)
+        return await self._ask(Request(partial(_find, key=key, window=self._open_window(self._clock.time()))), key=key)
 
     def pending(self) -> AsyncIterator[Entry]:
         """Iterate over what was sent, is not answered and may be sent again; the oldest first."""
@@ -251,13 +273,12 @@ class Journal:
         """
         return await self._ask(Request(partial(_drop, key=key)), key=key)
 
-    def _edge(self, now: float) -> float:
-        """Return the time before which an unanswered operation is past the replay window."""
-        return now - self._window
+    def _open_window(self, now: float) -> "_Window":
+        return _Window(now - self.replay_window, now + _CLOCKS_DIFFER)
 
     async def _listed(self, state: State) -> AsyncIterator[Entry]:
-        edge, after = self._edge(self._clock.time()), 0
-        while page := await self._ask(Request(partial(_page, state=state, after=after, edge=edge))):
+        window, after = self._open_window(self._clock.time()), 0
+        while page := await self._ask(Request(partial(_page, state=state, after=after, window=window))):
             for _, entry in page:
                 yield entry
             after = page[-1][0]
@@ -289,15 +310,17 @@ def _claim(
     identity: str,
     name: str | None,
     now: float,
-    edge: float,
+    window: _Window,
+    service: str,
 ) -> Entry:
+    _check_service(connection, service)
     readable = None if name is None else name.encode(errors="backslashreplace").decode()  # file names may be any bytes
     inserted = connection.execute(
         "INSERT INTO operations (operation, key, identity, name, first_sent_at, body) VALUES (?, ?, ?, ?, ?, ?) "
         "ON CONFLICT (key) DO NOTHING",
         (operation, key, identity, readable, now, body),
     )
-    entry = _find(connection, key=key, edge=edge)
+    entry = _find(connection, key=key, window=window)
     assert entry is not None
     if inserted.rowcount:
         return attrs.evolve(entry, fresh=True)
@@ -323,6 +346,17 @@ def _claim(
     return entry
 
 
+def _check_service(connection: sqlite3.Connection, service: str) -> None:
+    """Keep answers of one service, a sandbox say, from being taken for another's."""
+    known = connection.execute("SELECT service FROM services").fetchone()
+    if known is None:
+        connection.execute("INSERT INTO services VALUES (?)", (service,))
+    elif known != (service,):
+        raise JournalError(
+            f"the journal is that of {known[0]}, and this is {service}; use another file. {_NOTHING_SENT}"
+        )
+
+
 def _answer(connection: sqlite3.Connection, *, key: str, answer: bytes, now: float) -> None:
     connection.execute(
         "UPDATE operations SET answered_at = ?, answer = ? WHERE key = ? AND answered_at IS NULL", (now, answer, key)
@@ -338,17 +372,19 @@ def _drop(connection: sqlite3.Connection, *, key: str) -> bool:
     return connection.execute("DELETE FROM operations WHERE key = ?", (key,)).rowcount > 0
 
 
-def _find(connection: sqlite3.Connection, *, key: str, edge: float) -> Entry | None:
+def _find(connection: sqlite3.Connection, *, key: str, window: _Window) -> Entry | None:
     row = connection.execute(_COLUMNS + "WHERE key = ?", (key,)).fetchone()
-    return None if row is None else _entry(row, edge)
+    return None if row is None else _entry(row, window)
 
 
-def _page(connection: sqlite3.Connection, *, state: State, after: int, edge: float) -> list[tuple[int, Entry]]:
+def _page(connection: sqlite3.Connection, *, state: State, after: int, window: _Window) -> list[tuple[int, Entry]]:
     page: list[tuple[int, Entry]] = []
     size = 0
-    with contextlib.closing(connection.execute(_LISTED[state], {"after": after, "edge": edge})) as rows:
+    with contextlib.closing(
+        connection.execute(_LISTED[state], {"after": after, "edge": window.start, "ahead": window.end})
+    ) as rows:
         for row in rows:
-            entry = _entry(row, edge)
+            entry = _entry(row, window)
             page.append((row[0], entry))
             size += len(entry.body) + len(entry.answer or b"")
             if len(page) == _PAGE_ENTRIES or size > _PAGE_BYTES:
@@ -356,9 +392,10 @@ def _page(connection: sqlite3.Connection, *, state: State, after: int, edge: flo
     return page
 
 
-def _entry(row: tuple[Any, ...], edge: float) -> Entry:
+def _entry(row: tuple[Any, ...], window: _Window) -> Entry:
     _, operation, key, identity, name, first_sent_at, answered_at, body, answer = row
-    state: State = "answered" if answered_at is not None else "pending" if first_sent_at >= edge else "unknown"
+    is_open = window.start <= first_sent_at <= window.end
+    state: State = "answered" if answered_at is not None else "pending" if is_open else "unknown"
     return Entry(
         operation=operation,
         key=key,

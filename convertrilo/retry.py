@@ -4,7 +4,7 @@ Pure: no sockets, no clock and no random numbers but as arguments. The client as
 """
 
 import enum
-import math
+import re
 from collections.abc import Callable, Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -75,7 +75,7 @@ class RetryPolicy:
 class RetryBudget:
     """A token bucket shared by all calls of a client, so that a failing service is not hammered.
 
-    It starts full at 500. A retry costs 5; when its call succeeds after all, that is paid back; a call that succeeds at
+    It starts full at 500. A retry costs 5; if its call succeeds after all, one such cost is paid back; a call that succeeds at
     the first attempt pays 1. With less than 5 left, errors are raised at once. So a client rides out 100 failures in a
     row, and afterwards retries as long as no more than about one call in six goes on failing. A wait that the service
     itself asked for is free. (The numbers are those of the AWS SDKs' standard mode; gRPC's throttling is alike.)
@@ -155,7 +155,9 @@ def retry_after(status: int, headers: Mapping[str, str], now: float) -> float | 
     """
     if (told := headers.get("retry-after")) is not None:
         seconds = _number(told)
-        return _date_in(told, now) if seconds is None else seconds
+        seconds = _date_in(told, now) if seconds is None else seconds
+        if seconds is not None:
+            return seconds
     if status != 429:
         return None
     for name in ("ratelimit-reset", "x-ratelimit-reset"):
@@ -164,12 +166,11 @@ def retry_after(status: int, headers: Mapping[str, str], now: float) -> float | 
     return _from_structured(headers.get("ratelimit", ""))
 
 
+_SECONDS = re.compile(r"[0-9]{1,15}(\.[0-9]*)?")
+
+
 def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) and value >= 0 else None
+    return float(text) if _SECONDS.fullmatch(text.strip()) else None
 
 
 def _date_in(text: str, now: float) -> float | None:

@@ -55,6 +55,7 @@ class _Connection:
     async def send(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> h11.Response:
         """Send a request and return the head of its answer."""
         self.silent = True
+        request.extensions["begun"] = True
         try:
             await self._send(request, timeouts.get("write"))
         except h11.LocalProtocolError as error:
@@ -191,7 +192,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
     A request's `extensions` may hold httpx's `timeout` (seconds to `connect`, to `read` or `write` anything, and, as
     `pool`, to wait for a free connection), and `repeatable`: True where sending it twice does no harm. When the server
     closed an idle connection just as the request went out, a repeatable one whose body is in memory goes again, once,
-    on a new connection; any other fails, as nobody knows whether it arrived.
+    on a new connection; any other fails, as nobody knows whether it arrived. Afterwards they hold `begun`: whether any
+    of it may have gone out.
 
     Args:
         max_connections: Most connections open at once, idle ones included, to all origins. More requests wait in line.
@@ -201,7 +203,6 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
     Raises:
         httpx.TransportError: From a request, as httpx's own transports do, with the request attached.
-        RuntimeError: From a request after `aclose`.
     """
 
     def __init__(
@@ -238,6 +239,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; its connection is free again once the response is read to its end or closed."""
         exchange = _Exchange(self, request)
+        request.extensions["begun"] = False
         try:
             # The exchange borrows the slot, not the task: a task may hold several open responses.
             self._slots.acquire_on_behalf_of_nowait(exchange)
@@ -327,7 +329,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         while self._idle and self.in_flight + len(self._idle) > self._slots.total_tokens:
             await self._close(self._idle.pop(0))
         if self._closed:
-            raise RuntimeError(_CLOSED)
+            raise httpx.ConnectError(_CLOSED)
         origin = exchange.origin
         host, port = origin.host, origin.port
         timeout = exchange.timeouts.get("connect")
@@ -347,7 +349,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                 self._open.add(connection)
                 if self._closed:
                     await self._close(connection)
-                    raise RuntimeError(_CLOSED)
+                    raise httpx.ConnectError(_CLOSED)
                 return connection
         except (*_BROKEN, anyio.EndOfStream, UnicodeError) as error:
             raise httpx.ConnectError(f"{host}:{port}: {_reason(error)}") from error

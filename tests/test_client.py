@@ -135,10 +135,27 @@ async def test_a_body_that_may_be_left_out_is_left_out(operation: str) -> None:
 
 
 @pytest.mark.parametrize("operation", [row.id for row in OPERATIONS.values() if row.returns is None])
-@pytest.mark.parametrize("body", [b"", b'{"ok":true}', b"<html>whatever"])
+@pytest.mark.parametrize("body", [b"", b'{"ok":true}', b"done"])
 async def test_an_answer_that_does_not_matter_is_not_read(operation: str, body: bytes) -> None:
     async with client_of(Script(Answer(204, body))) as client:
         assert await call(client, operation) is None
+
+
+@pytest.mark.parametrize("operation", [row.id for row in OPERATIONS.values() if row.returns is None])
+async def test_a_web_page_is_not_taken_for_success(operation: str) -> None:
+    """A proxy that wants a login answers with 200, too."""
+    async with client_of(Script(Answer(200, b"<html>Please log in"))) as client:
+        error = await raised_by(call(client, operation))
+    assert isinstance(error, DecodeError)
+    assert "HTML page" in str(error)
+    assert OPERATIONS[operation].find_out in "".join(error.__notes__)
+
+
+async def test_who_must_not_ask_twice_learns_how_to_find_out_what_an_unreadable_answer_meant() -> None:
+    async with client_of(Script(Answer(200, b"<html>Please log in"))) as client:
+        error = await raised_by(client.confirm_job("j-1"))
+    assert isinstance(error, DecodeError)
+    assert OPERATIONS["confirmJob"].find_out in "".join(error.__notes__)
 
 
 # ---- paths and queries
@@ -930,6 +947,37 @@ async def test_calls_that_are_cancelled_in_line_for_a_connection_leave_none_behi
 # ---- the journal
 
 
+async def test_a_window_that_closes_during_the_retries_is_the_end_of_them(tmp_path: Path) -> None:
+    script = Script(problem(500))
+    journal = Journal(tmp_path / "j.db", replay_window=10.0, clock=script.clock)
+    async with client_of(script, journal=journal, retry=RetryPolicy(max_attempts=50, deadline=1e6)) as client:
+        error = await raised_by(client.create_job(EXAMPLES["createJob"].body, operation="n"))
+    assert isinstance(error, OutcomeUnknownError)
+    assert script.sent[-1].at - script.sent[0].at <= 10.0
+    assert script.attempts > 1
+
+
+async def test_a_gateway_that_gives_up_late_leaves_the_operation_on_record(tmp_path: Path) -> None:
+    script = Script(problem(503, headers={"retry-after": "1"}))
+    journal = Journal(tmp_path / "j.db", clock=script.clock)
+    async with journal, client_of(script, journal=journal) as client:
+        await raised_by(client.create_job(EXAMPLES["createJob"].body, operation="n"))
+        assert [entry.name async for entry in journal.pending()] == ["n"]
+
+
+async def test_an_answer_of_a_sandbox_is_never_taken_for_the_services(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    sandbox = client_of(Script(EXAMPLES["createJob"].answered), journal=Journal(path), base_url="http://127.0.0.1:8080")
+    async with sandbox as client:
+        await client.create_job(EXAMPLES["createJob"].body, operation="n")
+    service = Script(EXAMPLES["createJob"].answered)
+    async with client_of(service, journal=Journal(path)) as client:
+        error = await raised_by(client.create_job(EXAMPLES["createJob"].body, operation="n"))
+    assert isinstance(error, JournalError)
+    assert "localhost" in str(error)
+    assert service.attempts == 0
+
+
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
@@ -1056,6 +1104,17 @@ async def test_a_refusal_does_not_take_back_what_an_earlier_call_may_have_done(p
         for kind in (TransportError, InvalidRequestError, NotSentError):
             assert type(await raised_by(client.create_job(OWN))) is kind
             assert await states(path, clock) == {derive_key("createJob", OWN): "pending"}
+
+
+@pytest.mark.parametrize("last", [problem(400), problem(401), problem(429), httpx.ConnectError("")])
+async def test_a_refusal_does_not_take_back_what_an_earlier_attempt_may_have_done(
+    last: Step, path: Path, clock: Clock
+) -> None:
+    client, script = journaling(path, clock, httpx.ReadError(""), last, retry=RetryPolicy(max_attempts=2))
+    async with client:
+        await raised_by(client.create_job(OWN))
+    assert script.attempts == 2
+    assert await states(path, clock) == {derive_key("createJob", OWN): "pending"}
 
 
 async def test_two_calls_at_once_that_are_both_refused_leave_nothing_on_record(path: Path, clock: Clock) -> None:

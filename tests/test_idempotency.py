@@ -7,7 +7,9 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Awaitable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,14 +17,17 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from support import EXAMPLES, Answer, Script, Step, call, client_of, ok, problem, raised_by
+from support import JOB as PLAIN_JOB
 
 from convertrilo import (
     OPERATIONS,
+    AsyncClient,
     BulkCreateRequest,
     BulkCreateSettings,
     ConvertriloError,
     GoogleDriveOutput,
     JobCreateRequest,
+    Journal,
     OnDemandEncodeRequest,
     Repeat,
     S3Output,
@@ -32,6 +37,7 @@ from convertrilo import (
 )
 from convertrilo._model import Model
 from convertrilo.idempotency import without_signature
+from convertrilo.sandbox import Sandbox
 
 KEYED = [row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED]
 
@@ -758,3 +764,53 @@ def test_what_can_have_no_key_is_refused(operation: str, body: Any, name: str | 
     with pytest.raises(ValidationError, match=told):
         derive_key(operation, body, name=name)
     assert issubclass(ValidationError, ConvertriloError)
+
+
+# ---- against the sandbox
+
+
+async def test_ten_equal_jobs_without_a_name_are_ten_jobs() -> None:
+    async with Sandbox(seed=1) as sandbox, sandbox.client() as client:
+        made = [await client.create_job(PLAIN_JOB) for _ in range(10)]
+        assert len({job.job_id for job in made}) == len(sandbox.jobs) == 10
+
+
+async def test_ten_equal_jobs_with_an_external_id_are_one_job() -> None:
+    async with Sandbox(seed=1) as sandbox, sandbox.client() as client:
+        made = [await client.create_job({**PLAIN_JOB, "externalId": "video-1"}) for _ in range(10)]
+        assert {job.job_id for job in made} == {job.id for job in sandbox.jobs}
+        assert len(sandbox.jobs) == 1
+
+
+# ---- credentials that no model declares
+
+
+@pytest.mark.parametrize(
+    ("operation", "body"),
+    [
+        ("createJob", {**PLAIN_JOB, "externalId": "a", "sourceS3": {"bucket": "b", "sessionToken": "SECRET"}}),
+        ("createJob", {**PLAIN_JOB, "externalId": "a", "outputS3": {"bucket": "b", "secretAccessKey": "SECRET"}}),
+        ("onDemandIngestFolder", {"externalIdPrefix": "a", "outputDropbox": {"path": "/", "accessToken": "SECRET"}}),
+        ("onDemandIngestFolder", {"externalIdPrefix": "a", "sourceDropbox": {"path": "/", "refreshToken": "SECRET"}}),
+    ],
+)
+async def test_a_credential_that_no_model_knows_counts_as_one_all_the_same(
+    operation: str, body: dict[str, Any], tmp_path: Path
+) -> None:
+    rotated = json.loads(json.dumps(body).replace("SECRET", "another"))
+    assert derive_key(operation, body) == derive_key(operation, rotated)
+    refusing = Script(problem(400, message="what is SECRET?"))
+    journal = Journal(tmp_path / "j.db")
+    async with client_of(refusing, journal=journal) as client:
+        error = await raised_by(call_with(client, operation, body))
+    assert "SECRET" not in str(error)
+    assert b"SECRET" not in b"".join(file.read_bytes() for file in tmp_path.iterdir())
+
+
+def call_with(client: AsyncClient, operation: str, body: dict[str, Any]) -> Awaitable[object]:
+    return client.create_job(body) if operation == "createJob" else client.on_demand_ingest_folder(body)
+
+
+def test_a_key_is_not_derived_from_what_has_no_identity() -> None:
+    with pytest.raises(ValidationError, match="needs a name"):
+        derive_key("createJob", PLAIN_JOB)

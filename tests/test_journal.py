@@ -43,7 +43,9 @@ BACKENDS = ("asyncio", "trio")
 async def begin(
     journal: Journal, key: str, body: bytes = b"{}", *, operation: str = "createJob", name: str | None = None
 ) -> Entry:
-    return await journal.begin(operation=operation, key=key, body=body, identity="call", name=name)
+    return await journal.begin(
+        service="https://api.test", operation=operation, key=key, body=body, identity="call", name=name
+    )
 
 
 async def begin_in(path: Path, key: str = "k") -> Entry:
@@ -126,14 +128,24 @@ async def test_what_was_begun_and_answered_is_there_when_the_file_is_opened_agai
     start = clock.now
     async with Journal(path, clock=clock) as journal:
         entry = await journal.begin(
-            operation="createJobsBulk", key="k", body=b'{"a":1}', identity="operation", name="ночь 1"
+            service="https://api.test",
+            operation="createJobsBulk",
+            key="k",
+            body=b'{"a":1}',
+            identity="operation",
+            name="ночь 1",
         )
         assert (entry.fresh, entry.state, entry.answer) == (True, "pending", None)
         clock.now += 2.5
         await journal.answer("k", b'{"jobId":"j"}')
     async with Journal(path, clock=clock) as journal:
         entry = await journal.begin(
-            operation="createJobsBulk", key="k", body=b'{"a":1}', identity="operation", name="ночь 1"
+            service="https://api.test",
+            operation="createJobsBulk",
+            key="k",
+            body=b'{"a":1}',
+            identity="operation",
+            name="ночь 1",
         )
         assert entry == await journal.get("k")
     assert entry == Entry(
@@ -660,7 +672,9 @@ async def main(path, name):
     fresh = []
 
     async def one(key):
-        entry = await journal.begin(operation="createJob", key=key, body=b"{}", identity="key", name=name)
+        entry = await journal.begin(
+            service="https://api.test", operation="createJob", key=key, body=b"{}", identity="key", name=name
+        )
         if entry.fresh:
             fresh.append(key)
         await journal.answer(key, name.encode())
@@ -708,7 +722,9 @@ async def main(path, run):
     async def life(number):
         for turn in range(1 << 30):
             key = f"{run}-{number}-{turn}"
-            await journal.begin(operation="createJob", key=key, body=key.encode(), identity="key", name=None)
+            await journal.begin(
+                service="https://api.test", operation="createJob", key=key, body=key.encode(), identity="key", name=None
+            )
             report("begun", key)
             await journal.answer(key, b"answer to " + key.encode())
             report("answered", key)
@@ -923,7 +939,9 @@ async def main(path):
         for number in range(1000):
             try:
                 key, body = f"k{number}", bytes(3000)
-                await journal.begin(operation="createJob", key=key, body=body, identity="key", name=None)
+                await journal.begin(
+                    service="https://api.test", operation="createJob", key=key, body=body, identity="key", name=None
+                )
             except JournalError as error:
                 print(number, error)
                 break
@@ -954,3 +972,23 @@ async def test_a_file_that_another_process_keeps_locked_is_an_error_until_it_let
             assert seen.count("BEGIN IMMEDIATE") <= 2  # each waits once, and not one after another
             free()
         assert (await begin(journal, "k0")).fresh
+
+
+async def test_a_journal_is_for_one_service(path: Path) -> None:
+    async with Journal(path) as journal:
+        begun = partial(journal.begin, operation="createJob", key="k", body=b"{}", identity="key", name=None)
+        await begun(service="localhost")
+        await journal.answer("k", b"a sandbox's answer")
+        with pytest.raises(JournalError, match="is that of localhost, and this is production"):
+            await begun(service="production")
+
+
+async def test_a_clock_that_was_far_ahead_does_not_open_the_window_again(path: Path) -> None:
+    clock = Clock()
+    async with Journal(path, replay_window=60.0, clock=clock) as journal:
+        now = clock.now
+        clock.now = now + 30 * 86400
+        await begin(journal, "k")
+        clock.now = now
+        with pytest.raises(OutcomeUnknownError):
+            await begin(journal, "k")

@@ -17,7 +17,7 @@ from samples import ANSWERS, MODELS
 
 from convertrilo import models
 from convertrilo._json import encode
-from convertrilo._model import FieldSpec, Model, field_specs, without_signature
+from convertrilo._model import FieldSpec, Model, field_specs, fit_to_show
 from convertrilo.codec import from_answer, read_answer, to_wire, wire_name
 from convertrilo.errors import ValidationError
 
@@ -341,7 +341,7 @@ SHOWN = [
 
 @pytest.mark.parametrize(("url", "shown"), SHOWN)
 def test_what_may_be_secret_in_a_url_is_hidden(url: str, shown: str) -> None:
-    assert without_signature(url) == shown
+    assert fit_to_show(url) == shown
 
 
 # ---- answers

@@ -696,7 +696,7 @@ async def test_a_token_that_comes_late_does_not_undo_a_renewal() -> None:
         await anyio.wait_all_tasks_blocked()
         await client.get_balance()
         late.set()
-    assert asked == 4
+    assert asked == 3
     assert script.attempts == 4
 
 

@@ -358,7 +358,7 @@ async def test_closing_ends_what_is_in_flight_and_refuses_what_comes_later() -> 
     async def ask() -> None:
         try:
             await fetch(transport, server.url)
-        except (httpx.ReadError, RuntimeError) as error:
+        except (httpx.ReadError, httpx.ConnectError) as error:
             failures.append(type(error))
 
     async with loopback(stall) as server, anyio.create_task_group() as tasks:
@@ -368,8 +368,8 @@ async def test_closing_ends_what_is_in_flight_and_refuses_what_comes_later() -> 
         await until(lambda: (len(server.requests), transport.waiting) == (2, 1))
         await transport.aclose()
         await until(lambda: len(failures) == 3)
-        assert sorted(failures, key=str) == [RuntimeError, httpx.ReadError, httpx.ReadError]
-        with pytest.raises(RuntimeError, match="the transport is closed"):
+        assert sorted(failures, key=str) == [httpx.ConnectError, httpx.ReadError, httpx.ReadError]
+        with pytest.raises(httpx.ConnectError, match="the transport is closed"):
             await fetch(transport, server.url)
         assert (transport.in_flight, transport.idle, len(sockets_to(server))) == (0, 0, 0)
 
