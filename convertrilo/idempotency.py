@@ -80,8 +80,9 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
 
     Another service can compute the same: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
     `refreshToken` and `sessionToken` wherever they stand outside `metadata`, and user name, password and signature
-    parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest as
-    `{"body": …, "name": …, "operation": …}`, write that as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as integers), and hash it.
+    parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest into an object with the keys `body`, `name`
+    and `operation`, write that as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as integers),
+    and hash it.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or

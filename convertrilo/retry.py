@@ -75,10 +75,11 @@ class RetryPolicy:
 class RetryBudget:
     """A token bucket shared by all calls of a client, so that a failing service is not hammered.
 
-    It starts full at 500. A retry costs 5; if its call succeeds after all, one such cost is paid back; a call that succeeds at
-    the first attempt pays 1. With less than 5 left, errors are raised at once. So a client rides out 100 failures in a
-    row, and afterwards retries as long as no more than about one call in six goes on failing. A wait that the service
-    itself asked for is free. (The numbers are those of the AWS SDKs' standard mode; gRPC's throttling is alike.)
+    It starts full at 500. A retry costs 5; if its call succeeds after all, one such cost is paid back; a call that
+    succeeds at the first attempt pays 1. With less than 5 left, errors are raised at once. So a client rides out 100
+    failures in a row, and afterwards retries as long as no more than about one call in six goes on failing. A wait that
+    the service itself asked for is free. (The numbers are those of the AWS SDKs' standard mode; gRPC's throttling is
+    alike.)
     """
 
     COST = 5

@@ -132,7 +132,7 @@ async def test_jobs_of_long_ago_are_left_alone(
 
 async def made(journal: Journal, operation: str, answer: Any) -> None:
     """Write an operation down as answered."""
-    await journal.begin(operation=operation, key=operation, body=b"{}", identity="key", name=None)
+    await journal.begin(service="localhost", operation=operation, key=operation, body=b"{}", identity="key", name=None)
     await journal.answer(operation, json.dumps(answer).encode())
 
 
