@@ -135,15 +135,17 @@ async def _follow(
 ) -> httpx.Response:
     fixed = [("User-Agent", f"convertrilo-python/{__version__}"), *headers]
     for _ in range(_MAX_REDIRECTS + 1):
-        response = await engine.send(
-            httpx.Request(
-                method,
-                url,
-                headers=[("Host", url.netloc.decode("ascii")), *fixed],
-                stream=httpx.ByteStream(b"") if make_body is None else make_body(),
-                extensions={"timeout": options.timeout.as_dict()},
-            )
+        request = httpx.Request(
+            method,
+            url,
+            headers=[("Host", url.netloc.decode("ascii")), *fixed],
+            stream=httpx.ByteStream(b"") if make_body is None else make_body(),
+            extensions={"timeout": options.timeout.as_dict()},
         )
+        try:
+            response = await engine.send(request)
+        except OSError as error:  # from a caller's own transport; an error of the disk's must not be taken for it
+            raise httpx.NetworkError(str(error), request=request) from error
         if not response.has_redirect_location:
             return response
         await response.aclose()

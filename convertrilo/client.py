@@ -59,8 +59,9 @@ from convertrilo.operations import Operation
 from convertrilo.retry import RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
+    from convertrilo._content import Source
     from convertrilo.journal import Journal
-    from convertrilo.transfers import OnProgress, Source, Target
+    from convertrilo.transfers import OnProgress, Target
     from convertrilo.waiting import HasJobId, JobResult
 
 R = TypeVar("R")
@@ -443,6 +444,44 @@ class AsyncClient:
         from convertrilo.transfers import upload
 
         await upload(self, job, source, size=size, on_progress=on_progress)
+
+    async def upload_chunked(
+        self,
+        job_id: str,
+        source: "Source",
+        *,
+        part_size: int = 8 * 1024 * 1024,
+        concurrency: int = 4,
+        size: int | None = None,
+        on_progress: "OnProgress | None" = None,
+    ) -> None:
+        """Upload a job's file in parts, several at a time (`initStream`, `uploadChunk`, `finalizeStream`).
+
+        Each part is tried again on its own, so a stream need not be read twice. An upload that fails or is cancelled is
+        given up on the server too (`abortStream`).
+
+        Args:
+            job_id: The job.
+            source: A path, a file opened in binary mode (from where it stands), bytes, or an async iterable of bytes.
+            part_size: Bytes of a part; more where the file would have more than 10,000 parts.
+            concurrency: How many parts are in memory, and under way, at once.
+            size: How many bytes an async iterable has, if that is known.
+            on_progress: Called with a `Progress` for every part that has arrived.
+
+        Raises:
+            TransferError: The source cannot be read.
+        """
+        from convertrilo.transfers import upload_chunked
+
+        await upload_chunked(
+            self,
+            job_id,
+            source,
+            part_size=part_size,
+            concurrency=concurrency,
+            size=size,
+            on_progress=on_progress,
+        )
 
     async def download(
         self, target: "Target", path: str | os.PathLike[str], *, on_progress: "OnProgress | None" = None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from convertrilo._poller import AnyStatus, percent_of
+from convertrilo._storage import BrokenAttempt
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request
 from convertrilo.errors import (
@@ -16,7 +17,7 @@ from convertrilo.errors import (
     TransferError,
     ValidationError,
 )
-from convertrilo.models import JobCreateRequest, OnDemandEncodeRequest, StatusResponse
+from convertrilo.models import JobCreateRequest, JobCreateResponse, OnDemandEncodeRequest, StatusResponse
 from convertrilo.transfers import OnProgress, Progress
 
 
@@ -41,7 +42,7 @@ async def encode_file(
         status = (await client.job_status(job.job_id)).status or status
     if status == "created":
         if not (is_named and await _has_its_file(client, job.job_id)):
-            await client.upload(job, path, on_progress=on_progress)
+            await _upload(client, job, path, on_progress)
             await _approve(client, job.job_id)
         await _confirm(client, job.job_id)
     done = await client.wait_for_job(job.job_id, timeout=timeout, on_progress=_percent(job.job_id, on_progress))
@@ -66,6 +67,18 @@ async def _has_its_file(client: AsyncClient, job_id: str) -> bool:
     except (InvalidRequestError, NotFoundError, ConflictError):
         return False
     return True
+
+
+async def _upload(
+    client: AsyncClient, job: JobCreateResponse, path: str | os.PathLike[str], on_progress: OnProgress | None
+) -> None:
+    """Upload the file; in parts, if the job is so old that its upload URL has expired."""
+    try:
+        await client.upload(job, path, on_progress=on_progress)
+    except TransferError as error:
+        if not (isinstance(error.__cause__, BrokenAttempt) and error.__cause__.is_expired):
+            raise
+        await client.upload_chunked(job.job_id, path, on_progress=on_progress)
 
 
 async def _approve(client: AsyncClient, job_id: str) -> None:

@@ -1,23 +1,23 @@
 """Files to and from storage: presigned uploads, and downloads that go on where they broke off."""
 
 import errno
-import io
 import json
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import IO, Literal
 
 import anyio
-import anyio.lowlevel
 import anyio.to_thread
 import attrs
 import httpx
+from anyio.streams.memory import MemoryObjectSendStream
 
 from convertrilo._call import Options
+from convertrilo._content import Content, Source, content_of, opened
 from convertrilo._engine import Engine
+from convertrilo._parts import send_parts
 from convertrilo._storage import BrokenAttempt, body_of, checked_url, exchange, until_done
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import Issue, NotFoundError, TransferError, ValidationError
@@ -30,14 +30,8 @@ from convertrilo.models import (
 )
 from convertrilo.retry import FailureKind
 
-READ_SIZE = 256 * 1024
-"""Bytes of a file that are read and sent at a time; each such piece must be sent within the write timeout."""
-
 WRITE_SIZE = 1024 * 1024
 """Bytes that are received before they are written: a worker thread for every 64 KiB costs more than the writing."""
-
-Source = str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | AsyncIterable[bytes]
-"""What can be uploaded: a path, a file opened in binary mode, bytes, or what yields bytes."""
 
 Target = str | StatusResponse | OnDemandStatusResponse | JobCreateResponse | OnDemandEncodeResponse
 """What can be downloaded: a URL, a status, a job, or a job's id."""
@@ -60,134 +54,33 @@ class Progress:
 OnProgress = Callable[[Progress], object]
 
 
-@asynccontextmanager
-async def _opened(opener: Callable[[], IO[bytes]]) -> AsyncGenerator[IO[bytes]]:
-    """Open a file in a worker thread, and close it whatever happens, cancellation included."""
-    file = await anyio.to_thread.run_sync(opener)
-    try:
-        yield file
-    finally:
-        with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(file.close)
-
-
 # ---- upload
 
 
-@attrs.frozen(kw_only=True)
-class _Content:
-    """What is to be uploaded."""
-
-    name: str
-    size: int | None
-    rewinds: bool
-    """Whether it can be read more than once."""
-    begin: Callable[[], Awaitable[object]]
-    """Goes to its beginning."""
-    next: Callable[[], Awaitable[bytes | None]]
-    """Returns what comes next; `None` at its end."""
-
-
-@asynccontextmanager
-async def _content(source: Source, size: int | None) -> AsyncGenerator[_Content]:
-    if isinstance(source, bytes | bytearray | memoryview):
-        data = bytes(source)
-        yield await _file_content(io.BytesIO(data), "the data")
-    elif isinstance(source, str | os.PathLike):
-        path = Path(source)
-        try:
-            async with _opened(lambda: path.open("rb")) as file:
-                yield await _file_content(file, str(path))
-        except OSError as error:
-            raise TransferError(f"{path} cannot be read: {error.strerror or error}") from error
-    elif isinstance(source, AsyncIterable):
-        iterator = aiter(source)
-        try:
-            yield _stream_content(iterator, size)
-        finally:
-            if isinstance(iterator, AsyncGenerator):
-                with anyio.CancelScope(shield=True):
-                    await iterator.aclose()
-    elif callable(getattr(source, "read", None)):
-        yield await _file_content(source, str(getattr(source, "name", "the file")))
-    else:
-        allowed = "a path, a file opened in binary mode, bytes, or an async iterable of bytes"
-        raise ValidationError("source", [Issue("", f"must be {allowed}, not {type(source).__name__}")])
-
-
-async def _file_content(file: IO[bytes], name: str) -> _Content:
-    """Return what is in an open file, from where it stands to its end."""
-
-    def measure() -> tuple[int, int | None]:
-        if not file.seekable():
-            return 0, None
-        start = file.tell()
-        end = file.seek(0, os.SEEK_END)
-        file.seek(start)
-        return start, max(0, end - start)
-
-    start, size = await anyio.to_thread.run_sync(measure)
-
-    async def begin() -> None:
-        if size is not None:
-            await anyio.to_thread.run_sync(file.seek, start)
-
-    async def read() -> bytes | None:
-        return await anyio.to_thread.run_sync(file.read, READ_SIZE) or None
-
-    return _Content(name=name, size=size, rewinds=size is not None, begin=begin, next=read)
-
-
-def _stream_content(iterator: AsyncIterator[bytes], size: int | None) -> _Content:
-    async def read() -> bytes | None:
-        return await anext(iterator, None)
-
-    return _Content(name="the stream", size=size, rewinds=False, begin=anyio.lowlevel.checkpoint, next=read)
-
-
 class _Body(httpx.AsyncByteStream):
-    """The body of one attempt: exactly as long as was said.
+    """The body of one attempt.
 
     No generator: a connection that breaks would leave it unfinished, and nobody would close it.
     """
 
-    def __init__(self, content: _Content, tell: Callable[[int], None]) -> None:
+    def __init__(self, content: Content, tell: Callable[[], None]) -> None:
         self._content = content
         self._tell = tell
-        self._done = 0
-        self.begun = False
+        self._begun = False
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     async def __anext__(self) -> bytes:
-        content = self._content
-        if not self.begun or self._done:
-            self._tell(self._done)
-        try:
-            if not self.begun:
-                self.begun = True
-                await content.begin()
-            piece = await content.next()
-            while piece is not None and not piece:
-                piece = await content.next()
-        except (OSError, httpx.HTTPError) as error:
-            raise TransferError(f"{content.name} cannot be read after {self._done} bytes: {error}") from error
-        if isinstance(piece, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # from a file opened in text mode
-            raise ValidationError("source", [Issue("", "must hold bytes, not text")])
-        return self._measured(piece)
-
-    def _measured(self, piece: bytes | None) -> bytes:
-        name, size = self._content.name, self._content.size
-        if size is not None and piece is not None and self._content.rewinds:
-            piece = piece[: size - self._done]  # a file may have grown since it was measured
-        if not piece:
-            if size is not None and self._done < size:
-                raise TransferError(f"{name} ends after {self._done} of the {size} bytes that it should have")
+        if not self._begun:
+            self._begun = True
+            await self._content.begin()
+            self._tell()
+        elif self._content.done:
+            self._tell()
+        piece = await self._content.next()
+        if piece is None:
             raise StopAsyncIteration
-        self._done += len(piece)
-        if size is not None and self._done > size:
-            raise TransferError(f"{name} goes on after the {size} bytes that it should have")
         return bytes(piece)
 
 
@@ -203,22 +96,16 @@ async def upload(
     url, job_id = _upload_url(job)
     engine, options = engine_of(client)
 
-    async with _content(source, size) as content:
-        body: _Body | None = None
+    async with content_of(source, size) as content:
 
-        def tell(done: int) -> None:
+        def tell() -> None:
             if on_progress is not None:
-                on_progress(Progress("upload", done, content.size, job_id))
-
-        def is_spent() -> bool:
-            return body is not None and body.begun and not content.rewinds
+                on_progress(Progress("upload", content.done, content.size, job_id))
 
         def make_body() -> httpx.AsyncByteStream:
-            nonlocal body
-            if is_spent():
+            if content.is_spent:
                 raise BrokenAttempt(f"{content.name} cannot be read a second time")
-            body = _Body(content, tell)
-            return body
+            return _Body(content, tell)
 
         # No Content-Type: if it is part of the signature, nobody says which; and older signatures want none.
         length = ("Transfer-Encoding", "chunked") if content.size is None else ("Content-Length", str(content.size))
@@ -228,7 +115,7 @@ async def upload(
                 async with exchange(engine, options, "PUT", url, [length], make_body) as response:
                     await response.aread()
             except BrokenAttempt as broken:
-                if is_spent() and broken.kind is not FailureKind.REJECTED:
+                if content.is_spent and broken.kind is not FailureKind.REJECTED:
                     broken.kind = FailureKind.REJECTED
                     broken.reason += f", and {content.name} cannot be read a second time"
                 raise
@@ -237,7 +124,7 @@ async def upload(
             await until_done("upload", engine, options, attempt, lambda: 0)
         except BrokenAttempt as broken:
             hint = "; the upload URL may have expired" if broken.is_expired else ""
-            raise TransferError(f"{content.name} is not uploaded: {broken}{hint}") from broken.__cause__
+            raise TransferError(f"{content.name} is not uploaded: {broken}{hint}") from broken
 
 
 def _upload_url(job: JobCreateResponse | JobUpload | str) -> tuple[httpx.URL, str | None]:
@@ -247,6 +134,33 @@ def _upload_url(job: JobCreateResponse | JobUpload | str) -> tuple[httpx.URL, st
     if place is None or place.url is None:
         raise ValidationError("job", [Issue("upload", "must say where to: this job takes no upload")])
     return checked_url("job.upload.url", place.url), job_id
+
+
+async def upload_chunked(
+    client: AsyncClient,
+    job_id: str,
+    source: Source,
+    *,
+    part_size: int,
+    concurrency: int,
+    size: int | None,
+    on_progress: OnProgress | None,
+) -> None:
+    """Upload a job's file in parts; see `AsyncClient.upload_chunked`."""
+    wrong = [
+        Issue(name, f"must be at least 1, not {value!r}")
+        for name, value in (("part_size", part_size), ("concurrency", concurrency))
+        if value < 1
+    ]
+    if wrong:
+        raise ValidationError("upload_chunked", wrong)
+    async with content_of(source, size) as content:
+
+        def tell(done: int) -> None:
+            if on_progress is not None:
+                on_progress(Progress("upload", done, content.size, job_id))
+
+        await send_parts(client, job_id, content, part_size=part_size, concurrency=concurrency, tell=tell)
 
 
 # ---- download
@@ -285,7 +199,7 @@ async def download(
         await anyio.to_thread.run_sync(part.finish)
     except BrokenAttempt as broken:
         hint = "; the download URL may have expired" if broken.is_expired else ""
-        raise TransferError(f"{part.final} is not downloaded: {broken}{hint}{part.kept()}") from broken.__cause__
+        raise TransferError(f"{part.final} is not downloaded: {broken}{hint}{part.kept()}") from broken
     except OSError as error:
         raise TransferError(f"{part.final} cannot be written: {error.strerror or error}{part.kept()}") from error
     return part.final
@@ -431,7 +345,7 @@ async def _fetch(engine: Engine, options: Options, output: _Output, part: _Part,
     try:
         async with exchange(engine, options, "GET", checked_url("download_url", output.url), headers) as response:
             _check(response)
-            async with _opened(part.open) as file:
+            async with opened(part.open) as file:
                 place = part.go_on if response.status_code == 206 else part.begin
                 await anyio.to_thread.run_sync(place, file, response)
                 tell()
@@ -456,28 +370,47 @@ def _check(response: httpx.Response) -> None:
 
 
 async def _receive(response: httpx.Response, file: IO[bytes], part: _Part, tell: Callable[[], None]) -> None:
-    waiting: list[bytes] = []
-    amount = 0
+    """Write the body of an answer to a file: a thread writes while more arrives."""
+    outgoing, incoming = anyio.create_memory_object_stream[list[bytes]](1)
+    failures: list[Exception] = []
 
     async def write() -> None:
-        nonlocal waiting, amount
-        chunks, waiting = waiting, []
-        await anyio.to_thread.run_sync(_write, file, chunks)
-        part.size += amount
-        amount = 0
-        tell()
+        try:
+            async for chunks in incoming:
+                await anyio.to_thread.run_sync(_write, file, chunks)
+                part.size += sum(map(len, chunks))
+                tell()
+        except Exception as error:  # noqa: BLE001  # raised below, outside of the group
+            failures.append(error)
+            tasks.cancel_scope.cancel()
 
+    with incoming, outgoing:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(write)
+            try:
+                await _hand_on(response, outgoing)
+            except httpx.HTTPError as error:
+                failures.append(error)
+            outgoing.close()
+    if failures:
+        raise failures[0]
+
+
+async def _hand_on(response: httpx.Response, outgoing: MemoryObjectSendStream[list[bytes]]) -> None:
+    """Gather the pieces of a body; those before a break too."""
+    waiting: list[bytes] = []
+    amount = 0
     try:
-        async with body_of(response) as chunks:
-            async for chunk in chunks:
+        async with body_of(response) as body:
+            async for chunk in body:
                 waiting.append(chunk)
                 amount += len(chunk)
                 if amount >= WRITE_SIZE:
-                    await write()
+                    await outgoing.send(waiting)
+                    waiting, amount = [], 0
     finally:
         if waiting:
-            with anyio.CancelScope(shield=True):
-                await write()
+            await outgoing.send(waiting)
 
 
 def _write(file: IO[bytes], chunks: list[bytes]) -> None:

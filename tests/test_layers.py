@@ -27,7 +27,8 @@ FLOORS = """
     _call
     _engine receiver
     client
-    _poller _storage
+    _content _poller _storage
+    _parts
     encoding ingest reconciliation transfers waiting
     convertrilo
     sandbox

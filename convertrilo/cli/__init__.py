@@ -1,0 +1,21 @@
+"""The command `convertrilo`: thin over `AsyncClient`, with nothing to decide of its own."""
+
+import sys
+
+_EXTRA = frozenset({"click", "rich"})
+
+
+def main() -> None:
+    """Run the command with the process's arguments, and end the process with its exit code."""
+    try:
+        from convertrilo.cli.app import run
+
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        code = 130
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        sys.stderr.write(f'convertrilo: this needs {error.name}; install it with: pip install "convertrilo[cli]"\n')
+        code = 2
+    sys.exit(code)
