@@ -23,11 +23,11 @@ FLOORS = """
     events operations webhooks
     idempotency retry
     _redaction _sqlite
-    _dedupe_sqlite dedupe journal transport
+    _content _dedupe_sqlite dedupe journal transport
     _call
     _engine receiver
     client
-    _content _poller _storage
+    _poller _storage
     _parts
     encoding ingest reconciliation transfers waiting
     convertrilo
