@@ -12,7 +12,10 @@ from convertrilo._version import __version__
 if TYPE_CHECKING:
     from convertrilo.errors import ConvertriloError
 
-COMMANDS = {"encode": "Encode a local file, or a URL, to a local file."}
+COMMANDS = {
+    "encode": "Encode a local file, or a URL, to a local file.",
+    "sandbox": "Serve a local Convertrilo that really encodes.",
+}
 """Each is a command of the module of its name in this package, which is imported when it is called."""
 
 EPILOG = """\b

@@ -15,6 +15,7 @@ import attrs
 import click
 
 from convertrilo.cli import output as show
+from convertrilo.cli.extras import needing_the_sandbox
 from convertrilo.cli.interrupt import interruptible
 from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request
@@ -188,12 +189,8 @@ async def _client(*, sandbox: bool) -> AsyncGenerator[AsyncClient]:
         async with AsyncClient() as client:
             yield client
         return
-    try:
+    with needing_the_sandbox():
         from convertrilo.sandbox import Sandbox, serve
-    except ModuleNotFoundError as error:
-        raise _no_sandbox(error.name) from None
-    if importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise _no_sandbox("imageio_ffmpeg")
     from convertrilo.transport import PoolTransport
 
     # Its own connections: a proxy that the environment names is not for this machine.
@@ -203,10 +200,6 @@ async def _client(*, sandbox: bool) -> AsyncGenerator[AsyncClient]:
         AsyncClient(service.api_key, base_url=base_url, transport=PoolTransport()) as client,
     ):
         yield client
-
-
-def _no_sandbox(missing: str | None) -> ConfigurationError:
-    return ConfigurationError(f'the sandbox needs {missing}; install it with: pip install "convertrilo[sandbox]"')
 
 
 async def _probed(path: Path) -> dict[str, Any]:
