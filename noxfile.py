@@ -1,4 +1,6 @@
-"""The project's checks: `nox` runs lint, types and tests; `nox -s bench` measures."""
+"""The project's checks: `nox` runs lint, types and tests; `nox -s s3` and `nox -s bench` are further ones."""
+
+import shutil
 
 import nox
 
@@ -30,6 +32,17 @@ def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
     session.run("pytest", "--numprocesses", "auto", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session
+def s3(session: nox.Session) -> None:
+    """Run the tests of S3 against Ceph's radosgw, which checks signatures as AWS does; arguments go to pytest."""
+    if missing := [name for name in ("radosgw", "ceph-mon", "ceph-osd") if shutil.which(name) is None]:
+        packages = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
+        session.error(f"{', '.join(missing)} not found; on Debian: {packages}")
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
+    files = [f"tests/sandbox/{name}.py" for name in ("test_sandbox_s3", "test_sandbox_s3_signed")]
+    session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
 
 
 @nox.session

@@ -3,7 +3,7 @@
 import importlib
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,10 +27,17 @@ class ObjectStore:
 
     def bucket(self, **objects: bytes) -> str:
         """Make a bucket of its own that anybody may use, with these objects in it."""
+        return self._bucket("public-read-write", "public-read", objects)
+
+    def private_bucket(self, **objects: bytes) -> str:
+        """Make a bucket of its own that only its owner may use, with these objects in it."""
+        return self._bucket("private", "private", objects)
+
+    def _bucket(self, bucket_acl: str, acl: str, objects: Mapping[str, bytes]) -> str:
         name = f"bucket-{next(_numbers)}"
-        self.s3.create_bucket(Bucket=name, ACL="public-read-write")
+        self.s3.create_bucket(Bucket=name, ACL=bucket_acl)
         for key, content in objects.items():
-            self.s3.put_object(Bucket=name, Key=key, Body=content, ACL="public-read")
+            self.s3.put_object(Bucket=name, Key=key, Body=content, ACL=acl)
         return name
 
     def place(self, bucket: str, *, signed: bool = True, **further: Any) -> dict[str, Any]:
