@@ -143,6 +143,7 @@ class Call(Generic[R]):
         "in_doubt",
         "last_resend",
         "operation",
+        "was_sent_before",
     )
 
     def __init__(
@@ -176,6 +177,8 @@ class Call(Generic[R]):
         self._renewals = 0
         self.last_resend: float | None = None
         """Seconds since the epoch after which the service may have forgotten the key, where a journal knows."""
+        self.was_sent_before = False
+        """Whether an earlier call may have done it, where a journal knows."""
         self._is_forgotten = False
 
     async def run(self) -> Answered[R]:
@@ -241,12 +244,14 @@ class Call(Generic[R]):
                 except (httpx.HTTPError, OSError) as error:
                     failure = self._broken(error, request)
         except BaseException:
+            if not _may_be_sent(request):
+                self.in_doubt = was_in_doubt
             self._wait = None
             self._notify("interrupted", response, None)
             raise
         if scope.cancelled_caught:
-            begun = request.extensions.get("begun", True)  # our own transport says so
-            failure = _Failure(FailureKind.UNCLEAR if begun else FailureKind.NOT_SENT, self._too_late())
+            kind = FailureKind.UNCLEAR if _may_be_sent(request) else FailureKind.NOT_SENT
+            failure = _Failure(kind, self._too_late())
         if failure is None:
             assert response is not None
             return self._succeeded(response, answer), answer, response.headers
@@ -353,7 +358,7 @@ class Call(Generic[R]):
         reason = self._hider(text)(text)
         cause = error if all(self._hider(each)(each) == each for each in _texts_of(error)) else None
         reason = reason or type(error).__name__
-        if isinstance(error, _NOT_SENT):
+        if isinstance(error, _NOT_SENT) and not _may_be_sent(request, default=False):
             return _Failure(FailureKind.NOT_SENT, NotSentError(f"nothing was sent: {reason}"), cause=cause)
         return _Failure(FailureKind.UNCLEAR, TransportError(f"no answer: {reason}"), cause=cause)
 
@@ -385,7 +390,8 @@ class Call(Generic[R]):
             return None
         if wait >= self._left():
             return None
-        if self.in_doubt and self.last_resend is not None and self._context.clock.time() + wait > self.last_resend:
+        doubtful = self.in_doubt or self.was_sent_before
+        if doubtful and self.last_resend is not None and self._context.clock.time() + wait > self.last_resend:
             self._is_forgotten = True
             return None
         free = failure.told is not None or failure.kind is FailureKind.IN_PROGRESS
@@ -464,6 +470,11 @@ _NO_CREDENTIALS = {
     Auth.BEARER: "this operation takes a bearer token only: pass get_token=… (an API key is not enough)",
     Auth.NONE: "",
 }
+
+
+def _may_be_sent(request: httpx.Request, *, default: bool = True) -> bool:
+    """Whether any of a request may have gone out; our own transport knows, for others there is a default."""
+    return bool(request.extensions.get("begun", default))
 
 
 def _is_unavailable(response: httpx.Response | None) -> bool:

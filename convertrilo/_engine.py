@@ -105,6 +105,7 @@ class Engine(Context):
             name=identity.name,
         )
         call.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
+        call.was_sent_before = not entry.fresh
         if entry.answer is not None:
             return call.read(entry.answer), httpx.Headers()
         try:
@@ -128,9 +129,11 @@ class Engine(Context):
             target += "?" + "&".join(f"{name}={_quoted(name, value, safe=',')}" for name, value in query.items())
         url = self._urls.get(target)  # to make one costs 10 us
         if url is None:
-            if len(self._urls) >= _MOST_URLS:
-                self._urls.clear()
-            self._urls[target] = url = httpx.URL(f"{self.base_url}{target}")
+            url = httpx.URL(f"{self.base_url}{target}")
+            if query is None:  # with one, URLs are long, and seldom asked for again
+                if len(self._urls) >= _MOST_URLS:
+                    self._urls.clear()
+                self._urls[target] = url
         return url
 
 

@@ -4,6 +4,7 @@ import contextlib
 import logging
 from typing import Any
 
+import anyio
 import attrs
 import httpx
 import pytest
@@ -95,6 +96,31 @@ async def test_a_rejected_token_is_an_event_too() -> None:
         ("unauthorized", 401, 0.0),
         ("ok", 200, None),
     ]
+
+
+async def test_an_attempt_that_is_cancelled_is_an_event_too() -> None:
+    events: list[AttemptEvent] = []
+
+    async def hang(_: Sent) -> Answer:
+        tasks.cancel_scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    client = client_of(Script(Answer(500), hang), on_event=events.append)
+    async with client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.get_balance)
+    assert [(each.attempt, each.outcome, each.wait) for each in events] == [
+        (1, "unclear", 0.5),
+        (2, "interrupted", None),
+    ]
+
+
+async def test_what_is_no_error_of_the_wire_ends_the_call_and_is_an_event_too() -> None:
+    events: list[AttemptEvent] = []
+    async with client_of(Script(LookupError("a bug of the transport")), on_event=events.append) as client:
+        error = await raised_by(client.get_balance())
+    assert type(error) is LookupError
+    assert [(each.outcome, each.wait) for each in events] == [("interrupted", None)]
 
 
 async def test_elapsed_is_the_time_since_the_call_began() -> None:

@@ -18,6 +18,16 @@ from convertrilo.sandbox.problem import Problem
 _TIMEOUT = httpx.Timeout(30.0)
 
 
+class _Lent(httpx.AsyncBaseTransport):
+    """A transport that stays its owner's to close."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._transport.handle_async_request(request)
+
+
 class Network:
     """Opens connections for sources and outputs.
 
@@ -36,7 +46,8 @@ class Network:
 
     def client(self) -> httpx.AsyncClient:
         """Return a client whose requests go through `send`."""
-        return httpx.AsyncClient(transport=self._transport, verify=self._tls, timeout=_TIMEOUT, trust_env=False)
+        transport = None if self._transport is None else _Lent(self._transport)
+        return httpx.AsyncClient(transport=transport, verify=self._tls, timeout=_TIMEOUT, trust_env=False)
 
     async def addresses(self, host: str, *, resolve: bool = True) -> list[str]:
         """Return the addresses of a host, all of them allowed; none where connections are not ours to open.

@@ -346,7 +346,7 @@ def run(backend: str, *, examples: int, phases: Sequence[Phase] = tuple(Phase), 
 
 
 def test_no_crash_retry_or_rerun_makes_a_second_job(anyio_backend: str) -> None:
-    run(anyio_backend, examples=120)
+    run(anyio_backend, examples=80)
 
 
 @pytest.mark.parametrize(
@@ -359,4 +359,5 @@ def test_no_crash_retry_or_rerun_makes_a_second_job(anyio_backend: str) -> None:
 )
 def test_the_machine_finds_a_second_job_where_there_must_be_one(variant: dict[str, Any], anyio_backend: str) -> None:
     with pytest.raises(AssertionError, match="two jobs"):
-        run(anyio_backend, examples=200, phases=[Phase.generate], **variant)
+        # What is done at once depends on the threads' order, which hypothesis would want to see again.
+        run(anyio_backend, examples=200, phases=[Phase.generate], create_at_once=None, **variant)
