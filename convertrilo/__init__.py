@@ -125,6 +125,8 @@ if TYPE_CHECKING:
     from convertrilo.receiver import WebhookReceiver
     from convertrilo.reconciliation import reconcile
     from convertrilo.retry import RetryPolicy
+    from convertrilo.transfers import Progress
+    from convertrilo.waiting import JobResult
     from convertrilo.webhooks import WebhookEvent
 
 __all__ = [
@@ -180,6 +182,7 @@ __all__ = [
     "JobEstimate",
     "JobFailedError",
     "JobOutput",
+    "JobResult",
     "JobUpload",
     "Journal",
     "JournalError",
@@ -206,6 +209,7 @@ __all__ = [
     "Preset",
     "Priority",
     "ProbeDurationResponse",
+    "Progress",
     "PublicJobCreateRequest",
     "PublicResolution",
     "Quality",
@@ -254,7 +258,9 @@ _HOMES = {
     "Journal": "journal",
     "MemoryDedupe": "dedupe",
     "OPERATIONS": "operations",
+    "JobResult": "waiting",
     "Operation": "operations",
+    "Progress": "transfers",
     "Repeat": "operations",
     "RetryPolicy": "retry",
     "SQLiteDedupe": "_dedupe_sqlite",

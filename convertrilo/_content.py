@@ -13,8 +13,8 @@ import httpx
 
 from convertrilo.errors import Issue, TransferError, ValidationError
 
-READ_SIZE = 256 * 1024
-"""Bytes of a file that are read and sent at a time; each such piece must be sent within the write timeout."""
+READ_SIZE = 1024 * 1024
+"""Bytes of a file that are read at a time: a worker thread for every 64 KiB would cost more than the reading."""
 
 Source = str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | AsyncIterable[bytes]
 """What can be uploaded: a path, a file opened in binary mode, bytes, or what yields bytes."""

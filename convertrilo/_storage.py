@@ -3,6 +3,7 @@
 Nothing here carries the API's credentials, and no URL is ever shown: its signature is a credential of its own.
 """
 
+import base64
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -202,6 +203,30 @@ def _error_in(body: bytes) -> tuple[str, str]:
         return str(wire["code"])[:100], str(wire["message"])[:500]
     except (ValueError, TypeError, KeyError, RecursionError):
         return "", ""
+
+
+_DIGESTS = (  # which header has a digest of the whole file, even in a partial answer; how it writes it; which one it is
+    ("repr-digest", r"sha-512=:([^:]+):", "sha512"),  # RFC 9530
+    ("repr-digest", r"sha-256=:([^:]+):", "sha256"),
+    ("digest", r"[Ss][Hh][Aa]-256=([^,]+)", "sha256"),  # RFC 3230
+    ("x-amz-checksum-sha256", r"([^-]+)", "sha256"),  # one with a hyphen is a digest of digests
+    ("x-goog-hash", r"md5=([^,]+)", "md5"),
+)
+
+
+def digest_in(headers: httpx.Headers) -> tuple[str, str] | None:
+    """Return algorithm and value (in hexadecimal) of the digest that an answer gives of the whole file, if any.
+
+    An ETag is not taken for one: often it is the MD5; of an encrypted or composed object it is not, and does not say.
+    """
+    for name, pattern, algorithm in _DIGESTS:
+        found = re.search(rf"(?:^|[,\s]){pattern}(?:$|[,\s])", headers.get(name, ""))
+        if found is not None:
+            try:
+                return algorithm, base64.b64decode(found[1], validate=True).hex()
+            except ValueError:
+                continue
+    return None
 
 
 def checked_url(name: str, text: str) -> httpx.URL:

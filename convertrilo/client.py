@@ -494,7 +494,7 @@ class AsyncClient:
         Args:
             target: A status, a job, a job's id, or a URL.
             path: Where to put it; what is there is replaced.
-            on_progress: Called with a `Progress` for every mebibyte that is written.
+            on_progress: Called with a `Progress` for what is written, at least every second if something arrives.
 
         Raises:
             TransferError: The file did not arrive, or cannot be written; what has arrived stays in `path.part`.

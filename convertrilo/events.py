@@ -28,7 +28,7 @@ class AttemptEvent:
     """One attempt of one call: what was tried and what came of it. Never a body, a URL or a credential."""
 
     operation: str
-    """The contract's operation id."""
+    """The contract's operation id; or `upload` or `download`, for what goes to and from storage."""
     attempt: int
     """1 for the first."""
     outcome: Outcome

@@ -1,6 +1,7 @@
 """Files to and from storage: presigned uploads, and downloads that go on where they broke off."""
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,10 +16,11 @@ import httpx
 from anyio.streams.memory import MemoryObjectSendStream
 
 from convertrilo._call import Options
+from convertrilo._clock import Clock
 from convertrilo._content import Content, Source, content_of, opened
 from convertrilo._engine import Engine
 from convertrilo._parts import send_parts
-from convertrilo._storage import BrokenAttempt, body_of, checked_url, exchange, until_done
+from convertrilo._storage import BrokenAttempt, body_of, checked_url, digest_in, exchange, until_done
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import Issue, NotFoundError, TransferError, ValidationError
 from convertrilo.models import (
@@ -30,8 +32,12 @@ from convertrilo.models import (
 )
 from convertrilo.retry import FailureKind
 
-WRITE_SIZE = 1024 * 1024
-"""Bytes that are received before they are written: a worker thread for every 64 KiB costs more than the writing."""
+SEND_SIZE = 256 * 1024
+"""Bytes that are handed to the connection at a time; each such piece must be sent within the write timeout."""
+
+WRITE_SIZE = 4 * 1024 * 1024
+WRITE_SECONDS = 0.5
+"""Bytes, or seconds, that are received before they are written: worker threads cost more than the writing itself."""
 
 Target = str | StatusResponse | OnDemandStatusResponse | JobCreateResponse | OnDemandEncodeResponse
 """What can be downloaded: a URL, a status, a job, or a job's id."""
@@ -63,10 +69,12 @@ class _Body(httpx.AsyncByteStream):
     No generator: a connection that breaks would leave it unfinished, and nobody would close it.
     """
 
-    def __init__(self, content: Content, tell: Callable[[], None]) -> None:
+    def __init__(self, content: Content, tell: Callable[[int], None]) -> None:
         self._content = content
         self._tell = tell
         self._begun = False
+        self._piece = memoryview(b"")
+        self._sent = 0
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
@@ -75,13 +83,17 @@ class _Body(httpx.AsyncByteStream):
         if not self._begun:
             self._begun = True
             await self._content.begin()
-            self._tell()
-        elif self._content.done:
-            self._tell()
-        piece = await self._content.next()
-        if piece is None:
-            raise StopAsyncIteration
-        return bytes(piece)
+            self._tell(0)
+        elif self._sent:
+            self._tell(self._sent)
+        if not self._piece:
+            piece = await self._content.next()
+            if piece is None:
+                raise StopAsyncIteration
+            self._piece = memoryview(piece)
+        data, self._piece = bytes(self._piece[:SEND_SIZE]), self._piece[SEND_SIZE:]
+        self._sent += len(data)
+        return data
 
 
 async def upload(
@@ -98,9 +110,9 @@ async def upload(
 
     async with content_of(source, size) as content:
 
-        def tell() -> None:
+        def tell(sent: int) -> None:
             if on_progress is not None:
-                on_progress(Progress("upload", content.done, content.size, job_id))
+                on_progress(Progress("upload", sent, content.size, job_id))
 
         def make_body() -> httpx.AsyncByteStream:
             if content.is_spent:
@@ -266,6 +278,7 @@ class _Part:
     total: int | None = None
     etag: str | None = None
     last_modified: str | None = None
+    digest: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, final: Path) -> "_Part":
@@ -283,6 +296,7 @@ class _Part:
         try:
             known = json.loads(self.note.read_bytes())
             self.etag, self.last_modified, self.total = known["etag"], known["lastModified"], known["total"]
+            self.digest = known["digest"] and tuple(known["digest"])
             self.size = self.path.stat().st_size
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             self.size = 0
@@ -301,7 +315,8 @@ class _Part:
         self.etag = None if etag is None or etag.startswith("W/") else etag
         self.last_modified = headers.get("last-modified")
         self.total = int(length) if length.isdecimal() else None
-        known = {"etag": self.etag, "lastModified": self.last_modified, "total": self.total}
+        self.digest = digest_in(headers)
+        known = {"etag": self.etag, "lastModified": self.last_modified, "total": self.total, "digest": self.digest}
         self.note.write_text(json.dumps(known))
 
     def go_on(self, file: IO[bytes], response: httpx.Response) -> None:
@@ -324,6 +339,21 @@ class _Part:
             raise BrokenAttempt("the file has changed on the server", FailureKind.UNCLEAR)
         file.truncate(self.size)
         file.seek(self.size)
+
+    def check(self) -> None:
+        """See that the file is whole.
+
+        Raises:
+            BrokenAttempt: It is not.
+        """
+        if self.total is not None and self.size != self.total:
+            raise BrokenAttempt(f"it ended after {self.size} of {self.total} bytes", FailureKind.UNCLEAR)
+        if self.digest is not None:
+            algorithm, expected = self.digest
+            with self.path.open("rb") as file:
+                if hashlib.file_digest(file, algorithm).hexdigest() != expected:
+                    self.size = 0
+                    raise BrokenAttempt(f"it does not have the {algorithm} that the storage says", FailureKind.UNCLEAR)
 
     def finish(self) -> None:
         """Give the whole file its name."""
@@ -349,13 +379,12 @@ async def _fetch(engine: Engine, options: Options, output: _Output, part: _Part,
                 place = part.go_on if response.status_code == 206 else part.begin
                 await anyio.to_thread.run_sync(place, file, response)
                 tell()
-                await _receive(response, file, part, tell)
+                await _receive(response, file, part, tell, engine.clock)
     except BrokenAttempt as broken:
         if broken.status == 416:  # it is shorter now than what is here
             part.size, broken.kind = 0, FailureKind.UNCLEAR
         raise
-    if part.total is not None and part.size != part.total:
-        raise BrokenAttempt(f"it ended after {part.size} of {part.total} bytes", FailureKind.UNCLEAR)
+    await anyio.to_thread.run_sync(part.check)
 
 
 def _check(response: httpx.Response) -> None:
@@ -369,7 +398,9 @@ def _check(response: httpx.Response) -> None:
         raise BrokenAttempt("the storage does not say how long it is")
 
 
-async def _receive(response: httpx.Response, file: IO[bytes], part: _Part, tell: Callable[[], None]) -> None:
+async def _receive(
+    response: httpx.Response, file: IO[bytes], part: _Part, tell: Callable[[], None], clock: Clock
+) -> None:
     """Write the body of an answer to a file: a thread writes while more arrives."""
     outgoing, incoming = anyio.create_memory_object_stream[list[bytes]](1)
     failures: list[Exception] = []
@@ -377,7 +408,7 @@ async def _receive(response: httpx.Response, file: IO[bytes], part: _Part, tell:
     async def write() -> None:
         try:
             async for chunks in incoming:
-                await anyio.to_thread.run_sync(_write, file, chunks)
+                await anyio.to_thread.run_sync(write_pieces, file, chunks)
                 part.size += sum(map(len, chunks))
                 tell()
         except Exception as error:  # noqa: BLE001  # raised below, outside of the group
@@ -388,7 +419,7 @@ async def _receive(response: httpx.Response, file: IO[bytes], part: _Part, tell:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(write)
             try:
-                await _hand_on(response, outgoing)
+                await _hand_on(response, outgoing, clock)
             except httpx.HTTPError as error:
                 failures.append(error)
             outgoing.close()
@@ -396,23 +427,24 @@ async def _receive(response: httpx.Response, file: IO[bytes], part: _Part, tell:
         raise failures[0]
 
 
-async def _hand_on(response: httpx.Response, outgoing: MemoryObjectSendStream[list[bytes]]) -> None:
+async def _hand_on(response: httpx.Response, outgoing: MemoryObjectSendStream[list[bytes]], clock: Clock) -> None:
     """Gather the pieces of a body; those before a break too."""
     waiting: list[bytes] = []
-    amount = 0
+    amount, latest = 0, clock.monotonic() + WRITE_SECONDS
     try:
         async with body_of(response) as body:
             async for chunk in body:
                 waiting.append(chunk)
                 amount += len(chunk)
-                if amount >= WRITE_SIZE:
+                if amount >= WRITE_SIZE or clock.monotonic() >= latest:
                     await outgoing.send(waiting)
-                    waiting, amount = [], 0
+                    waiting, amount, latest = [], 0, clock.monotonic() + WRITE_SECONDS
     finally:
         if waiting:
             await outgoing.send(waiting)
 
 
-def _write(file: IO[bytes], chunks: list[bytes]) -> None:
+def write_pieces(file: IO[bytes], chunks: list[bytes]) -> None:
+    """Write what has arrived, through to the system."""
     file.writelines(chunks)
     file.flush()

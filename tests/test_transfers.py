@@ -1,8 +1,11 @@
 """Files up and down: whole, byte by byte, whatever breaks; and no credential of the API's with them."""
 
+import base64
 import errno
 import gc
+import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -13,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import httpx
+import psutil
 import pytest
 from loopback import Received, loopback
 from loopback import answer as on_the_wire
@@ -31,14 +35,15 @@ from convertrilo import (
     StatusResponse,
     TransferError,
     ValidationError,
+    _content,
     _parts,
     transfers,
 )
-from convertrilo._content import READ_SIZE
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
 from convertrilo.transfers import Progress
 
-DATA = bytes(range(256)) * 3000  # 768,000 bytes: three pieces
+DATA = bytes(range(256)) * 3000  # 768,000 bytes
+SEND_SIZE, READ_SIZE = 256 * 1024, 300_000
 UPLOAD_URL = "https://storage.test/in/j-1?X-Amz-Signature=upload-secret"
 DOWNLOAD_URL = "https://storage.test/out/j-1?X-Amz-Signature=download-secret"
 JOB = JobCreateResponse(job_id="j-1", upload=JobUpload(url=UPLOAD_URL), output=JobOutput())
@@ -46,6 +51,12 @@ DONE = {"id": "j-1", "status": "success", "downloadUrl": DOWNLOAD_URL}
 STATUS = StatusResponse(id="j-1", status="success", download_url=DOWNLOAD_URL)
 RESET = httpx.ReadError("connection reset")
 STORED = Answer(200)
+
+
+@pytest.fixture(autouse=True)
+def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in several pieces, though they are small here."""
+    monkeypatch.setattr(_content.Content.next, "__defaults__", (READ_SIZE,))
 
 
 # ---- upload: from what
@@ -126,8 +137,10 @@ async def test_upload_progress_ends_at_the_total_and_begins_anew_with_an_attempt
     seen: list[Progress] = []
     async with client_of(Script(problem(500), STORED)) as client:
         await client.upload(JOB, path_to(tmp_path), on_progress=seen.append)
-    once = [0, READ_SIZE, 2 * READ_SIZE, len(DATA)]
+    once = [each.done for each in seen[: len(seen) // 2]]
     assert [each.done for each in seen] == once + once
+    assert (once[0], once[-1]) == (0, len(DATA))
+    assert all(0 < after - before <= SEND_SIZE for before, after in itertools.pairwise(once))
     assert {(each.stage, each.total, each.job_id) for each in seen} == {("upload", len(DATA), "j-1")}
 
 
@@ -287,12 +300,13 @@ async def test_cancelling_an_upload_leaves_nothing_open(tmp_path: Path) -> None:
         await anyio.sleep_forever()
         raise AssertionError
 
-    file = path_to(tmp_path).open("rb")
+    path = path_to(tmp_path)
     async with client_of(Script(hang)) as client, anyio.create_task_group() as tasks:
-        tasks.start_soon(client.upload, JOB, path_to(tmp_path))
+        tasks.start_soon(client.upload, JOB, path)
         await begun.wait()
+        assert str(path) in {each.path for each in psutil.Process().open_files()}
         tasks.cancel_scope.cancel()
-    file.close()  # ours; an unclosed one of the client's would be a ResourceWarning, hence an error
+    assert str(path) not in {each.path for each in psutil.Process().open_files()}
 
 
 # ---- upload in parts
@@ -576,6 +590,7 @@ class Storage:
         self.failures = failures or []
         self.knows_if_range = True
         self.last_modified = "Mon, 01 Jan 2029 00:00:00 GMT"
+        self.headers: dict[str, str] = {}
 
     async def __call__(self, sent: Sent) -> Answer:
         if sent.headers["host"] != "storage.test":
@@ -583,7 +598,7 @@ class Storage:
         failure = self.failures.pop(0) if self.failures else None
         if isinstance(failure, Answer):
             return failure
-        headers = {"Last-Modified": self.last_modified} | ({"ETag": self.etag} if self.etag else {})
+        headers = {"Last-Modified": self.last_modified, **self.headers} | ({"ETag": self.etag} if self.etag else {})
         body, status = self.data, 200
         wanted, condition = sent.headers.get("range"), sent.headers.get("if-range")
         if wanted and (condition in (self.etag, self.last_modified) or not self.knows_if_range):
@@ -707,7 +722,7 @@ async def test_another_process_goes_on_where_one_stopped(tmp_path: Path) -> None
 
 async def test_a_process_that_died_before_the_last_step_only_has_that_to_do(tmp_path: Path) -> None:
     (tmp_path / "out.part").write_bytes(DATA)
-    note = {"etag": '"v1"', "lastModified": None, "total": len(DATA)}
+    note = {"etag": '"v1"', "lastModified": None, "total": len(DATA), "digest": None}
     (tmp_path / "out.part.json").write_text(json.dumps(note))
     script = Script(Storage())
     async with client_of(script) as client:
@@ -783,6 +798,46 @@ async def test_an_answer_that_may_not_be_the_file_is_refused(answer: Answer, say
     assert names_in(tmp_path) == []
 
 
+def base64_of(algorithm: str, data: bytes) -> str:
+    return base64.b64encode(hashlib.new(algorithm, data).digest()).decode()
+
+
+DIGESTS: dict[str, Callable[[bytes], dict[str, str]]] = {
+    "RFC 9530": lambda data: {"Repr-Digest": f"md5=:xx:, sha-256=:{base64_of('sha256', data)}:"},
+    "RFC 9530, SHA-512": lambda data: {"Repr-Digest": f"sha-512=:{base64_of('sha512', data)}:"},
+    "RFC 3230": lambda data: {"Digest": f"SHA-256={base64_of('sha256', data)}"},
+    "S3": lambda data: {"x-amz-checksum-sha256": base64_of("sha256", data)},
+    "Google": lambda data: {"x-goog-hash": f"crc32c=n03x6A==,md5={base64_of('md5', data)}"},
+}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("kind", DIGESTS)
+async def test_a_file_that_is_not_what_its_digest_says_is_fetched_again(kind: str, cut: bool, tmp_path: Path) -> None:
+    storage = Storage()
+    storage.headers = DIGESTS[kind](DATA)
+    wrong = Answer(
+        200, NEW, {"Content-Length": str(len(NEW)), "ETag": '"v1"', **storage.headers}, RESET if cut else None
+    )
+    storage.failures = [wrong]
+    script = Script(storage)
+    async with client_of(script) as client:
+        path = await client.download(STATUS, tmp_path / "out")
+    assert path.read_bytes() == DATA
+    assert script.attempts == (3 if cut else 2)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Repr-Digest": "sha-256=:no base64:"}, {"x-amz-checksum-sha256": "AAAA-3"}, {"Digest": "unixsum=30637"}],
+)
+async def test_a_digest_that_cannot_be_read_is_none(headers: dict[str, str], tmp_path: Path) -> None:
+    storage = Storage()
+    storage.headers = headers
+    async with client_of(Script(storage)) as client:
+        assert (await client.download(STATUS, tmp_path / "out")).read_bytes() == DATA
+
+
 # ---- download: URLs that expire
 
 
@@ -840,7 +895,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
     async def serve(received: Received) -> bytes:
         return on_the_wire(DATA * 10)
 
-    monkeypatch.setattr(transfers, "_write", full)
+    monkeypatch.setattr(transfers, "write_pieces", full)
     async with loopback(serve) as server, AsyncClient("key") as client:
         error = await raised_by(client.download(server.url, tmp_path / "out"))
         assert isinstance(error, TransferError)
@@ -854,7 +909,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
 async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = transfers._write
+    write = transfers.write_pieces
     written = 0
 
     def full(file: Any, chunks: list[bytes]) -> None:
@@ -865,7 +920,7 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
         write(file, chunks)
 
     monkeypatch.setattr(transfers, "WRITE_SIZE", 1)
-    monkeypatch.setattr(transfers, "_write", full)
+    monkeypatch.setattr(transfers, "write_pieces", full)
     script = Script(Storage())
     async with client_of(script) as client:
         error = await raised_by(client.download(STATUS, tmp_path / "out"))
@@ -873,7 +928,7 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
         assert "No space left on device" in str(error)
         assert (tmp_path / "out.part").stat().st_size == len(DATA) // 2
         assert script.open == 0
-        monkeypatch.setattr(transfers, "_write", write)
+        monkeypatch.setattr(transfers, "write_pieces", write)
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == DATA
     assert script.sent[-1].headers["range"] == f"bytes={len(DATA) // 2}-"
