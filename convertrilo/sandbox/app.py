@@ -21,7 +21,7 @@ from convertrilo.models import BulkCreateRequest
 from convertrilo.operations import OPERATIONS, Operation, Repeat
 from convertrilo.sandbox import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, web, webhooks
 from convertrilo.sandbox.call import Call, Handler, Work, refuse
-from convertrilo.sandbox.faults import Fault
+from convertrilo.sandbox.faults import Fault, of_the_future
 from convertrilo.sandbox.limits import RateLimit
 from convertrilo.sandbox.problem import Problem, invalid_body, invalid_request
 from convertrilo.sandbox.records import GET_OBJECT, PUT_OBJECT, RequestRecord
@@ -98,6 +98,7 @@ class _Observed:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fault = self._service.faults.take(self._name)
+        held: list[Message] = []
 
         async def watch(message: Message) -> None:
             # Written down before it is sent, so that who has the answer finds the record.
@@ -107,14 +108,18 @@ class _Observed:
                 await send(message)
             elif fault.kind == "cut_response":
                 await _cut(message, send)
+            elif fault.kind == "future":
+                held.append(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    await _send_later_version(held, send)
 
-        if fault is None or fault.kind in ("lose_response", "cut_response"):
+        if fault is None or fault.kind in ("lose_response", "cut_response", "future"):
             await self._inner(scope, receive, watch)
         elif fault.kind == "status":
             await _answer_fault(fault, watch)
         else:
             self._record(self._recorded(scope, None, fault))
-        if fault is not None and fault.kind != "status":
+        if fault is not None and fault.kind not in ("status", "future"):
             if fault.kind != "stall":
                 scope["extensions"][ABORT](fault.kind)
             await _until_gone(receive)
@@ -141,6 +146,14 @@ async def _answer_fault(fault: Fault, send: Send) -> None:
 async def _send(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_later_version(answer: Sequence[Message], send: Send) -> None:
+    start, *pieces = answer
+    body = of_the_future(b"".join(piece.get("body", b"") for piece in pieces))
+    headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+    await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
 
 

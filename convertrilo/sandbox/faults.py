@@ -1,16 +1,16 @@
 """Faults on purpose: connections that break, answers that get lost, statuses that a proxy or an overload would send."""
 
 import random
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import attrs
 
-from convertrilo._json import dumps
+from convertrilo._json import dumps, loads
 from convertrilo.operations import OPERATIONS, Repeat
 from convertrilo.sandbox.records import GET_OBJECT, PUT_OBJECT
 
-FaultKind = Literal["refuse", "reset", "lose_response", "cut_response", "stall", "status"]
+FaultKind = Literal["refuse", "reset", "lose_response", "cut_response", "stall", "status", "future"]
 
 _KEYED = frozenset(row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED)
 _NAMES = frozenset({*OPERATIONS, PUT_OBJECT, GET_OBJECT})
@@ -64,6 +64,10 @@ class Faults:
     def cut_response(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
         """Do the work, and break the connection halfway through the answer's body."""
         self._plan(Fault("cut_response"), operation, times, probability)
+
+    def future(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
+        """Do the work, and answer as a later version may: more fields in every object, an unknown code in an error."""
+        self._plan(Fault("future"), operation, times, probability)
 
     def stall(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
         """Take the request and never answer, until the client gives up: nothing happens."""
@@ -123,6 +127,25 @@ class Faults:
                     plan.times -= 1
                 return plan.fault
         return None
+
+
+def of_the_future(body: bytes) -> bytes:
+    """Return an answer as a later version of the service may give it; what is no JSON stays as it is."""
+    try:
+        return dumps(_with_more(loads(body)))
+    except ValueError:
+        return body
+
+
+def _with_more(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_more(each) for each in cast("Sequence[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    more = {name: _with_more(each) for name, each in cast("dict[str, Any]", value).items()}
+    if {"code", "message"} <= more.keys():
+        more["code"] = "code_of_the_future"
+    return {**more, "fieldOfTheFuture": {"isNew": True}}
 
 
 def _named(operation: str) -> frozenset[str]:

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from sandbox_help import JOB, URL_JOB, client_of
 
+from convertrilo import NotFoundError
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
 
@@ -67,6 +68,26 @@ async def test_an_answer_is_cut_in_the_middle(struck: Struck) -> None:
     with pytest.raises(httpx.RemoteProtocolError):
         await http.post("/jobs", json=JOB)
     assert len(sandbox.jobs) == 1
+
+
+async def test_an_answer_of_the_future_has_more_in_it_and_is_of_work_that_was_done(struck: Struck) -> None:
+    sandbox, http = struck
+    sandbox.faults.future(None, times=2)
+    made = (await http.post("/jobs", json=JOB)).json()
+    assert made["jobId"] == sandbox.jobs[0].id
+    assert made["fieldOfTheFuture"] == made["output"]["fieldOfTheFuture"] == {"isNew": True}
+    refused = await http.get("/jobs/nothing/status")
+    assert (refused.status_code, refused.json()["code"]) == (404, "code_of_the_future")
+
+
+async def test_the_client_bears_answers_of_the_future() -> None:
+    async with Sandbox(seed=1) as sandbox, sandbox.client() as client:
+        sandbox.faults.future(None, times=None)
+        job = await client.create_job(JOB)
+        assert job.extra == job.output.extra == {"fieldOfTheFuture": {"isNew": True}}
+        with pytest.raises(NotFoundError) as refused:
+            await client.job_status("nothing")
+        assert refused.value.code == "code_of_the_future"
 
 
 async def test_a_stalled_request_ends_with_the_clients_patience(struck: Struck) -> None:
