@@ -451,7 +451,7 @@ async def test_closing_leaves_no_thread_and_no_file_behind(path: Path) -> None:
             scope.cancel()
             await begin_in(path, "cancelled")
         assert scope.cancelled_caught
-    assert process.num_fds() == files
+    assert process.num_fds() <= files
     assert threading.active_count() <= threads
     assert not open_files(path.parent)
 

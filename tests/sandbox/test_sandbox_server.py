@@ -123,7 +123,7 @@ async def test_an_instant_sandbox_in_memory_starts_no_thread(clock: VirtualClock
     async with Sandbox(clock=clock) as sandbox, client_of(sandbox) as http:
         await http.post("/jobs", json={**URL_JOB, "confirm": True})
         await sandbox.wait_until_idle()
-        assert threading.active_count() == before
+        assert threading.active_count() <= before
 
 
 # ---- serving
@@ -153,4 +153,4 @@ def test_serving_in_a_thread_needs_no_event_loop_and_leaves_no_thread() -> None:
     with serve_in_thread(sandbox) as base_url:
         httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={"x-api-key": sandbox.api_key})
         assert [job.kind for job in sandbox.jobs] == ["url"]
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before  # idle ones of other tests may end meanwhile
