@@ -669,7 +669,7 @@ def engine_of(client: AsyncClient) -> tuple[Engine, Options]:
 
 
 def _own_transport(max_connections: int) -> httpx.AsyncBaseTransport:
-    # Imported when needed, as httpx does it with httpcore: that imports trio, where it is installed.
+    # Imported when needed: a client with its caller's own transport does without h11 and the rest of it.
     from convertrilo.transport import make_transport
 
     return make_transport(max_connections=max_connections)
