@@ -119,7 +119,7 @@ async def loopback(handler: Handler, *, ssl_context: ssl.SSLContext | None = Non
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let everything else run until something has happened."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.lowlevel.checkpoint()
 

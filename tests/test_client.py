@@ -812,7 +812,7 @@ async def test_a_large_bulk_with_many_credentials_fails_quickly() -> None:
         {**JOB, "sourceUrl": f"{SIGNED}{number}", "sourceS3": {"accessKeyId": f"A{number}"}} for number in range(2000)
     ]
     async with client_of(Script(problem(400, message="no A17", issues=["x"] * 1000))) as client:
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             error = await raised_by(client.create_jobs_bulk({"jobs": jobs}))
     assert error.message == "no <hidden>"
 
@@ -848,7 +848,7 @@ async def hang(_: Any) -> Any:
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the other tasks and threads run until something is so."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.lowlevel.checkpoint()
 

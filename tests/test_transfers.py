@@ -423,7 +423,7 @@ async def test_as_many_parts_are_under_way_as_was_said(concurrency: int) -> None
 
     store.gate = meet
     async with client_of(Script(store)) as client:
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await client.upload_chunked("j-1", counted(), part_size=50_000, concurrency=concurrency)
     assert store.most_at_once == concurrency
 
@@ -472,7 +472,7 @@ async def test_an_upload_in_parts_that_is_cancelled_is_given_up_on_the_server() 
     async with client_of(Script(store)) as client, anyio.create_task_group() as tasks:
         store.gate = hang
         tasks.start_soon(partial(client.upload_chunked, "j-1", DATA, part_size=100_000))
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             await begun.wait()
         tasks.cancel_scope.cancel()
     assert (store.aborted, store.at_once, store.file) == (1, 0, None)
@@ -900,7 +900,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
         error = await raised_by(client.download(server.url, tmp_path / "out"))
         assert isinstance(error, TransferError)
         assert "No space left on device" in str(error)
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             while server.streams:
                 await anyio.lowlevel.checkpoint()
     gc.collect()

@@ -36,7 +36,7 @@ class Example:
             self._news = anyio.Event()
 
     async def until(self, pattern: str | re.Pattern[str]) -> re.Match[str]:
-        with anyio.fail_after(30):
+        with anyio.fail_after(60):
             while not (found := re.search(pattern, self.printed)):
                 await self._news.wait()
         return found

@@ -124,6 +124,6 @@ async def until_served(url: str) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let everything else run until something is so."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.lowlevel.checkpoint()

@@ -22,6 +22,6 @@ def client_of(sandbox: Sandbox, **headers: str) -> httpx.AsyncClient:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Let the sandbox's tasks run until something is so."""
-    with anyio.fail_after(10):
+    with anyio.fail_after(60):
         while not condition():
             await anyio.lowlevel.checkpoint()
