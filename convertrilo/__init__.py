@@ -11,6 +11,7 @@ from convertrilo._version import __version__
 if TYPE_CHECKING:
     from convertrilo._clock import Clock
     from convertrilo._dedupe_sqlite import SQLiteDedupe
+    from convertrilo.bulk import SubmitProgress, SubmittedJob
     from convertrilo.client import AsyncClient
     from convertrilo.dedupe import MemoryDedupe
     from convertrilo.errors import (
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
         JobCanceledError,
         JobError,
         JobFailedError,
+        JobRefusedError,
         JournalError,
         NotFoundError,
         NotSentError,
@@ -182,6 +184,7 @@ __all__ = [
     "JobEstimate",
     "JobFailedError",
     "JobOutput",
+    "JobRefusedError",
     "JobResult",
     "JobUpload",
     "Journal",
@@ -229,6 +232,8 @@ __all__ = [
     "StreamFinalizeRequest",
     "StreamInitResponse",
     "StreamPart",
+    "SubmitProgress",
+    "SubmittedJob",
     "TokenBalanceResponse",
     "TokenDeductRequest",
     "TokenReserveRequest",
@@ -264,6 +269,8 @@ _HOMES = {
     "Repeat": "operations",
     "RetryPolicy": "retry",
     "SQLiteDedupe": "_dedupe_sqlite",
+    "SubmitProgress": "bulk",
+    "SubmittedJob": "bulk",
     "WebhookEvent": "webhooks",
     "WebhookReceiver": "receiver",
     "derive_key": "idempotency",

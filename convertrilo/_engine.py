@@ -92,6 +92,28 @@ class Engine(Context):
             return result, headers
         return await self._journaled(self.journal, call, identity, bare)
 
+    async def send_frozen(
+        self,
+        operation: Operation[R],
+        options: Options,
+        *,
+        wire: dict[str, Any],
+        content: bytes,
+        bare: bytes,
+        identity: Identity,
+        journal: "Journal | None",
+    ) -> R:
+        """Carry out a keyed operation whose bytes and identity are made already."""
+        if self.closed:
+            raise ConfigurationError("the client is closed")
+        call = Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
+        if journal is None:
+            result, _, _ = await call.run()
+            return result
+        async with journal:
+            result, _ = await self._journaled(journal, call, identity, bare)
+        return result
+
     async def _journaled(
         self, journal: "Journal", call: "Call[R]", identity: Identity, bare: bytes
     ) -> tuple[R, httpx.Headers]:

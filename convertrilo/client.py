@@ -29,6 +29,7 @@ from convertrilo.models import (
     BulkConfirmResponse,
     BulkCreateRequest,
     BulkCreateResponse,
+    BulkCreateSettings,
     BulkStatusResponse,
     ConfirmRequest,
     ConfirmResponse,
@@ -60,6 +61,7 @@ from convertrilo.retry import RetryBudget, RetryPolicy
 
 if TYPE_CHECKING:
     from convertrilo._content import Source
+    from convertrilo.bulk import Jobs, OnSubmit, SubmittedJob
     from convertrilo.journal import Journal
     from convertrilo.transfers import OnProgress, Target
     from convertrilo.waiting import HasJobId, JobResult
@@ -572,6 +574,39 @@ class AsyncClient:
         from convertrilo.waiting import wait_for_jobs
 
         return wait_for_jobs(self, job_ids, timeout=timeout, raise_errors=raise_errors, on_progress=on_progress)
+
+    def submit_jobs(
+        self,
+        jobs: "Jobs",
+        *,
+        settings: BulkCreateSettings | JsonObject | None = None,
+        batch_size: int = 500,
+        concurrency: int = 4,
+        journal: "Journal | None" = None,
+        on_progress: "OnSubmit | None" = None,
+    ) -> AsyncIterator["SubmittedJob"]:
+        """Submit any number of jobs, and yield a `SubmittedJob` for each as its batch is answered (`createJobsBulk`).
+
+        Args:
+            jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read as
+                results are, never far ahead.
+            settings: Settings for all of them; `dry_run` estimates and creates nothing, `confirm` queues.
+            batch_size: Jobs of a request; fewer once the service finds that many too many.
+            concurrency: How many requests are under way at once.
+            journal: Where batches are written down before they are sent; by default the client's, if it has one.
+            on_progress: Called with a `SubmitProgress` after every batch.
+        """
+        from convertrilo.bulk import submit_jobs
+
+        return submit_jobs(
+            self,
+            jobs,
+            settings=settings,
+            batch_size=batch_size,
+            concurrency=concurrency,
+            journal=journal,
+            on_progress=on_progress,
+        )
 
     async def encode_file(
         self,

@@ -23,6 +23,7 @@
     ├── OutcomeUnknownError           it may or may not have happened, and asking again could do it twice
     ├── JournalError                  the journal cannot be read or written
     ├── TransferError                 a file did not arrive whole
+    ├── JobRefusedError               one job of many was refused by the service: `code`
     └── JobError                      the request was fine, the job was not
         ├── JobFailedError
         ├── JobCanceledError
@@ -285,6 +286,21 @@ class JournalError(ConvertriloError):
 
 class TransferError(ConvertriloError):
     """A file did not arrive whole; what did arrive is kept where the message says."""
+
+
+class JobRefusedError(ConvertriloError):
+    """The service refused one job of a bulk request; the others are none the worse for it.
+
+    Attributes:
+        code: The stable code of the contract (branch on this), or an empty string where the service gave none.
+    """
+
+    def __init__(self, message: str, *, code: str, **call: Any) -> None:
+        super().__init__(message, **call)
+        self.code = code
+
+    def __str__(self) -> str:
+        return f"{self.code}: {super().__str__()}" if self.code else super().__str__()
 
 
 class JobError(ConvertriloError):

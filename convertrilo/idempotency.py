@@ -63,7 +63,7 @@ def identify(
     Raises:
         ValidationError: The key or the name is unusable.
     """
-    bare = _bare(wire)
+    bare = bare_of(wire)
     bare_body = body if bare is wire else encode(bare)
     if idempotency_key is not None:
         return Identity(key=_checked_key(idempotency_key), kind="key"), bare_body
@@ -73,6 +73,18 @@ def identify(
     if _has_own_identity(operation, wire):
         return Identity(key=_derived(operation.id, None, bare_body), kind="external_id"), bare_body
     return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call"), bare_body
+
+
+def batch_identity(bare_body: bytes, *, named: bool) -> Identity:
+    """Return the identity of a batch of jobs.
+
+    Args:
+        bare_body: The body of `createJobsBulk` as canonical bytes without credentials.
+        named: Whether every job has an `externalId`.
+    """
+    if named:
+        return Identity(key=_derived("createJobsBulk", None, bare_body), kind="external_id")
+    return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call")
 
 
 def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | None = None) -> str:
@@ -110,7 +122,7 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
         raise ValidationError(
             operation, [Issue("", "needs a name, or a body with an external id: each call has its own key")]
         )
-    return _derived(operation, name, encode(_bare(wire)))
+    return _derived(operation, name, encode(bare_of(wire)))
 
 
 def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
@@ -158,20 +170,20 @@ SIGNED_URLS = frozenset({"sourceUrl", "endpoint", "webhook"})
 """Fields of a body that are URLs and may carry a signature, or user name and password."""
 
 
-def _bare(value: Any) -> Any:
+def bare_of(value: Any) -> Any:
     """Return a body, or a part of it, without credentials: the very same object if it has none."""
     if value.__class__ is dict:
         changed: dict[str, Any] = {}
         for name, each in value.items():
             if name in CREDENTIALS or name == "metadata":
                 continue
-            bare = without_signature(each) if name in SIGNED_URLS and isinstance(each, str) else _bare(each)
+            bare = without_signature(each) if name in SIGNED_URLS and isinstance(each, str) else bare_of(each)
             if bare is not each:
                 changed[name] = bare
         if changed or not CREDENTIALS.isdisjoint(value):
             return {name: changed.get(name, each) for name, each in value.items() if name not in CREDENTIALS}
     elif value.__class__ is list:
-        bare_list = [_bare(each) for each in value]
+        bare_list = [bare_of(each) for each in value]
         if any(new is not old for new, old in zip(bare_list, value, strict=True)):
             return bare_list
     return value

@@ -45,6 +45,8 @@ def made(cls: type[ConvertriloError]) -> ConvertriloError:
         more = {"find_out": "Read the balance."}
     elif issubclass(cls, errors.JobError):
         more = {"job_id": "a", "status": STATUS}
+    elif issubclass(cls, errors.JobRefusedError):
+        more = {"code": "probe_failed"}
     return cls("what went wrong", **more, **CALL)
 
 

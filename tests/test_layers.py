@@ -22,13 +22,13 @@ FLOORS = """
     codec
     events operations webhooks
     idempotency retry
-    _redaction _sqlite
+    _batches _redaction _sqlite
     _content _dedupe_sqlite dedupe journal transport
     _call
     _engine receiver
     client
     _poller _storage
-    _parts
+    _parts bulk
     encoding ingest reconciliation transfers waiting
     convertrilo
     sandbox
@@ -44,7 +44,8 @@ FOR_THE_SANDBOX = {"operations", "models", "codec", "errors", "webhooks", "_json
 """A server that shared the client's idea of a key or of a retry would agree with its bugs."""
 
 DOORWAYS = {
-    ("client", "encoding"),  # a client's methods begin flows, which are imported when they begin
+    ("client", "bulk"),  # a client's methods begin flows, which are imported when they begin
+    ("client", "encoding"),
     ("client", "transfers"),
     ("client", "waiting"),
 }

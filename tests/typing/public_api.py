@@ -13,6 +13,7 @@ from convertrilo import (
     APIError,
     AsyncClient,
     BulkCreateRequest,
+    BulkCreateSettings,
     ConvertriloError,
     DecodeError,
     JobCreateRequest,
@@ -26,6 +27,8 @@ from convertrilo import (
     RetryPolicy,
     S3Source,
     StatusResponse,
+    SubmitProgress,
+    SubmittedJob,
     ValidationError,
     WebhookCreateRequest,
     WebhookUpdateRequest,
@@ -178,6 +181,24 @@ def a_client_takes_tokens_in_three_ways() -> None:
     AsyncClient(get_token=lambda: "token")
     AsyncClient(get_token=fresh)
     AsyncClient(get_token="token")  # type: ignore[arg-type]
+
+
+# ---- flows
+
+
+async def submitted_jobs_say_what_became_of_them(client: AsyncClient, job: JobCreateRequest) -> None:
+    async for submitted in client.submit_jobs([job, {"codec": "av1", "resolution": "720p", "fps": 24}]):
+        assert_type(submitted, SubmittedJob)
+        assert_type(submitted.job_id, str | None)
+        assert_type(submitted.error, ConvertriloError | None)
+        assert_type(submitted.estimate, float | None)
+    client.submit_jobs(job for _ in range(3))
+    client.submit_jobs(job)  # type: ignore[arg-type]
+    client.submit_jobs([job], settings=BulkCreateSettings(confirm=True), on_progress=_show)
+
+
+def _show(progress: SubmitProgress) -> None:
+    assert_type(progress.submitted, int)
 
 
 # ---- errors
