@@ -57,9 +57,14 @@ class Content:
         self._begun = False
 
     @property
+    def is_rewindable(self) -> bool:
+        """Whether it can be read more than once."""
+        return self._begin is not None
+
+    @property
     def is_spent(self) -> bool:
         """Whether it was begun, and cannot be read a second time."""
-        return self._begun and self._begin is None
+        return self._begun and not self.is_rewindable
 
     async def begin(self) -> None:
         """Go to its beginning."""

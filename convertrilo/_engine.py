@@ -29,12 +29,21 @@ class Engine(Context):
     """What all views of a client share, and the way of a call through it."""
 
     def __init__(
-        self, *, journal: "Journal | None", close: Callable[[], Awaitable[None]], **shared_by_calls: Any
+        self,
+        *,
+        journal: "Journal | None",
+        poll_batch_size: int,
+        close: Callable[[], Awaitable[None]],
+        **shared_by_calls: Any,
     ) -> None:
         super().__init__(**shared_by_calls)
         self.journal = journal
+        self.poll_batch_size = poll_batch_size
+        """Ids that one `bulkStatus` of the poller asks for at most."""
         self.shared: dict[str, Any] = {}
         """What the flows keep for a client and its views, by their own names."""
+        self.service = _service(self.base_url)
+        """What the journal calls it."""
         self._close = close
         self._journal_open = False
         self._journal_opening = anyio.Lock()
@@ -119,7 +128,7 @@ class Engine(Context):
     ) -> tuple[R, httpx.Headers]:
         await self.open_journal()
         entry = await journal.begin(
-            service=_service(self.base_url),
+            service=self.service,
             operation=call.operation.id,
             key=identity.key,
             body=bare,
@@ -134,10 +143,10 @@ class Engine(Context):
             result, answer, headers = await call.run()
         except BaseException:
             if not call.in_doubt:
-                with anyio.CancelScope(shield=True), _only_logged(call.operation.id):
+                with anyio.CancelScope(shield=True), only_logged(call.operation.id):
                     await journal.forget(identity.key)
             raise
-        with _only_logged(call.operation.id):
+        with only_logged(call.operation.id):
             await journal.answer(identity.key, answer)
         return result, headers
 
@@ -166,7 +175,7 @@ def _service(base_url: httpx.URL) -> str:
 
 
 @contextlib.contextmanager
-def _only_logged(operation_id: str) -> Generator[None]:
+def only_logged(operation_id: str) -> Generator[None]:
     """Let a failing journal not take the place of what came of the call: that is worth more than the journal's copy."""
     try:
         yield

@@ -1,25 +1,35 @@
-"""A file in parts: several at a time, each tried again on its own."""
+"""A file in parts: several at a time, each tried again on its own; with a journal, only what has not arrived yet."""
 
+import hashlib
 import math
 from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 import attrs
 import httpx
 
 from convertrilo import operations as rows
 from convertrilo._call import Options
 from convertrilo._content import Content
+from convertrilo._engine import only_logged
+from convertrilo._sent_parts import MARK, SentPart, SentParts
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import (
     ConflictError,
     ConvertriloError,
+    GoneError,
     InvalidRequestError,
     NotFoundError,
     OutcomeUnknownError,
     TransferError,
+    ValidationError,
 )
 from convertrilo.models import StreamFinalizeRequest, StreamPart
+
+if TYPE_CHECKING:
+    from convertrilo.journal import Journal
 
 MOST_PARTS = 10_000
 """As the contract says (`uploadChunk`)."""
@@ -28,6 +38,9 @@ _SLOWEST = 32 * 1024
 """Bytes a second that a part is given time for."""
 
 _SECONDS_TO_ABORT = 10.0
+
+_REFUSALS = (InvalidRequestError, NotFoundError, ConflictError, GoneError, ValidationError)
+"""Errors that the same upload, taken up again, would meet again."""
 
 
 async def send_parts(
@@ -39,7 +52,10 @@ async def send_parts(
     concurrency: int,
     tell: Callable[[int], object],
 ) -> None:
-    """Upload a job's file in parts; if that fails, or is cancelled, the upload is given up.
+    """Upload a job's file in parts.
+
+    If that fails, or is cancelled, the upload is given up; with a journal only if the service refuses it, because the
+    next call can go on with what has arrived.
 
     Args:
         client: Whose settings are used.
@@ -51,17 +67,105 @@ async def send_parts(
     """
     if content.size is not None:
         part_size = max(part_size, math.ceil(content.size / MOST_PARTS))
+    record = await _Record.of(client, job_id)
     try:
-        await client.init_stream(job_id)
-        await content.begin()
-        etags = await _send_all(client, job_id, _Parts(content, part_size), concurrency, tell)
-        await _finalize(client, job_id, etags)
+        if await _open(client, job_id, content, part_size, record):
+            await content.begin()
+            etags = await _send_all(client, job_id, _Parts(content, part_size), concurrency, record, tell)
+            await record.mark()
+            await _finalize(client, job_id, etags)
+        await record.forget()
     except OutcomeUnknownError:
         raise  # it may be whole, so it must not be given up
-    except BaseException:
-        with anyio.move_on_after(_SECONDS_TO_ABORT, shield=True):
-            await _abort(client, job_id)
+    except BaseException as error:
+        if not record.has_parts or isinstance(error, _REFUSALS):
+            with anyio.move_on_after(_SECONDS_TO_ABORT, shield=True):
+                await _abort(client, job_id)
+                await record.forget()
         raise
+
+
+@attrs.define
+class _Record:
+    """What has arrived of an upload, as the journal knows it; without a journal, nothing.
+
+    A part that has arrived is recognised by its bytes: where the file has changed, its new parts are sent, so that old
+    ones are never mixed with them.
+    """
+
+    job_id: str
+    sent: SentParts
+    has_parts: bool
+    """Whether another call could go on with anything."""
+    _journal: "Journal | None"
+
+    @classmethod
+    async def of(cls, client: AsyncClient, job_id: str) -> "_Record":
+        engine, _ = engine_of(client)
+        await engine.open_journal()
+        journal = engine.journal
+        sent = SentParts() if journal is None else await journal.sent_parts(job_id, service=engine.service)
+        return cls(job_id, sent, bool(sent.parts), journal)
+
+    async def begin(self, upload: str | None) -> None:
+        """Begin with an upload of which nothing has arrived; one without a name cannot be taken up again."""
+        await self.forget()
+        self.sent = SentParts(upload)
+
+    async def digest(self, data: bytes) -> bytes:
+        return b"" if self._journal is None else await anyio.to_thread.run_sync(_digest, data)
+
+    async def add(self, number: int, digest: bytes, etag: str | None) -> None:
+        """Note that a part has arrived."""
+        if self._journal is not None and self.sent.upload is not None and etag is not None:
+            with only_logged("uploadChunk"):
+                await self._journal.add_part(self.job_id, self.sent.upload, number, SentPart(digest, etag))
+                self.has_parts = True
+
+    async def mark(self) -> None:
+        """Note that the service is about to be asked to put the parts together."""
+        await self.add(MARK, b"", "")
+
+    async def forget(self) -> None:
+        if self._journal is not None:
+            self.has_parts = False
+            with only_logged("finalizeStream"):
+                await self._journal.forget_parts(self.job_id)
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+async def _open(client: AsyncClient, job_id: str, content: Content, part_size: int, record: _Record) -> bool:
+    """Open the upload, or find it open still; return whether there is anything to send."""
+    upload: str | None = None
+    refusal: ConvertriloError | None = None
+    try:
+        upload = (await client.init_stream(job_id)).upload_id
+    except (InvalidRequestError, ConflictError) as error:
+        refusal = error
+    if upload is not None and upload == record.sent.upload:
+        return True
+    if await _is_together(client, job_id, content, part_size, record.sent):
+        if refusal is None:
+            await _abort(client, job_id)
+        return False
+    if refusal is not None:
+        raise refusal
+    await record.begin(upload)
+    return True
+
+
+async def _is_together(client: AsyncClient, job_id: str, content: Content, part_size: int, sent: SentParts) -> bool:
+    """Whether an earlier call had these very parts put together, and did not live to hear so."""
+    if not sent.is_marked or not content.is_rewindable or not await _is_there(client, job_id):
+        return False
+    await content.begin()
+    parts, digests = _Parts(content, part_size), dict[int, bytes]()
+    while (part := await parts.next()) is not None:
+        digests[part[0]] = await anyio.to_thread.run_sync(_digest, part[1])
+    return digests == {number: each.digest for number, each in sent.parts.items()}
 
 
 class _Parts:
@@ -99,7 +203,12 @@ class _Parts:
 
 
 async def _send_all(
-    client: AsyncClient, job_id: str, parts: _Parts, concurrency: int, tell: Callable[[int], object]
+    client: AsyncClient,
+    job_id: str,
+    parts: _Parts,
+    concurrency: int,
+    record: _Record,
+    tell: Callable[[int], object],
 ) -> dict[int, str | None]:
     engine, options = engine_of(client)
     options = _patient(options, parts.size)
@@ -110,9 +219,15 @@ async def _send_all(
         nonlocal done
         while (part := await parts.next()) is not None:
             number, data = part
-            path: dict[str, str | int] = {"id": job_id, "index": number}
-            _, headers = await engine.call(rows.UPLOAD_CHUNK, options, path=path, body=data)
-            etags[number] = headers.get("etag")
+            digest = await record.digest(data)
+            known = record.sent.parts.get(number)
+            if known is not None and known.digest == digest:
+                etags[number] = known.etag
+            else:
+                path: dict[str, str | int] = {"id": job_id, "index": number}
+                _, headers = await engine.call(rows.UPLOAD_CHUNK, options, path=path, body=data)
+                etags[number] = headers.get("etag")
+                await record.add(number, digest, headers.get("etag"))
             done += len(data)
             tell(done)
 

@@ -26,9 +26,6 @@ from convertrilo.retry import retry_after
 AnyStatus = StatusResponse | OnDemandStatusResponse
 Random = Callable[[], float]
 
-BATCH_SIZE = 100
-"""Ids that one `bulkStatus` asks for; fewer when the service refuses that many."""
-
 MIN_INTERVAL = 0.5
 MAX_INTERVAL = 15.0
 _AGE_SHARE = 1 / 6
@@ -166,7 +163,7 @@ class Poller:
         self._failures = 0
         self._is_notified = False
         # What was learned about the service.
-        self._batch_size = BATCH_SIZE
+        self._batch_size = engine.poll_batch_size  # fewer when the service refuses that many
         self._bulk_works: bool | None = None
         self._bulk_knows_on_demand = True
         self._refused_ids = 0

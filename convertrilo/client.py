@@ -105,6 +105,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
         http_client: httpx.AsyncClient | None = None,
         on_event: Listener | None = None,
+        poll_batch_size: int = 100,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
         """Make a client; nothing is connected yet.
@@ -117,10 +118,13 @@ class AsyncClient:
             timeout: Seconds an attempt may wait to connect, for a free connection, to send a piece or to read one; the
                 deadline for a whole call is `retry.deadline`.
             max_connections: Most connections open at once; further requests queue for one.
-            journal: Where keyed operations are written down before they are sent; opened and closed with the client.
+            journal: Where keyed operations are written down before they are sent, and parts of uploads when they have
+                arrived; opened and closed with the client.
             transport: Used as it is instead of the client's own connections, and closed with the client.
             http_client: Used as it is instead of the client's own connections; it stays its owner's to close.
             on_event: Called with an `AttemptEvent` after every attempt; must not block.
+            poll_batch_size: Most jobs that one `bulkStatus` asks for while tasks wait; fewer once the service refuses
+                that many.
             clock: Tells the time and sleeps; tests pass a virtual one.
 
         Raises:
@@ -128,6 +132,8 @@ class AsyncClient:
         """
         if transport is not None and http_client is not None:
             raise ConfigurationError("transport and http_client exclude each other")
+        if poll_batch_size < 1:
+            raise ConfigurationError(f"poll_batch_size must be at least 1, not {poll_batch_size}")
         policy = RetryPolicy() if retry is None else retry
         if http_client is None:
             transport = _own_transport(max_connections) if transport is None else transport
@@ -143,6 +149,7 @@ class AsyncClient:
             close=close,
             budget=RetryBudget(policy.budget),
             journal=journal,
+            poll_batch_size=poll_batch_size,
             clock=clock,
             on_event=on_event,
         )
@@ -462,6 +469,11 @@ class AsyncClient:
         Each part is tried again on its own, so a stream need not be read twice. An upload that fails or is cancelled is
         given up on the server too (`abortStream`).
 
+        With a journal on the client that is so only if the service refuses it. Whatever else interrupts it, a crash
+        and a cancellation among them, the parts that have arrived are kept, and the same call, in this process or
+        another, reads the source again and sends only those that are missing or differ. It needs the same `part_size`.
+        To give such an upload up, call `abort_stream`.
+
         Args:
             job_id: The job.
             source: A path, a file opened in binary mode (from where it stands), bytes, or an async iterable of bytes.
@@ -472,6 +484,7 @@ class AsyncClient:
 
         Raises:
             TransferError: The source cannot be read.
+            JournalError: The journal cannot be used; nothing was sent.
         """
         from convertrilo.transfers import upload_chunked
 

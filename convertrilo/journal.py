@@ -17,7 +17,9 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from convertrilo import _sent_parts
 from convertrilo._clock import SYSTEM_CLOCK, Clock
+from convertrilo._sent_parts import SentPart, SentParts
 from convertrilo._sqlite import Request, SharedFile, reason
 from convertrilo.errors import (
     ConfigurationError,
@@ -50,6 +52,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX operations_unanswered ON operations (id) WHERE answered_at IS NULL",
         "CREATE TABLE services (service TEXT NOT NULL)",
+        _sent_parts.TABLE,
     ),
 )
 """The statements that lead from each version of the schema to the next."""
@@ -72,6 +75,7 @@ _NOT_RECORDED = (
     "The service's answer is not recorded: the operation stays pending, and within the replay window the same call "
     "gets the same answer again, under the same key."
 )
+_SENT_AGAIN = "What it does not know of is sent again, which is harmless."
 _STAYS = "The operation stays pending, which is harmless: its key still makes one job of it."
 _FIND_OUT = (
     "Look for it in the service's dashboard, your webhooks or your own records. Then record its answer with "
@@ -272,6 +276,49 @@ class Journal:
             JournalError: The journal cannot be written.
         """
         return await self._ask(Request(partial(_drop, key=key)), key=key)
+
+    async def sent_parts(self, job_id: str, *, service: str) -> SentParts:
+        """Return what has arrived of an upload in parts that was not finished.
+
+        Args:
+            job_id: The job.
+            service: Where it is sent, as in `begin`.
+
+        Raises:
+            JournalError: The journal cannot be used, or is another service's. Nothing was sent.
+        """
+
+        def find(connection: sqlite3.Connection) -> SentParts:
+            _check_service(connection, service)
+            return _sent_parts.find(connection, job=job_id)
+
+        return await self._ask(Request(find), _NOTHING_SENT)
+
+    async def add_part(self, job_id: str, upload: str, number: int, part: SentPart) -> None:
+        """Write down a part that has arrived.
+
+        Args:
+            job_id: The job.
+            upload: What the service calls this upload (`uploadId`); what is known of another one is forgotten.
+            number: Which part.
+            part: What it is recognised by.
+
+        Raises:
+            JournalError: The journal cannot be written.
+        """
+        work = partial(_sent_parts.add, job=job_id, upload=upload, number=number, part=part)
+        await self._ask(Request(work), _SENT_AGAIN)
+
+    async def forget_parts(self, job_id: str) -> None:
+        """Forget what has arrived of a job's upload in parts: the next one begins anew.
+
+        Args:
+            job_id: The job.
+
+        Raises:
+            JournalError: The journal cannot be written.
+        """
+        await self._ask(Request(partial(_sent_parts.forget, job=job_id)))
 
     def _open_window(self, now: float) -> "_Window":
         return _Window(now - self.replay_window, now + _CLOCKS_DIFFER)

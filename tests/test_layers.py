@@ -22,7 +22,7 @@ FLOORS = """
     codec
     events operations webhooks
     idempotency retry
-    _batches _redaction _sqlite
+    _batches _redaction _sent_parts _sqlite
     _content _dedupe_sqlite dedupe journal transport
     _call
     _engine receiver

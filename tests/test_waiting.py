@@ -307,6 +307,19 @@ async def test_all_waiters_of_a_client_and_its_views_are_asked_for_together() ->
     assert max(len(ids) for _, _, ids in service.asked) == 100
 
 
+@pytest.mark.parametrize(("size", "batches"), [(1, {1}), (7, {1, 7}), (1000, {50})])
+async def test_as_many_are_asked_for_together_as_the_client_was_told(size: int, batches: set[int]) -> None:
+    async with serving(many(50, seconds=0.01), poll_batch_size=size) as (client, service, _):
+        results = [each async for each in client.wait_for_jobs(service.jobs)]
+    assert {each.error for each in results} == {None}
+    assert {len(ids) for at, _, ids in service.asked if at == 0} == batches
+
+
+async def test_a_batch_of_no_jobs_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="poll_batch_size must be at least 1, not 0"):
+        AsyncClient(API_KEY, poll_batch_size=0)
+
+
 async def test_many_who_wait_for_one_job_are_one() -> None:
     async with serving() as (client, service, _), anyio.create_task_group() as tasks:
         for _ in range(20):
