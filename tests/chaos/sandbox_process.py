@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
+import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
-from workload import Answer
+from workload import FOLDER, VIDEOS, Answer
 
 from convertrilo.sandbox import Sandbox
 
@@ -26,14 +27,19 @@ class Server:
 
 @asynccontextmanager
 async def serving(state: Path) -> AsyncGenerator[Server]:
-    """Run a sandbox that keeps its state in a folder."""
+    """Run a sandbox that keeps its state in a folder, with videos in its Google Drive, for which the environment has a token."""
+    async with Sandbox(state=state) as sandbox:
+        for name in VIDEOS:
+            await sandbox.drive.add(FOLDER, name, b"not looked into by the instant encoder")
     command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", "--state", str(state)]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdout is not None
         line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1000)
         announced = json.loads(line)
         try:
-            yield Server(int(announced["baseUrl"].rpartition(":")[2]), announced["apiKey"])
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("DRIVE_TOKEN", announced["driveToken"])
+                yield Server(int(announced["baseUrl"].rpartition(":")[2]), announced["apiKey"])
         finally:
             process.terminate()
 

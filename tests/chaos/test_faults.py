@@ -19,6 +19,7 @@ from workload import (
     by_external_id,
     by_key,
     by_operation,
+    folder,
     on_demand,
     wish_of,
 )
@@ -122,6 +123,7 @@ KINDS: Mapping[Kind, int] = {
     on_demand: 4,
     bulk: 2,
     bulk_by_operation: 1,
+    folder: 1,
 }
 """What is wanted, and how often in relation to each other."""
 

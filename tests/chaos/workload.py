@@ -1,5 +1,6 @@
 """What the chaos tests want done once, and the script that wants it, made to be killed and run again."""
 
+import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -60,11 +61,24 @@ async def bulk_by_operation(client: AsyncClient, name: str) -> Answer:
     return tuple(item.job_id for item in answer.jobs or ())
 
 
+FOLDER = "videos"
+VIDEOS = ("a.mp4", "b.mov", "c.webm")
+"""What lies in that folder of the sandbox's Google Drive; its token is in the environment, as the API key is."""
+
+
+async def folder(client: AsyncClient, name: str) -> Answer:
+    place = {"folderId": FOLDER, "accessToken": os.environ["DRIVE_TOKEN"]}
+    body = {"sourceGoogleDrive": place, "externalIdPrefix": name, "metadata": {"wish": name}}
+    answer = await client.on_demand_ingest_folder(body)
+    assert len(answer.jobs or ()) == len(VIDEOS)
+    return tuple(item.job_id for item in answer.jobs or ())
+
+
 # ---- the script
 
 STEPS: Sequence[Sequence[Kind]] = (
-    *((kind,) for kind in (by_external_id, on_demand, bulk, by_operation, by_key) * 2),
-    (by_external_id, on_demand, bulk, by_operation, by_key, bulk_by_operation) * 3,
+    *((kind,) for kind in (by_external_id, on_demand, bulk, by_operation, folder, by_key) * 2),
+    (by_external_id, on_demand, bulk, by_operation, by_key, folder, bulk_by_operation) * 3,
     *((kind,) for kind in (by_external_id, bulk_by_operation)),
 )
 """One after the other; what is in one step happens at once."""
