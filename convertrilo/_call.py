@@ -224,6 +224,9 @@ class Call(Generic[R]):
         left = self._left()
         if left <= 0:
             raise self._out_of_time()
+        if self._would_come_too_late():  # a token may be slow, and a machine may sleep, which no monotonic clock tells
+            last = self._failure or _Failure(FailureKind.NOT_SENT, NotSentError("it was not answered before"))
+            raise self._final_error(last) from last.cause
         request = self._request(authorization, left)
         self._attempts += 1
         self._reserved = False
@@ -390,9 +393,7 @@ class Call(Generic[R]):
             return None
         if wait >= self._left():
             return None
-        doubtful = self.in_doubt or self.was_sent_before
-        if doubtful and self.last_resend is not None and self._context.clock.time() + wait > self.last_resend:
-            self._is_forgotten = True
+        if self._would_come_too_late(wait):
             return None
         free = failure.told is not None or failure.kind is FailureKind.IN_PROGRESS
         if not free:
@@ -400,6 +401,13 @@ class Call(Generic[R]):
                 return None
             self._paid = self._reserved = True
         return wait
+
+    def _would_come_too_late(self, wait: float = 0.0) -> bool:
+        """Whether an attempt could be a second job: it may have been done, and by then its key may be forgotten."""
+        if self.last_resend is None or not (self.in_doubt or self.was_sent_before):
+            return False
+        self._is_forgotten = self._context.clock.time() + wait > self.last_resend
+        return self._is_forgotten
 
     def _will_retry(self, state: RetryCallState) -> bool:
         assert state.outcome is not None

@@ -55,13 +55,16 @@ def hider(text: str, secrets: Iterable[str]) -> Hide:
 
 
 _WORDS = re.compile("[A-Za-z0-9]+")
+_ESCAPED = r"\\++(?:u[\dA-F]{4})?|%[\dA-F]{2}|&#?\w+;"
+_LONGEST = 4  # bytes of a character in UTF-8, each of which can be escaped
 
 
 def _any_spelling(secret: str) -> str:
     """Return a pattern for a secret as it is, or escaped as JSON, Python, URLs and HTML do it."""
+    # What is no word counts run by run: a quantifier for each character of a run takes time without bound.
     return "".join(
-        each if _WORDS.match(each) else rf"(?:\\*{re.escape(each)}|(?:%[\dA-F]{{2}})+|\\u[\dA-F]{{4}}|&#?\w+;)"
-        for each in secret
+        part if _WORDS.match(part) else f"(?:[{re.escape(part)}]|{_ESCAPED}){{1,{_LONGEST * len(part)}}}"
+        for part in re.findall("[A-Za-z0-9]+|[^A-Za-z0-9]+", secret)
     )
 
 

@@ -239,7 +239,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; its connection is free again once the response is read to its end or closed."""
         exchange = _Exchange(self, request)
-        request.extensions["begun"] = False
+        request.extensions.setdefault("begun", False)  # a caller's own transport may be sending it again
         try:
             # The exchange borrows the slot, not the task: a task may hold several open responses.
             self._slots.acquire_on_behalf_of_nowait(exchange)

@@ -103,7 +103,6 @@ class Script(httpx.AsyncBaseTransport):
         return len(self.sent)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        await anyio.lowlevel.checkpoint()
         sent = Sent(
             method=request.method,
             target=request.url.raw_path.decode(),
@@ -113,7 +112,9 @@ class Script(httpx.AsyncBaseTransport):
             at=self.clock.now,
         )
         self.sent.append(sent)
-        step = self.steps[min(len(self.sent), len(self.steps)) - 1]
+        number = len(self.sent)
+        await anyio.lowlevel.checkpoint()  # only now, so that what is sent late is on record
+        step = self.steps[min(number, len(self.steps)) - 1]
         if isinstance(step, Exception):
             raise step
         answer = step if isinstance(step, Answer) else await step(sent)

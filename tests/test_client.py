@@ -766,6 +766,15 @@ async def test_of_two_credentials_that_begin_alike_nothing_is_left() -> None:
     assert error.message == "<hidden> <hidden>"
 
 
+async def test_a_credential_full_of_signs_is_searched_for_in_no_time() -> None:
+    """With a quantifier for each sign, what looks like it up to its end would take years."""
+    secret, escaped = f"a{'!' * 30}b", f"a{'%21' * 5000}"
+    body = {**JOB, "sourceS3": {"secretAccessKey": secret}}
+    async with client_of(Script(problem(400, message=f"{escaped} {escaped[:91]}b {secret} b"))) as client:
+        error = await raised_by(client.create_job(body))
+    assert error.message == f"{escaped} <hidden> <hidden> b"
+
+
 @pytest.mark.parametrize("token", ["first-token", "second-token"])
 async def test_no_bearer_token_is_shown_be_it_old_or_new(token: str) -> None:
     tokens = iter(["first-token", "second-token"])
@@ -993,6 +1002,73 @@ async def test_a_connection_that_cannot_be_had_again_does_not_mean_that_nothing_
         assert type(error) is TransportError
         assert error.__notes__
         assert [entry.name async for entry in journal.pending()] == ["n"]
+
+
+class Again(httpx.AsyncBaseTransport):
+    """A caller's transport that sends again by itself, and finds no connection then."""
+
+    def __init__(self, pool: PoolTransport) -> None:
+        self.pool = pool
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await self.pool.handle_async_request(request)
+        await self.pool.aclose()
+        return await self.pool.handle_async_request(request)
+
+
+@pytest.mark.parametrize(("operation", "kind"), [("createJob", TransportError), ("reserveTokens", OutcomeUnknownError)])
+async def test_what_a_callers_transport_has_sent_may_have_happened_though_it_finds_no_connection_afterwards(
+    operation: str, kind: type[Exception], tmp_path: Path
+) -> None:
+    async def hang_up(_: Received) -> None:
+        return None
+
+    async with loopback(hang_up) as server, Journal(tmp_path / "j.db") as journal:
+        transport = Again(PoolTransport())
+        async with AsyncClient(
+            API_KEY, base_url=server.url, transport=transport, journal=journal, retry=NONE
+        ) as client:
+            assert type(await raised_by(call(client, operation))) is kind
+        pending = [entry.operation async for entry in journal.pending()]
+    assert pending == ["createJob"][: operation == "createJob"]
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("failure", [httpx.ReadError(""), problem(409, "idempotency_in_progress")])
+async def test_a_machine_that_slept_through_the_window_sends_nothing_more(failure: Step, tmp_path: Path) -> None:
+    """A laptop's lid, a paused virtual machine: the wall clock goes on, and the monotonic one does not."""
+
+    class Asleep(Clock):
+        def time(self) -> float:
+            return self.now + (1e6 if self.sleeps else 0.0)
+
+    script = Script(failure, EXAMPLES["createJob"].answered, clock=Asleep())
+    journal = Journal(tmp_path / "j.db", clock=script.clock)
+    async with journal, client_of(script, journal=journal) as client:
+        error = await raised_by(client.create_job(JOB, operation="n"))
+        assert [entry.name async for entry in journal.unknown()] == ["n"]
+    assert isinstance(error, OutcomeUnknownError)
+    assert script.attempts == error.attempts == 1
+
+
+@pytest.mark.parametrize("rejected", [False, True])
+async def test_a_token_that_comes_when_the_window_is_over_sends_nothing(rejected: bool, tmp_path: Path) -> None:
+    clock = Clock()
+
+    def get_token() -> str:
+        if script.attempts > rejected:
+            clock.now += 20.0
+        return f"token-{script.attempts}"
+
+    script = Script(httpx.ReadError(""), problem(401), EXAMPLES["createJob"].answered, clock=clock)
+    journal = Journal(tmp_path / "j.db", replay_window=10.0, clock=clock)
+    client = client_of(script, journal=journal, api_key=None, get_token=get_token, retry=NONE)
+    async with journal, client:
+        assert type(await raised_by(client.create_job(JOB, operation="n"))) is TransportError
+        assert type(await raised_by(client.create_job(JOB, operation="n"))) is OutcomeUnknownError
+        assert [entry.name async for entry in journal.unknown()] == ["n"]
+    assert script.attempts == 1 + rejected
 
 
 async def test_a_gateway_that_gives_up_late_leaves_the_operation_on_record(tmp_path: Path) -> None:

@@ -50,7 +50,6 @@ from convertrilo import (
     ServerError,
     TransportError,
 )
-from convertrilo._clock import SYSTEM_CLOCK
 from convertrilo.operations import Auth
 from convertrilo.retry import FailureKind, RetryBudget, Verdict, kind_of_answer, may_repeat, retry_after
 
@@ -459,7 +458,7 @@ SOON = RetryPolicy(deadline=0.01)
 @pytest.mark.parametrize("operation", ONE_OF_EACH)
 async def test_an_attempt_that_hangs_is_ended_by_the_deadline(operation: str) -> None:
     script = Script(hang)
-    async with client_of(script, clock=SYSTEM_CLOCK, retry=SOON) as client:
+    async with client_of(script, retry=SOON) as client:
         error = await raised_by(call(client, operation))
     late = error.__cause__ if operation in ONCE else error
     assert type(error) is (OutcomeUnknownError if operation in ONCE else DeadlineExceededError)
@@ -472,7 +471,7 @@ async def test_an_attempt_that_hangs_is_ended_by_the_deadline(operation: str) ->
 async def test_a_body_that_hangs_is_ended_by_the_deadline_and_closed() -> None:
     body = Hanging()
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=body))
-    async with AsyncClient(API_KEY, transport=transport, retry=SOON) as client:
+    async with AsyncClient(API_KEY, transport=transport, retry=SOON, clock=Clock()) as client:
         with pytest.raises(DeadlineExceededError):
             await client.get_balance()
     assert body.closed
@@ -480,7 +479,7 @@ async def test_a_body_that_hangs_is_ended_by_the_deadline_and_closed() -> None:
 
 async def test_a_token_source_that_hangs_is_ended_by_the_deadline() -> None:
     script = Script(ok({}))
-    async with client_of(script, clock=SYSTEM_CLOCK, retry=SOON, get_token=hanging_token, api_key=None) as client:
+    async with client_of(script, retry=SOON, get_token=hanging_token, api_key=None) as client:
         error = await raised_by(client.reserve_tokens({"jobId": "j", "amount": 1}))
     assert type(error) is DeadlineExceededError
     assert error.attempts == script.attempts == 0

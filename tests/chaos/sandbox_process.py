@@ -27,7 +27,7 @@ class Server:
 
 @asynccontextmanager
 async def serving(state: Path) -> AsyncGenerator[Server]:
-    """Run a sandbox that keeps its state in a folder, with videos in its Google Drive, for which the environment has a token."""
+    """Run a sandbox that keeps its state in a folder, with videos in its Google Drive, a token in the environment."""
     async with Sandbox(state=state) as sandbox:
         for name in VIDEOS:
             await sandbox.drive.add(FOLDER, name, b"not looked into by the instant encoder")
