@@ -29,7 +29,7 @@ from convertrilo.errors import (
     TransportError,
     api_error_class,
 )
-from convertrilo.events import AttemptEvent, Listener, Outcome, notify
+from convertrilo.events import AttemptEvent, Listener, Observation, Observer, Outcome, notify
 from convertrilo.idempotency import Identity
 from convertrilo.operations import Auth, Operation, Repeat
 from convertrilo.retry import (
@@ -91,6 +91,7 @@ class Context:
         self.budget = budget
         self.clock = clock
         self.on_event = on_event
+        self.observer: Observer | None = None
         self.random: Callable[[], float] = random.random
         self.closed = False
 
@@ -142,6 +143,7 @@ class Call(Generic[R]):
         "_wire",
         "in_doubt",
         "last_resend",
+        "observation",
         "operation",
         "was_sent_before",
     )
@@ -180,6 +182,13 @@ class Call(Generic[R]):
         self.was_sent_before = False
         """Whether an earlier call may have done it, where a journal knows."""
         self._is_forgotten = False
+        self.observation: Observation | None = None
+        """What watches this call, if anything does."""
+
+    @property
+    def address(self) -> str:
+        """Where the service is asked, without the query: it may hold a token."""
+        return str(self._url).partition("?")[0]
 
     async def run(self) -> Answered[R]:
         """Try until there is an answer or an error that stands."""
@@ -277,6 +286,9 @@ class Call(Generic[R]):
         if self._content:
             kind = b"application/octet-stream" if self.operation.body is bytes else b"application/json"
             headers.append((b"Content-Type", kind))
+        if self.observation is not None:
+            extra = self.observation.begin_attempt(self._attempts + 1)
+            headers += [(name.encode(), value.encode()) for name, value in extra.items()]
         timeouts = self._options.timeout.as_dict()
         return httpx.Request(
             self.operation.method,
@@ -442,7 +454,7 @@ class Call(Generic[R]):
         return error.with_call(operation=self.operation.id, idempotency_key=key, attempts=self._attempts)
 
     def _notify(self, outcome: Outcome, response: httpx.Response | None, code: str | None) -> None:
-        if self._context.on_event is None:
+        if self._context.on_event is None and self.observation is None:
             return
         event = AttemptEvent(
             operation=self.operation.id,
@@ -455,6 +467,8 @@ class Call(Generic[R]):
             idempotency_key=None if self._identity is None else self._identity.key,
             request_id=self._request_id(response),
         )
+        if self.observation is not None:
+            self.observation.end_attempt(event)
         notify(self._context.on_event, event)
 
     def _request_id(self, response: httpx.Response | None) -> str | None:

@@ -1,6 +1,7 @@
 """The way of a call through a client: its URL, its body, its identity, and the journal around it."""
 
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -13,14 +14,15 @@ from convertrilo._json import encode
 from convertrilo._model import Model
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import ConfigurationError, Issue, JournalError, ValidationError
-from convertrilo.events import logger
+from convertrilo.events import Beginning, logger
 from convertrilo.idempotency import Identity, identify
-from convertrilo.operations import Operation, Repeat
+from convertrilo.operations import CREATE_JOBS_BULK, Operation, Repeat
 
 if TYPE_CHECKING:
     from convertrilo.journal import Journal  # it imports sqlite3, which most clients do without
 
 R = TypeVar("R")
+T = TypeVar("T")
 
 _MOST_URLS = 1024
 
@@ -33,6 +35,7 @@ class Engine(Context):
         *,
         journal: "Journal | None",
         poll_batch_size: int,
+        transport: httpx.AsyncBaseTransport | None,
         close: Callable[[], Awaitable[None]],
         **shared_by_calls: Any,
     ) -> None:
@@ -40,6 +43,7 @@ class Engine(Context):
         self.journal = journal
         self.poll_batch_size = poll_batch_size
         """Ids that one `bulkStatus` of the poller asks for at most."""
+        self.transport = transport
         self.shared: dict[str, Any] = {}
         """What the flows keep for a client and its views, by their own names."""
         self.service = _service(self.base_url)
@@ -96,10 +100,39 @@ class Engine(Context):
                 name=options.operation if name is None else name,
             )
         call = Call(self, operation, options, url, content, wire, identity)
-        if identity is None or self.journal is None:
+        return await self._watched(call, wire, identity, bare, self.journal)
+
+    async def _watched(
+        self,
+        call: Call[R],
+        wire: dict[str, Any] | None,
+        identity: Identity | None,
+        bare: bytes,
+        journal: "Journal | None",
+    ) -> tuple[R, httpx.Headers]:
+        if self.observer is None:
+            return await self._carry_out(call, identity, bare, journal)
+        operation = call.operation
+        jobs: Any = (wire or {}).get("jobs")
+        beginning = Beginning(
+            operation=operation.id,
+            method=operation.method,
+            path=operation.path,
+            url=call.address,
+            idempotency_key=None if identity is None else identity.key,
+            identity=None if identity is None else identity.kind,
+            items=len(jobs) if operation.id == CREATE_JOBS_BULK.id else None,
+        )
+        with self.observer.watch(beginning) as call.observation:
+            return await self._carry_out(call, identity, bare, journal)
+
+    async def _carry_out(
+        self, call: Call[R], identity: Identity | None, bare: bytes, journal: "Journal | None"
+    ) -> tuple[R, httpx.Headers]:
+        if identity is None or journal is None:
             result, _, headers = await call.run()
             return result, headers
-        return await self._journaled(self.journal, call, identity, bare)
+        return await self._journaled(journal, call, identity, bare)
 
     async def send_frozen(
         self,
@@ -116,18 +149,15 @@ class Engine(Context):
         if self.closed:
             raise ConfigurationError("the client is closed")
         call = Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
-        if journal is None:
-            result, _, _ = await call.run()
-            return result
-        async with journal:
-            result, _ = await self._journaled(journal, call, identity, bare)
+        async with journal or contextlib.nullcontext():
+            result, _ = await self._watched(call, wire, identity, bare, journal)
         return result
 
     async def _journaled(
         self, journal: "Journal", call: "Call[R]", identity: Identity, bare: bytes
     ) -> tuple[R, httpx.Headers]:
         await self.open_journal()
-        entry = await journal.begin(
+        writing = journal.begin(
             service=self.service,
             operation=call.operation.id,
             key=identity.key,
@@ -135,6 +165,7 @@ class Engine(Context):
             identity=identity.kind,
             name=identity.name,
         )
+        entry = await self._timed("begin", writing)
         call.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
         call.was_sent_before = not entry.fresh
         if entry.answer is not None:
@@ -144,11 +175,20 @@ class Engine(Context):
         except BaseException:
             if not call.in_doubt:
                 with anyio.CancelScope(shield=True), only_logged(call.operation.id):
-                    await journal.forget(identity.key)
+                    await self._timed("forget", journal.forget(identity.key))
             raise
         with only_logged(call.operation.id):
-            await journal.answer(identity.key, answer)
+            await self._timed("answer", journal.answer(identity.key, answer))
         return result, headers
+
+    async def _timed(self, step: str, writing: Awaitable[T]) -> T:
+        if self.observer is None:
+            return await writing
+        started = time.perf_counter()
+        try:
+            return await writing
+        finally:
+            self.observer.journaled(step, time.perf_counter() - started)
 
     def _url(
         self, operation: Operation[Any], path: Mapping[str, str | int] | None, query: Mapping[str, str] | None

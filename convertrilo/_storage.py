@@ -18,7 +18,7 @@ from convertrilo._call import Options
 from convertrilo._engine import Engine
 from convertrilo._version import __version__
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.events import AttemptEvent, Outcome, notify
+from convertrilo.events import AttemptEvent, Beginning, Observation, Outcome, notify
 from convertrilo.retry import FailureKind, kind_of_answer, retry_after
 
 T = TypeVar("T")
@@ -26,6 +26,7 @@ T = TypeVar("T")
 MakeBody = Callable[[], httpx.AsyncByteStream]
 """Returns the body of one request, from its beginning."""
 
+_METHODS = {"upload": "PUT", "download": "GET"}
 _MAX_REDIRECTS = 5
 _MOST_OF_AN_ERROR = 4096
 _AGAIN = frozenset({FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNCLEAR})
@@ -67,16 +68,34 @@ async def until_done(
     Raises:
         BrokenAttempt: As the last attempt did.
     """
+    if engine.observer is None:
+        return await _until_done(name, engine, options, attempt, reached, None)
+    with engine.observer.watch(Beginning(operation=name, method=_METHODS[name])) as observation:
+        return await _until_done(name, engine, options, attempt, reached, observation)
+
+
+async def _until_done(
+    name: str,
+    engine: Engine,
+    options: Options,
+    attempt: Callable[[], Awaitable[T]],
+    reached: Callable[[], int],
+    observation: Observation | None,
+) -> T:
     policy, clock = options.retry, engine.clock
     started, tries, futile, furthest, paid = clock.monotonic(), 0, 0, reached(), False
 
     def tell(outcome: Outcome, status: int | None = None, wait: float | None = None) -> None:
         elapsed = clock.monotonic() - started
         event = AttemptEvent(operation=name, attempt=tries, outcome=outcome, status=status, wait=wait, elapsed=elapsed)
+        if observation is not None:
+            observation.end_attempt(event)
         notify(engine.on_event, event)
 
     while True:
         tries += 1
+        if observation is not None:
+            observation.begin_attempt(tries)  # its headers are for the service, and storage is somebody else's
         try:
             result = await attempt()
         except BrokenAttempt as broken:

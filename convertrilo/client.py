@@ -152,6 +152,7 @@ class AsyncClient:
             poll_batch_size=poll_batch_size,
             clock=clock,
             on_event=on_event,
+            transport=transport,
         )
         self._options = Options(retry=policy, timeout=_timeout(timeout))
 

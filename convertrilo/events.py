@@ -1,8 +1,9 @@
-"""What can be watched: one frozen event for every attempt, and the listener that logs them."""
+"""What can be watched: one frozen event for every attempt, the listener that logs them, and calls as a whole."""
 
 import logging
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Literal, Protocol
 
 import attrs
 
@@ -21,6 +22,7 @@ Outcome = Literal[
 `interrupted`: it was cancelled, or a caller's own transport raised something that is no httpx error."""
 
 logger = logging.getLogger("convertrilo")
+logger.addHandler(logging.NullHandler())  # quiet until the application configures logging
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +52,8 @@ Listener = Callable[[AttemptEvent], object]
 def log_attempts(event: AttemptEvent) -> None:
     """Log an attempt under the logger `convertrilo`: success as DEBUG, a retry as INFO, a final failure as WARNING.
 
-    A listener for `AsyncClient(on_event=log_attempts)`.
+    A listener for `AsyncClient(on_event=log_attempts)`. The record has the event's fields as attributes, for formatters
+    that write JSON.
     """
     level = logging.DEBUG if event.outcome == "ok" else logging.INFO if event.wait is not None else logging.WARNING
     if not logger.isEnabledFor(level):
@@ -66,6 +69,7 @@ def log_attempts(event: AttemptEvent) -> None:
         event.elapsed,
         "" if event.wait is None else f", again in {event.wait:.3f} s",
         "" if event.idempotency_key is None else f", key {event.idempotency_key}",
+        extra=attrs.asdict(event),
     )
 
 
@@ -77,3 +81,48 @@ def notify(listener: Listener | None, event: AttemptEvent) -> None:
         listener(event)
     except Exception:
         logger.exception("the on_event listener failed; the request goes on")
+
+
+# ---- calls as a whole, for what measures them
+
+
+@attrs.frozen(kw_only=True)
+class Beginning:
+    """What is known of a call when it begins."""
+
+    operation: str
+    """As in `AttemptEvent`."""
+    method: str
+    path: str | None = None
+    """The contract's path, with the names of its parameters; `None` for what goes to and from storage."""
+    url: str | None = None
+    """Where the service is asked, without the query; `None` for storage, whose URLs are permissions."""
+    idempotency_key: str | None = None
+    identity: str | None = None
+    """What the key stands for, as in `journal.Entry`."""
+    items: int | None = None
+    """How many jobs a bulk request has."""
+
+
+class Observation(AbstractContextManager["Observation"], Protocol):
+    """One call that is watched; it is entered before the first attempt, and left with what the call raises."""
+
+    def begin_attempt(self, number: int) -> Mapping[str, str]:
+        """Hear that an attempt is about to be made, and return headers that shall go with it."""
+        ...
+
+    def end_attempt(self, event: AttemptEvent) -> None:
+        """Hear what came of it."""
+        ...
+
+
+class Observer(Protocol):
+    """What sees the calls of a client from their beginning to their end; it must neither raise nor block."""
+
+    def watch(self, beginning: Beginning) -> Observation:
+        """Return what watches a call."""
+        ...
+
+    def journaled(self, step: str, seconds: float) -> None:
+        """Hear how long the journal took to `begin`, `answer` or `forget`."""
+        ...

@@ -7,6 +7,7 @@
 Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. PORT is 8000 unless the environment says otherwise.
 """
 
+import logging
 import os
 
 import uvicorn
@@ -27,4 +28,5 @@ app = WebhookReceiver(
 )
 
 if __name__ == "__main__":
+    logging.basicConfig()  # what is refused, and why
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

@@ -8,6 +8,7 @@ Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. A project of y
 a cache that all processes share (Redis, Memcached, the database).
 """
 
+import logging
 import os
 from wsgiref.simple_server import make_server
 
@@ -55,6 +56,7 @@ def receive(request: HttpRequest) -> HttpResponse:
 urlpatterns = [path("webhooks/convertrilo", csrf_exempt(receive))]
 
 if __name__ == "__main__":
+    logging.basicConfig()  # what is refused, and why
     settings.configure(
         ROOT_URLCONF=__name__,
         ALLOWED_HOSTS=["*"],

@@ -7,6 +7,7 @@
 Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. In Starlette it is the same.
 """
 
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -50,4 +51,5 @@ async def index() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    logging.basicConfig()  # what is refused, and why
     uvicorn.run(app, port=int(os.environ.get("PORT", "8000")))

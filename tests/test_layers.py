@@ -32,13 +32,24 @@ FLOORS = """
     encoding ingest reconciliation transfers waiting
     convertrilo
     sandbox
-    _pytest_fixtures cli mcp
+    _pytest_fixtures cli mcp otel
     pytest_plugin
 """
 """Every module of the package, the lowest floor first; `convertrilo` is the package's own `__init__`."""
 FLOOR = {module: height for height, floor in enumerate(FLOORS.strip().splitlines()) for module in floor.split()}
-EDGES = {"sandbox", "cli", "mcp", "pytest_plugin", "_pytest_fixtures"}
-EXTRAS = ["boto3", "click", "imageio_ffmpeg", "mcp", "orjson", "pytest", "rich", "starlette", "uvicorn"]
+EDGES = {"sandbox", "cli", "mcp", "otel", "pytest_plugin", "_pytest_fixtures"}
+EXTRAS = [
+    "boto3",
+    "click",
+    "imageio_ffmpeg",
+    "mcp",
+    "opentelemetry",
+    "orjson",
+    "pytest",
+    "rich",
+    "starlette",
+    "uvicorn",
+]
 
 FOR_THE_SANDBOX = {"operations", "models", "codec", "errors", "webhooks", "_json", "_model", "_version", "sandbox"}
 """A server that shared the client's idea of a key or of a retry would agree with its bugs."""
@@ -205,7 +216,7 @@ def test_nothing_of_an_extra_is_imported_with_the_package() -> None:
     edges = {f"convertrilo.{name}" for name in EDGES}
     assert "convertrilo.client" in loaded
     assert {name for name in loaded if ".".join(name.split(".")[:2]) in edges} == set()
-    assert {"boto3", "imageio_ffmpeg", "mcp", "pytest", "starlette", "uvicorn"} & set(
+    assert {"boto3", "imageio_ffmpeg", "mcp", "opentelemetry", "pytest", "starlette", "uvicorn"} & set(
         loaded
     ) == set()  # httpx has click
 

@@ -31,6 +31,8 @@ def sandbox(
 
     Prints the settings to paste into another terminal. Where it is served, / shows the jobs and /docs the API.
     """
+    import logging
+
     import anyio
 
     from convertrilo.cli.extras import needing_the_sandbox
@@ -49,6 +51,7 @@ def sandbox(
     async def serve() -> None:
         await serve_until_stopped(local, lambda base_url: _announce(local, base_url), host=host, port=port)
 
+    logging.basicConfig()
     try:
         anyio.run(serve)
     except (OSError, RuntimeError) as error:  # the port is taken, or another sandbox has this state

@@ -3,11 +3,15 @@
 from statistics import median
 
 import httpx
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import TracerProvider
 
 from convertrilo import AsyncClient, AttemptEvent, JobCreateResponse
 from convertrilo._json import encode
 from convertrilo.codec import from_request, read_answer, to_wire
+from convertrilo.events import Listener
 from convertrilo.models import JobCreateRequest
+from convertrilo.otel import instrument
 
 from . import data
 from .harness import Bench, awaited, in_turns, micro, typical
@@ -50,8 +54,12 @@ async def run(bench: Bench) -> None:
         await response.aclose()
         return read_answer(JobCreateResponse, answer)
 
+    def client_of_ours(listener: Listener | None = None) -> AsyncClient:
+        return AsyncClient("a-key", base_url="https://api.example.com", transport=transport, on_event=listener)
+
     async with (
-        AsyncClient("a-key", base_url="https://api.example.com", transport=transport, on_event=_ignore) as client,
+        client_of_ours(_ignore) as client,
+        instrument(client_of_ours(), tracer_provider=TracerProvider(), meter_provider=MeterProvider()) as instrumented,
         httpx.AsyncClient(base_url=bench.url, headers={"X-API-Key": "a-key"}) as raw,
     ):
 
@@ -63,6 +71,7 @@ async def run(bench: Bench) -> None:
             "createJob": awaited(lambda: client.create_job(body), bench.scale.count(500)),
             "encode, transport, decode": awaited(bare, bench.scale.count(500)),
             "httpx on loopback": awaited(post, bench.scale.count(500)),
+            "createJob, with OpenTelemetry": awaited(lambda: instrumented.create_job(body), bench.scale.count(500)),
         }
         await in_turns(contestants, 1)  # connections, and what is made at the first use
         rounds = await in_turns(contestants, bench.scale.rounds(15))
@@ -71,6 +80,6 @@ async def run(bench: Bench) -> None:
     for name in contestants:
         page.row(name, micro(typical(rounds, name, "cpu")), "")
     turns = list(zip(*(rounds[name] for name in contestants), strict=True))
-    added = [whole.cpu - bare.cpu for whole, bare, _ in turns]
-    shares = [(whole.cpu - bare.cpu) / request.cpu for whole, bare, request in turns]
+    added = [whole.cpu - bare.cpu for whole, bare, *_ in turns]
+    shares = [(whole.cpu - bare.cpu) / request.cpu for whole, bare, request, _ in turns]
     page.row("added", micro(median(added)), page.against("added", shares, at_most=0.1))
