@@ -41,7 +41,7 @@ def s3(session: nox.Session) -> None:
         packages = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
         session.error(f"{', '.join(missing)} not found; on Debian: {packages}")
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    files = [f"tests/sandbox/{name}.py" for name in ("test_sandbox_s3", "test_sandbox_s3_signed")]
+    files = [f"tests/{name}.py" for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "test_s3")]
     session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
 
 

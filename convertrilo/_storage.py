@@ -134,15 +134,20 @@ async def exchange(
         response = await _follow(engine, options, method, url, headers, make_body)
         try:
             if response.status_code >= 300:
-                raise await _refusal(response, engine.clock.time())
+                raise await refusal(response, engine.clock.time())
             yield response
         finally:
             await response.aclose()
     except httpx.HTTPError as error:
-        if isinstance(error, httpx.RequestError):
-            error.request = httpx.Request(method, f"{url.scheme}://{url.host}")  # the real one has the signature
-        kind = FailureKind.NOT_SENT if isinstance(error, _NOT_SENT) else FailureKind.UNCLEAR
-        raise BrokenAttempt(f"no answer from {url.host}: {str(error) or type(error).__name__}", kind) from error
+        raise no_answer(error, method, url) from error
+
+
+def no_answer(error: httpx.HTTPError | OSError, method: str, url: httpx.URL) -> BrokenAttempt:
+    """Return what it means that a request has no answer."""
+    if isinstance(error, httpx.RequestError):
+        error.request = httpx.Request(method, f"{url.scheme}://{url.host}")  # the real one has the signature
+    kind = FailureKind.NOT_SENT if isinstance(error, _NOT_SENT) else FailureKind.UNCLEAR
+    return BrokenAttempt(f"no answer from {url.host}: {str(error) or type(error).__name__}", kind)
 
 
 async def _follow(
@@ -193,7 +198,7 @@ async def body_of(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byte
                 pass
 
 
-async def _refusal(response: httpx.Response, now: float) -> BrokenAttempt:
+async def refusal(response: httpx.Response, now: float) -> BrokenAttempt:
     """Return what an error answer means. Of its body only code and message are shown: S3 repeats signatures in it."""
     start = b""
     async with body_of(response) as chunks:

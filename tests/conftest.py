@@ -1,13 +1,17 @@
 """What all tests share: both async backends, both JSON libraries, and hypothesis without chance."""
 
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import Phase, settings
+from object_store import ObjectStore, moto_server
+from radosgw import radosgw
 
 import convertrilo
 
@@ -15,11 +19,21 @@ PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
 settings.load_profile("default")
 
+OBJECT_STORES = {"moto": moto_server, "radosgw": radosgw}
+OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be installed: `nox -s s3`
+
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run every async test on asyncio and on trio."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session", params=[OBJECT_STORE])
+def object_store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
+    """Start a real S3 server."""
+    with OBJECT_STORES[request.param]() as store:
+        yield store
 
 
 @pytest.fixture(scope="session", params=["orjson", "stdlib"])

@@ -20,15 +20,15 @@ FLOORS = """
     _json _model
     models
     codec
-    events operations webhooks
-    idempotency retry
+    _objects events operations webhooks
+    _manifests idempotency retry
     _batches _redaction _sent_parts _sqlite
     _content _dedupe_sqlite dedupe journal transport
     _call
     _engine receiver
     client
     _poller _storage
-    _parts bulk
+    _parts bulk s3
     encoding ingest reconciliation transfers waiting
     convertrilo
     sandbox
@@ -216,7 +216,7 @@ def test_nothing_of_an_extra_is_imported_with_the_package() -> None:
     edges = {f"convertrilo.{name}" for name in EDGES}
     assert "convertrilo.client" in loaded
     assert {name for name in loaded if ".".join(name.split(".")[:2]) in edges} == set()
-    assert {"boto3", "imageio_ffmpeg", "mcp", "opentelemetry", "pytest", "starlette", "uvicorn"} & set(
+    assert {"boto3", "botocore", "imageio_ffmpeg", "mcp", "opentelemetry", "pytest", "starlette", "uvicorn"} & set(
         loaded
     ) == set()  # httpx has click
 

@@ -2,21 +2,17 @@
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import imageio_ffmpeg
 import pytest
-from object_store import ObjectStore, moto_server
-from radosgw import radosgw
 from sandbox_help import client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
 
-OBJECT_STORES = {"moto": moto_server, "radosgw": radosgw}
-OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be installed: `nox -s s3`
-collect_ignore = [] if OBJECT_STORE == "radosgw" else ["test_sandbox_s3_signed.py"]
+collect_ignore = [] if os.environ.get("OBJECT_STORE") == "radosgw" else ["test_sandbox_s3_signed.py"]  # `nox -s s3`
 
 
 @pytest.fixture
@@ -42,13 +38,6 @@ async def bare(sandbox: Sandbox) -> AsyncIterator[httpx.AsyncClient]:
     """Without credentials."""
     async with httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url) as http:
         yield http
-
-
-@pytest.fixture(scope="session", params=[OBJECT_STORE])
-def object_store(request: pytest.FixtureRequest) -> Iterator[ObjectStore]:
-    """Start a real S3 server."""
-    with OBJECT_STORES[request.param]() as store:
-        yield store
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,156 @@
+"""The objects of a folder: what is known of one, which of them are wanted, and the name that each keeps for ever."""
+
+import hashlib
+import re
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from fnmatch import translate
+from typing import NamedTuple
+from urllib.parse import quote
+
+import attrs
+
+from convertrilo.errors import Issue, ValidationError
+
+VIDEO_EXTENSIONS = frozenset(
+    {
+        *("3g2", "3gp", "asf", "avi", "flv", "m2ts", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "mts", "mxf"),
+        *("ogv", "ts", "webm", "wmv"),
+    }
+)
+"""What an object's name ends in, in capitals or not, that counts as a video where nothing else is said."""
+
+_MAX_EXTERNAL_ID = 255
+
+
+class S3Object(NamedTuple):
+    """One object of a folder."""
+
+    key: str
+    size: int | None = None
+    """Bytes, where that is known."""
+    etag: str | None = None
+    """Without its quotes."""
+    version_id: str | None = None
+    """Where a manifest tells it: a listing does not."""
+    last_modified: datetime | None = None
+
+
+Page = list[S3Object]
+
+
+# ---- names
+
+
+def external_id(bucket: str, each: S3Object) -> str:
+    """Return the external id of the job for an object: the same for ever, another one once the object has changed.
+
+    It is `s3://bucket/key#etag`; without an ETag `s3://bucket/key?versionId=version`; with neither `s3://bucket/key`.
+    Key, ETag and version are percent-encoded (UTF-8; letters, digits and `-_.~` stay, and in the key `/`). If that has
+    more than 255 characters, it is `s3-sha256:` and its SHA-256 in hexadecimal.
+    """
+    name = f"s3://{bucket}/{quote(each.key, safe='/-_.~', errors='surrogateescape')}"
+    if each.etag:
+        name += f"#{quote(each.etag, safe='-_.~')}"
+    elif each.version_id:
+        name += f"?versionId={quote(each.version_id, safe='-_.~')}"
+    return name if len(name) <= _MAX_EXTERNAL_ID else f"s3-sha256:{hashlib.sha256(name.encode()).hexdigest()}"
+
+
+def is_text(key: str) -> bool:
+    """Whether a key is UTF-8: the odd bytes of one that is not are surrogates here, which no JSON can carry."""
+    return not re.search("[\ud800-\udfff]", key)
+
+
+# ---- shares
+
+
+@attrs.frozen
+class Shard:
+    """One of the equal shares of a folder: `index` counts from 0."""
+
+    index: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def holds(self, key: str) -> bool:
+        """Whether an object belongs to this share: by its key alone, however the folder grows."""
+        digest = hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+        return int.from_bytes(digest[:8], "big") % self.count == self.index
+
+
+def parse_shard(text: str) -> Shard:
+    """Return the share that `i/n` names, with i from 0 to n-1.
+
+    Raises:
+        ValidationError: It names none.
+    """
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
+    if found is None or not int(found[1]) < int(found[2]):
+        raise ValidationError("shard", [Issue("", f"must be i/n with i from 0 to n-1, such as 0/8, not {text[:40]!r}")])
+    return Shard(int(found[1]), int(found[2]))
+
+
+# ---- choice
+
+
+def chooser(
+    *,
+    include: Sequence[str] | None,
+    exclude: Sequence[str],
+    min_size: int | None,
+    max_size: int | None,
+    modified_since: datetime | None,
+    shard: Shard | None,
+) -> Callable[[S3Object], bool]:
+    """Return what says if an object is wanted. What is not known of it, size or time, does not speak against it.
+
+    Args:
+        include: Patterns (`*`, `?`, `[…]`; `*` takes slashes too) one of which the whole key must match; by default the
+            key must end as that of a video.
+        exclude: Patterns that the key must not match.
+        min_size: Least bytes.
+        max_size: Most bytes.
+        modified_since: The object was last modified then or later.
+        shard: The share of the folder that is wanted.
+
+    Raises:
+        ValidationError: A bound makes no sense.
+    """
+    issues: list[Issue] = []
+    for name, patterns in (("include", include or ()), ("exclude", exclude)):
+        if isinstance(patterns, str):  # which would be an iterable of one-letter patterns
+            issues.append(Issue(name, "must be a list of patterns, not a string"))
+    if (min_size or 0) < 0 or (max_size is not None and max_size < (min_size or 0)):
+        issues.append(Issue("min_size, max_size", f"must be bytes, at least 0, in order, not {min_size} to {max_size}"))
+    if modified_since is not None and modified_since.tzinfo is None:
+        issues.append(Issue("modified_since", "must be a datetime with a time zone"))
+    if issues:
+        raise ValidationError("ingest_folder", issues)
+    is_included = _is_video if include is None else _matcher(include)
+    is_excluded = _matcher(exclude)
+    smallest, biggest = min_size or 0, float("inf") if max_size is None else max_size
+
+    def is_wanted(each: S3Object) -> bool:
+        return (
+            (each.size is None or smallest <= each.size <= biggest)
+            and (modified_since is None or each.last_modified is None or each.last_modified >= modified_since)
+            and (shard is None or shard.holds(each.key))
+            and is_included(each.key)
+            and not is_excluded(each.key)
+        )
+
+    return is_wanted
+
+
+def _is_video(key: str) -> bool:
+    return key[key.rfind(".") + 1 :].lower() in VIDEO_EXTENSIONS and "." in key
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str], bool]:
+    if not patterns:
+        return lambda _: False
+    matches = re.compile("|".join(map(translate, patterns))).match
+    return lambda key: matches(key) is not None
