@@ -1,5 +1,6 @@
 """Who the client is to the service: an API key, or bearer tokens from a source."""
 
+import hashlib
 import inspect
 import re
 from collections.abc import Awaitable, Callable
@@ -18,6 +19,8 @@ class Credentials:
     def __init__(self, api_key: str | None, get_token: TokenSource | None) -> None:
         self.api_key = api_key
         self.get_token = get_token
+        self.sender = "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
+        """Tells one API key from another, and is too short to find one by; empty for bearer tokens."""
         self.renewals = 0
         """How often the source was asked for another token because one was rejected."""
         self._renewed = ""

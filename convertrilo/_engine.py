@@ -159,6 +159,7 @@ class Engine(Context):
         await self.open_journal()
         writing = journal.begin(
             service=self.service,
+            sender=self.credentials.sender,
             operation=call.operation.id,
             key=identity.key,
             body=bare,

@@ -120,8 +120,9 @@ class AsyncClient:
             max_connections: Most connections open at once; further requests queue for one.
             journal: Where keyed operations are written down before they are sent, and parts of uploads when they have
                 arrived; opened and closed with the client.
-            transport: Used as it is instead of the client's own connections, and closed with the client.
-            http_client: Used as it is instead of the client's own connections; it stays its owner's to close.
+            transport: Used as it is instead of the client's own connections, and closed with the client. It must not
+                send a request again by itself: only the client knows which may be, and what that makes unclear.
+            http_client: The same, and it stays its owner's to close. Redirects are not followed.
             on_event: Called with an `AttemptEvent` after every attempt; must not block.
             poll_batch_size: Most jobs that one `bulkStatus` asks for while tasks wait; fewer once the service refuses
                 that many.

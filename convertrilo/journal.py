@@ -44,6 +44,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             operation TEXT NOT NULL,
             identity TEXT NOT NULL,
             name TEXT,
+            sender TEXT NOT NULL,
             first_sent_at REAL NOT NULL,
             answered_at REAL,
             claims INTEGER NOT NULL DEFAULT 1,
@@ -173,7 +174,7 @@ class Journal:
         await self._store.leave()
 
     async def begin(
-        self, *, service: str, operation: str, key: str, body: bytes, identity: str, name: str | None
+        self, *, service: str, sender: str = "", operation: str, key: str, body: bytes, identity: str, name: str | None
     ) -> Entry:
         """Write an operation down before it is sent, and return its entry as it is now.
 
@@ -182,6 +183,7 @@ class Journal:
 
         Args:
             service: Where it is sent. A journal is for one service: the first that it is used with.
+            sender: Tells one API key from another, without being one: the service may know a key from one of them only.
             operation: The contract's operation id.
             key: The idempotency key.
             body: The canonical body, without credentials.
@@ -190,7 +192,7 @@ class Journal:
 
         Raises:
             IdempotencyConflictError: The journal holds this key for another operation or body.
-            OutcomeUnknownError: It was sent, never answered, and the replay window is over.
+            OutcomeUnknownError: It was sent and never answered, and the replay window is over, or the sender another.
             JournalError: The journal cannot be written, or is another service's. Like the other two: nothing was sent.
         """
         now = self._clock.time()
@@ -204,6 +206,7 @@ class Journal:
             now=now,
             window=self._open_window(now),
             service=service,
+            sender=sender,
         )
         request = Request(claim)
         try:
@@ -359,13 +362,14 @@ def _claim(
     now: float,
     window: _Window,
     service: str,
+    sender: str,
 ) -> Entry:
     _check_service(connection, service)
     readable = None if name is None else name.encode(errors="backslashreplace").decode()  # file names may be any bytes
     inserted = connection.execute(
-        "INSERT INTO operations (operation, key, identity, name, first_sent_at, body) VALUES (?, ?, ?, ?, ?, ?) "
-        "ON CONFLICT (key) DO NOTHING",
-        (operation, key, identity, readable, now, body),
+        "INSERT INTO operations (operation, key, identity, name, sender, first_sent_at, body) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
+        (operation, key, identity, readable, sender, now, body),
     )
     entry = _find(connection, key=key, window=window)
     assert entry is not None
@@ -389,8 +393,22 @@ def _claim(
             idempotency_key=key,
         )
     if entry.state == "pending":
+        _check_sender(connection, entry, sender)
         connection.execute("UPDATE operations SET claims = claims + 1 WHERE key = ?", (key,))
     return entry
+
+
+def _check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> None:
+    """Keep what was sent from being sent with another API key: nobody says whether keys are the account's or its."""
+    (known,) = connection.execute("SELECT sender FROM operations WHERE key = ?", (entry.key,)).fetchone()
+    if known != sender:
+        raise OutcomeUnknownError(
+            f"it was first sent at {entry.first_sent_at.isoformat()}, with another API key, and never answered; the "
+            f"service may know its key from that one only: sent with this one, it could be done twice. {_NOTHING_SENT}",
+            find_out=f"Call again with that API key. If that cannot be: {_FIND_OUT}",
+            operation=entry.operation,
+            idempotency_key=entry.key,
+        )
 
 
 def _check_service(connection: sqlite3.Connection, service: str) -> None:

@@ -69,6 +69,7 @@ from convertrilo import (
 from convertrilo._model import Model
 from convertrilo.codec import from_request
 from convertrilo.operations import Auth
+from convertrilo.sandbox import Rules, Sandbox
 from convertrilo.transport import PoolTransport
 
 NONE = RetryPolicy.none()
@@ -1090,6 +1091,42 @@ async def test_an_answer_of_a_sandbox_is_never_taken_for_the_services(tmp_path: 
     assert isinstance(error, JournalError)
     assert "localhost" in str(error)
     assert service.attempts == 0
+
+
+async def second_api_key(sandbox: Sandbox) -> str:
+    async with sandbox.client() as client:
+        session = await client.login({"email": sandbox.email, "password": sandbox.password})
+    async with sandbox.client(api_key=None, get_token=lambda: session.access_token) as client:
+        made = await client.create_api_key({"name": "second"})
+    assert made.key is not None
+    return made.key
+
+
+async def test_a_new_api_key_makes_no_second_job_where_the_service_keeps_keys_by_api_key(tmp_path: Path) -> None:
+    async with Sandbox(rules=Rules(key_scope="api_key")) as sandbox:
+        sandbox.faults.lose_response("createJob")
+        second = await second_api_key(sandbox)
+        async with sandbox.client(journal=Journal(tmp_path / "j.db"), retry=NONE) as client:
+            assert type(await raised_by(client.create_job(OWN))) is TransportError
+        async with sandbox.client(api_key=second, journal=Journal(tmp_path / "j.db")) as client:
+            error = await raised_by(client.create_job(OWN))
+        assert type(error) is OutcomeUnknownError
+        assert "another API key" in str(error)
+        async with sandbox.client(journal=Journal(tmp_path / "j.db")) as client:
+            job = await client.create_job(OWN)
+        async with sandbox.client(api_key=second, journal=Journal(tmp_path / "j.db")) as client:
+            assert await client.create_job(OWN) == job, "what was answered stays answered"
+        assert sandbox.assert_created_once(external_id="e-1").id == job.job_id
+
+
+async def test_a_new_bearer_token_is_no_other_sender(tmp_path: Path) -> None:
+    tokens = iter(["first", "second"])
+    script = Script(httpx.ReadError(""), EXAMPLES["createJob"].answered)
+    journal = Journal(tmp_path / "j.db", clock=script.clock)
+    client = client_of(script, journal=journal, api_key=None, get_token=lambda: next(tokens), retry=NONE)
+    async with client:
+        await raised_by(client.create_job(OWN))
+        assert await client.create_job(OWN) == CREATED_MODEL
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ class Service:
     heeds_keys: bool
     compares_credentials: bool
     remembers_errors: bool
+    keeps_keys_by_api_key: bool
     faults: list[str] = attrs.field(factory=list)
     jobs: dict[str, list[str]] = attrs.field(factory=dict)
     memory: dict[str, Remembered] = attrs.field(factory=dict)
@@ -116,7 +117,10 @@ class Service:
             die(journal)
         if fault in BEFORE:
             return raised_or_returned(BEFORE[fault])
-        status, answer = self.do(request.headers["idempotency-key"], json.loads(request.content), fault == "invalid")
+        key = request.headers["idempotency-key"]
+        if self.keeps_keys_by_api_key:
+            key += request.headers["x-api-key"]
+        status, answer = self.do(key, json.loads(request.content), fault == "invalid")
         if fault == "crash after":
             die(journal)
         if fault == "crash with the answer" and journal is not None:
@@ -194,6 +198,7 @@ class Machine(RuleBasedStateMachine):
         self.portal = self.resources.enter_context(start_blocking_portal(self.backend))
         self.clock = Clock()
         self.secret = 1
+        self.api_key = 1
         self.operation = 1
         self.calls = 0
         self.recorded: set[str] = set()
@@ -206,16 +211,17 @@ class Machine(RuleBasedStateMachine):
         identity=st.sampled_from(["idempotency_key", "operation", "externalId"]),
         compares_credentials=st.booleans(),
         remembers_errors=st.booleans(),
+        keeps_keys_by_api_key=st.booleans(),
     )
-    def start(self, identity: str, compares_credentials: bool, remembers_errors: bool) -> None:
+    def start(self, identity: str, **left_open: Any) -> None:
         self.identity = identity
-        self.service = Service(self.clock, self.heeds_keys, compares_credentials, remembers_errors)
+        self.service = Service(self.clock, self.heeds_keys, **left_open)
         self.process = self.new_process()
 
     def new_process(self) -> Process:
         journal = MortalJournal(self.path, replay_window=self.window, clock=self.clock) if self.journaling else None
         client = AsyncClient(
-            API_KEY,
+            f"{API_KEY}-{self.api_key}",
             transport=httpx.MockTransport(lambda request: self.service.answer(request, journal)),
             journal=journal,
             retry=RetryPolicy(max_attempts=2),
@@ -292,8 +298,9 @@ class Machine(RuleBasedStateMachine):
     def go_on_to_another_operation(self) -> None:
         self.operation += 1
 
-    @rule()
-    def crash(self) -> None:
+    @rule(rotate_api_key=st.booleans())
+    def crash(self, rotate_api_key: bool = False) -> None:
+        self.api_key += rotate_api_key
         if self.process.journal is not None:
             self.process.journal.dead = True
         self.portal.call(self.process.client.aclose)
