@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from convertrilo.events import AttemptEvent, log_attempts
     from convertrilo.idempotency import derive_key
+    from convertrilo.ingest import IngestProgress, IngestReport, IngestRow, ingest_folder
     from convertrilo.journal import Journal
     from convertrilo.models import (
         TERMINAL_STATUSES,
@@ -174,6 +175,9 @@ __all__ = [
     "GoogleDriveOutput",
     "IdempotencyConflictError",
     "IdempotencyInProgressError",
+    "IngestProgress",
+    "IngestReport",
+    "IngestRow",
     "InsufficientTokensError",
     "InvalidRequestError",
     "Issue",
@@ -252,6 +256,7 @@ __all__ = [
     "WebhookUpdateRequest",
     "__version__",
     "derive_key",
+    "ingest_folder",
     "log_attempts",
     "reconcile",
 ]
@@ -273,7 +278,11 @@ _HOMES = {
     "SubmittedJob": "bulk",
     "WebhookEvent": "webhooks",
     "WebhookReceiver": "receiver",
+    "IngestProgress": "ingest",
+    "IngestReport": "ingest",
+    "IngestRow": "ingest",
     "derive_key": "idempotency",
+    "ingest_folder": "ingest",
     "log_attempts": "events",
     "reconcile": "reconciliation",
 }

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -15,6 +15,7 @@ from convertrilo._call import Options
 from convertrilo._content import Content
 from convertrilo._engine import only_logged
 from convertrilo._sent_parts import MARK, SentPart, SentParts
+from convertrilo._together import together
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import (
     ConflictError,
@@ -232,26 +233,8 @@ async def _send_all(
             tell(done)
 
     tell(0)
-    await _together([send] * concurrency)
+    await together([send] * concurrency)
     return etags
-
-
-async def _together(tasks: list[Callable[[], Awaitable[None]]]) -> None:
-    """Run tasks to their ends; the first error cancels the others, and is raised."""
-    failures: list[Exception] = []
-
-    async def run(task: Callable[[], Awaitable[None]]) -> None:
-        try:
-            await task()
-        except Exception as error:  # noqa: BLE001  # raised below, outside of the group
-            failures.append(error)
-            group.cancel_scope.cancel()
-
-    async with anyio.create_task_group() as group:
-        for task in tasks:
-            group.start_soon(run, task)
-    if failures:
-        raise failures[0]
 
 
 def _patient(options: Options, part_size: int) -> Options:

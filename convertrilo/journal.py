@@ -7,7 +7,7 @@ is on disk (`synchronous=FULL`) before the call returns. Many tasks and several 
 import contextlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from convertrilo import _sent_parts
+from convertrilo import _folder_rows, _sent_parts
 from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo._sent_parts import SentPart, SentParts
 from convertrilo._sqlite import Request, SharedFile, reason
@@ -54,6 +54,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX operations_unanswered ON operations (id) WHERE answered_at IS NULL",
         "CREATE TABLE services (service TEXT NOT NULL)",
         _sent_parts.TABLE,
+        *_folder_rows.TABLES,
     ),
 )
 """The statements that lead from each version of the schema to the next."""
@@ -332,6 +333,18 @@ class Journal:
             for _, entry in page:
                 yield entry
             after = page[-1][0]
+
+    async def do(self, work: Callable[[sqlite3.Connection], _T], consequence: str = "") -> _T:
+        """Have work of this package done in a transaction, and return its result when that is on disk.
+
+        Args:
+            work: What to do.
+            consequence: What it means if it cannot be done.
+
+        Raises:
+            JournalError: The journal cannot be used.
+        """
+        return await self._ask(Request(work), consequence)
 
     async def _ask(
         self, request: "Request[_T]", consequence: str = "", *, operation: str | None = None, key: str | None = None

@@ -15,17 +15,17 @@ import convertrilo
 ROOT = Path(convertrilo.__file__).parent
 
 FLOORS = """
-    errors _version _clock
+    errors _together _version _clock
     _credentials
     _json _model
     models
     codec
     _objects events operations webhooks
     _manifests idempotency retry
-    _batches _redaction _sent_parts _sqlite
+    _batches _folder_rows _redaction _sent_parts _sqlite
     _content _dedupe_sqlite dedupe journal transport
-    _call
-    _engine receiver
+    _call _folder_record
+    _engine _reports receiver
     client
     _poller _storage
     _parts bulk s3

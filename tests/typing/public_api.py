@@ -16,15 +16,20 @@ from convertrilo import (
     BulkCreateSettings,
     ConvertriloError,
     DecodeError,
+    IngestProgress,
+    IngestReport,
+    IngestRow,
     JobCreateRequest,
     JobCreateResponse,
     JobUpload,
+    Journal,
     OnDemandEncodeRequest,
     OnDemandEncodeResponse,
     Operation,
     OutcomeUnknownError,
     RateLimitError,
     RetryPolicy,
+    S3FolderSource,
     S3Source,
     StatusResponse,
     SubmitProgress,
@@ -32,6 +37,7 @@ from convertrilo import (
     ValidationError,
     WebhookCreateRequest,
     WebhookUpdateRequest,
+    ingest_folder,
 )
 from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.errors import Issue, api_error_class
@@ -199,6 +205,22 @@ async def submitted_jobs_say_what_became_of_them(client: AsyncClient, job: JobCr
 
 def _show(progress: SubmitProgress) -> None:
     assert_type(progress.submitted, int)
+
+
+async def a_folder_becomes_a_report(client: AsyncClient, job: JobCreateRequest) -> None:
+    report = await ingest_folder(client, "s3://films/2026/", job, journal="run.db", wait=True, on_progress=_show_ingest)
+    assert_type(report, IngestReport)
+    assert_type(report.succeeded, int)
+    async for row in report.rows():
+        assert_type(row, IngestRow)
+        assert_type(row.job_id, str | None)
+    await report.write("out.csv")
+    await ingest_folder(client, S3FolderSource(bucket="films"), {"codec": "av1"}, journal=Journal("run.db"))
+    await ingest_folder(client, "s3://films", job)  # type: ignore[call-arg]
+
+
+def _show_ingest(progress: IngestProgress) -> None:
+    assert_type(progress.is_listed, bool)
 
 
 # ---- errors

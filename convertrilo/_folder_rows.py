@@ -1,0 +1,213 @@
+"""What a journal remembers of a folder: every object that was listed, its job, and how that ended."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import attrs
+
+from convertrilo.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import sqlite3  # most clients do without
+
+TABLES = (
+    "CREATE TABLE folder (identity TEXT NOT NULL, generation INTEGER NOT NULL)",
+    # `submission` counts the objects that have a job, in the order in which they got it.
+    """CREATE TABLE objects (
+        id INTEGER PRIMARY KEY,
+        external_id TEXT NOT NULL UNIQUE,
+        key TEXT NOT NULL,
+        size INTEGER,
+        submission INTEGER,
+        job_id TEXT,
+        status TEXT,
+        ended INTEGER NOT NULL DEFAULT 0,
+        output TEXT,
+        error TEXT,
+        estimate REAL
+    )""",
+    "CREATE INDEX objects_without_job ON objects (id) WHERE job_id IS NULL",
+    "CREATE INDEX objects_submitted ON objects (submission) WHERE submission IS NOT NULL",
+    "CREATE INDEX objects_job ON objects (job_id) WHERE job_id IS NOT NULL AND NOT ended",
+)
+
+_PAGE = 1000
+
+
+class Row(NamedTuple):
+    """An object in the journal."""
+
+    id: int
+    key: str
+    size: int | None
+    external_id: str
+    job_id: str | None
+    status: str | None
+    """The service's last word on the job; `None` before it has one."""
+    ended: bool
+    """Whether that was its end, or that there is nothing to do about the object."""
+    output: str | None
+    error: str | None
+    estimate: float | None
+    """Tokens (neu)."""
+
+
+_COLUMNS = "id, key, size, external_id, job_id, status, ended, output, error, estimate"
+
+
+class New(NamedTuple):
+    """An object that was listed and is wanted."""
+
+    key: str
+    size: int | None
+    external_id: str
+    error: str | None
+    """Why no job can be made of it."""
+
+
+class Submitted(NamedTuple):
+    """What the service said of an object's job, or of its estimate."""
+
+    external_id: str
+    job_id: str | None
+    status: str | None
+    error: str | None
+    estimate: float | None
+
+
+class Ended(NamedTuple):
+    """How the job of an object ended."""
+
+    job_id: str
+    status: str | None
+    output: str | None
+    error: str | None
+
+
+@attrs.define(kw_only=True)
+class Totals:
+    """How many objects stand where, and what they amount to."""
+
+    listed: int = 0
+    size: int = 0
+    submitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    canceled: int = 0
+    refused: int = 0
+    estimated: float = 0.0
+    reserved: float = 0.0
+
+
+def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> int:
+    known = db.execute("SELECT identity, generation FROM folder").fetchone()
+    if known is None:
+        db.execute("INSERT INTO folder (identity, generation) VALUES (?, 0)", (json.dumps(identity),))
+        return 0
+    before, generation = json.loads(known[0]), int(known[1])
+    is_begun = db.execute("SELECT 1 FROM objects WHERE submission IS NOT NULL LIMIT 1").fetchone() is not None
+    if from_scratch or (before != identity and not is_begun):  # an estimate binds to nothing
+        db.execute("DELETE FROM objects")
+        generation += is_begun
+        db.execute("UPDATE folder SET identity = ?, generation = ?", (json.dumps(identity), generation))
+    elif before != identity:
+        raise ConfigurationError(
+            f"the journal holds another ingest: {_difference(before, identity)}. Nothing was sent. "
+            "Use another journal, or from_scratch=True, which makes every job anew"
+        )
+    return generation
+
+
+def last_id(db: "sqlite3.Connection") -> int:
+    (number,) = db.execute("SELECT coalesce(max(id), 0) FROM objects").fetchone()
+    return int(number)
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    names = [name for name in now if before.get(name) != now[name]]
+    return "; ".join(f"its {name} is {json.dumps(before.get(name))}, not {json.dumps(now[name])}" for name in names)
+
+
+def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -> list[Row]:
+    left = len(objects)
+    if most is not None:
+        (count,) = db.execute("SELECT count(*) FROM objects").fetchone()
+        left = max(0, most - count)
+    added: list[Row] = []
+    for each in objects:
+        if len(added) == left:
+            break
+        is_over = each.error is not None
+        inserted = db.execute(
+            "INSERT INTO objects (key, size, external_id, error, ended) VALUES (?, ?, ?, ?, ?) "
+            "ON CONFLICT (external_id) DO NOTHING RETURNING id",
+            (each.key, each.size, each.external_id, each.error, is_over),
+        )
+        added += [
+            Row(number, each.key, each.size, each.external_id, None, None, is_over, None, each.error, None)
+            for (number,) in inserted
+        ]
+    return added
+
+
+def submitted(db: "sqlite3.Connection", *, results: Sequence[Submitted]) -> None:
+    (last,) = db.execute("SELECT coalesce(max(submission), 0) FROM objects").fetchone()
+    for number, each in enumerate(results, last + 1):
+        db.execute(
+            "UPDATE objects SET job_id = ?, status = ?, error = ?, estimate = coalesce(?, estimate), "
+            "submission = CASE WHEN ? IS NULL THEN NULL ELSE ? END WHERE external_id = ? AND job_id IS NULL",
+            (each.job_id, each.status, each.error, each.estimate, each.job_id, number, each.external_id),
+        )
+
+
+def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
+    db.executemany(
+        "UPDATE objects SET status = coalesce(?, status), output = ?, error = ?, ended = ? "
+        "WHERE job_id = ? AND NOT ended",
+        [(each.status, each.output, each.error, each.status is not None, each.job_id) for each in results],
+    )
+
+
+_COUNTS = """SELECT CASE WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
+                         WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
+                    count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""
+_RESERVED = """SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
+               FROM operations WHERE operation = 'createJobsBulk' AND json_valid(CAST(answer AS TEXT))"""
+_NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused"}
+
+
+def totals(db: "sqlite3.Connection") -> Totals:
+    totals = Totals()
+    for state, count, size, estimate in db.execute(_COUNTS):
+        totals.listed += count
+        totals.size += size or 0
+        totals.estimated += estimate or 0.0
+        if state not in ("listed", "refused"):
+            totals.submitted += count
+        if (name := _NAMES.get(state)) is not None:
+            setattr(totals, name, getattr(totals, name) + count)
+    (reserved,) = db.execute(_RESERVED).fetchone()
+    totals.reserved = reserved or 0.0
+    return totals
+
+
+def page(db: "sqlite3.Connection", *, after: int) -> list[Row]:
+    """Return objects from behind a number."""
+    return _rows(db, "id > ?", after)
+
+
+def page_without_job(db: "sqlite3.Connection", *, after: int, up_to: int) -> list[Row]:
+    """Return objects that have no job yet and may have one, from behind a number up to another one."""
+    return _rows(db, "job_id IS NULL AND NOT ended AND id > ? AND id <= ?", after, up_to)
+
+
+def _rows(db: "sqlite3.Connection", where: str, *values: Any) -> list[Row]:
+    query = f"SELECT {_COLUMNS} FROM objects WHERE {where} ORDER BY id LIMIT {_PAGE}"  # noqa: S608  # it is all ours
+    return [Row(*row) for row in db.execute(query, values)]
+
+
+def unended(db: "sqlite3.Connection", *, after: int, count: int) -> list[tuple[int, str]]:
+    """Return jobs that have not ended, by the number of their submission, with that."""
+    query = "SELECT submission, job_id FROM objects WHERE submission > ? AND NOT ended ORDER BY submission LIMIT ?"
+    return db.execute(query, (after, count)).fetchall()

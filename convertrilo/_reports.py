@@ -1,0 +1,142 @@
+"""What became of a folder: counts, and a row for each object, read from the journal as it is asked for."""
+
+import csv
+import json
+import os
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import anyio.to_thread
+import attrs
+
+from convertrilo._folder_record import FolderRecord
+from convertrilo._folder_rows import Row
+from convertrilo.journal import Journal
+
+
+@attrs.frozen(kw_only=True)
+class IngestRow:
+    """One object of a folder, and what became of it."""
+
+    key: str
+    size: int | None
+    """Bytes, where that is known."""
+    external_id: str
+    job_id: str | None
+    status: str
+    """`listed`, `refused` (there is no job, and `error` says why), `submitted`, or how the job ended: `success`,
+    `failed`, `canceled`."""
+    output: str | None
+    """Where the service put the encoded file."""
+    error: str | None
+    estimate: float | None
+    """What the job is expected to cost, in tokens (neu)."""
+
+
+@attrs.frozen(kw_only=True)
+class IngestReport:
+    """What became of a folder so far, in all runs on its journal together."""
+
+    listed: int
+    """Objects that were found and wanted."""
+    passed_over: int
+    """Objects that this run found and that were not wanted."""
+    submitted: int
+    """Objects that have a job."""
+    succeeded: int
+    failed: int
+    canceled: int
+    refused: int
+    """Objects that have no job because something is wrong with them, or with their job."""
+    size: int
+    """Bytes of all objects."""
+    estimated: float
+    """What the jobs are expected to cost, in tokens (neu)."""
+    reserved: float
+    """What the service has reserved for them, in tokens (neu)."""
+    dry_run: bool
+    journal: Journal = attrs.field(repr=False, eq=False)
+
+    @property
+    def unfinished(self) -> int:
+        """Jobs of which this journal does not know the end."""
+        return self.submitted - self.succeeded - self.failed - self.canceled
+
+    async def rows(self) -> AsyncIterator[IngestRow]:
+        """Iterate over all objects, in the order in which they were found.
+
+        Raises:
+            JournalError: The journal cannot be read.
+        """
+        async with self.journal:
+            record = FolderRecord(self.journal)
+            after = 0
+            while page := await record.page(after):
+                for each in page:
+                    yield _row(each)
+                after = page[-1].id
+
+    async def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write a row for each object to a file, which is there only once it is whole, and return its path.
+
+        Args:
+            path: The file; as CSV with a header if its name ends in `.csv`, else as JSON lines.
+
+        Raises:
+            JournalError: The journal cannot be read.
+            OSError: The file cannot be written.
+        """
+        target = Path(path)
+        part = target.with_name(f"{target.name}.part")
+        as_csv = target.suffix.lower() == ".csv"
+        file = await anyio.to_thread.run_sync(_begin, part, as_csv)
+        try:
+            async with self.journal:
+                record = FolderRecord(self.journal)
+                after = 0
+                while page := await record.page(after):
+                    await anyio.to_thread.run_sync(_write, file, page, as_csv)
+                    after = page[-1].id
+        finally:
+            file.close()
+        await anyio.to_thread.run_sync(part.replace, target)
+        return target
+
+
+def status_of(row: Row) -> str:
+    """Return where an object stands."""
+    if row.job_id is None:
+        return "listed" if row.error is None else "refused"
+    return (row.status if row.ended else None) or "submitted"
+
+
+def _row(row: Row) -> IngestRow:
+    return IngestRow(
+        key=row.key,
+        size=row.size,
+        external_id=row.external_id,
+        job_id=row.job_id,
+        status=status_of(row),
+        output=row.output,
+        error=row.error,
+        estimate=row.estimate,
+    )
+
+
+_NAMES = [each.name for each in attrs.fields(IngestRow)]
+
+
+def _begin(path: Path, as_csv: bool) -> IO[str]:
+    file = path.open("w", encoding="utf-8", newline="")
+    if as_csv:
+        csv.writer(file).writerow(_NAMES)
+    return file
+
+
+def _write(file: IO[str], page: Sequence[Row], as_csv: bool) -> None:
+    rows: list[dict[str, Any]] = [attrs.asdict(_row(each)) for each in page]
+    if as_csv:
+        csv.DictWriter(file, _NAMES).writerows(rows)
+    else:
+        file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)

@@ -1,0 +1,398 @@
+"""A folder in S3, every video of it encoded once: against a real S3 server and the sandbox."""
+
+import csv
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from object_store import ObjectStore
+from support import Clock
+
+from convertrilo import (
+    AsyncClient,
+    ConfigurationError,
+    IngestProgress,
+    IngestReport,
+    IngestRow,
+    JobCreateRequest,
+    S3FolderSource,
+    TransferError,
+    ValidationError,
+    ingest_folder,
+)
+from convertrilo._objects import Shard
+from convertrilo.sandbox import Sandbox
+
+TEMPLATE = {"codec": "h264", "resolution": "720p", "fps": 30}
+ODD = [
+    "a b+c.mp4",
+    "100%41.mp4",
+    "a/../b.mp4",
+    "#?;=&.mp4",
+    "//x.mp4",
+    "caf\u00e9.mp4",
+    "cafe\u0301.mp4",
+    "X.mp4",
+    "x.mp4",
+]
+SECRET = "moto-takes-any-secret"
+
+
+class Patient(Clock):
+    """Virtual time that lets the sandbox work meanwhile."""
+
+    async def sleep(self, seconds: float) -> None:
+        await super().sleep(seconds)
+        await anyio.sleep(0.001)
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=1, allow_private_sources=True) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
+    async with sandbox.client(clock=Patient()) as client:
+        yield client
+
+
+def source(store: ObjectStore, bucket: str, **rest: Any) -> S3FolderSource:
+    return S3FolderSource(
+        bucket=bucket,
+        endpoint=store.endpoint,
+        access_key_id=store.access_key_id,
+        secret_access_key=store.secret_access_key,
+        **rest,
+    )
+
+
+def videos(count: int, start: int = 0) -> dict[str, bytes]:
+    return {f"films/{number:04}.mp4": str(number).encode() for number in range(start, start + count)}
+
+
+async def rows(report: IngestReport) -> dict[str, IngestRow]:
+    found = [each async for each in report.rows()]
+    assert len({each.key for each in found}) == len(found)
+    return {each.key: each for each in found}
+
+
+def made(sandbox: Sandbox) -> dict[str | None, str]:
+    ids = {each.external_id: each.id for each in sandbox.jobs}
+    assert len(ids) == len(sandbox.jobs), "an object has two jobs"
+    return ids
+
+
+# ---- once
+
+
+async def test_every_video_has_one_job_and_the_report_says_which(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(25), **{"films/notes.txt": b"", "films/": b""})
+    folder = source(object_store, bucket, prefix="films/")
+    report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=10)
+    assert (report.listed, report.passed_over, report.submitted, report.refused) == (25, 2, 25, 0)
+    assert (report.unfinished, report.size) == (25, 40)
+    assert report.estimated == report.reserved == sum(job.price or 0 for job in sandbox.jobs) > 0
+    found = await rows(report)
+    assert {each.external_id: each.job_id for each in found.values()} == made(sandbox)
+    assert found.keys() == videos(25).keys()
+    assert {each.status for each in found.values()} == {"submitted"}
+
+
+async def test_odd_keys_reach_the_encoder_as_they_are(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.private_bucket(**dict.fromkeys(ODD, b"video"))
+    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db")
+    assert sorted(job.source["key"] for job in sandbox.jobs if job.source) == sorted(ODD)
+    assert sorted(await rows(report)) == sorted(ODD)
+    assert len(made(sandbox)) == len(ODD)
+
+
+async def test_run_again_it_sends_nothing_and_a_grown_folder_only_what_is_new(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(30))
+    folder = source(object_store, bucket)
+    await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=7)
+    first, sent = made(sandbox), len(sandbox.requests)
+    again = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=9)
+    assert len(sandbox.requests) == sent
+    assert (again.listed, again.submitted) == (30, 30)
+
+    for key, content in {**videos(5, 100), "films/0007x.mp4": b"", "films/0003.mp4": b"changed"}.items():
+        object_store.s3.put_object(Bucket=bucket, Key=key, Body=content)
+    grown = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+    assert (grown.listed, grown.submitted) == (37, 37)
+    assert len(made(sandbox)) == 37
+    assert first.items() <= made(sandbox).items()
+
+
+@pytest.mark.parametrize("change", ["template", "bucket", "shard"])
+async def test_a_journal_holds_one_ingest(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, change: str
+) -> None:
+    buckets = [object_store.bucket(**videos(2)) for _ in range(2)]
+    await ingest_folder(client, source(object_store, buckets[0]), TEMPLATE, journal=tmp_path / "run.db")
+    other = {
+        "template": (buckets[0], {**TEMPLATE, "codec": "av1"}, None),
+        "bucket": (buckets[1], TEMPLATE, None),
+        "shard": (buckets[0], TEMPLATE, "0/2"),
+    }
+    bucket, template, shard = other[change]
+    with pytest.raises(ConfigurationError, match="the journal holds another ingest") as refused:
+        await ingest_folder(client, source(object_store, bucket), template, journal=tmp_path / "run.db", shard=shard)
+    assert "Use another journal, or from_scratch=True" in str(refused.value)
+    assert len(sandbox.jobs) == 2
+
+
+async def test_shares_are_disjoint_and_cover_the_folder(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(30))
+    found: list[str] = []
+    for index in range(3):
+        journal = tmp_path / f"{index}.db"
+        report = await ingest_folder(
+            client, source(object_store, bucket), TEMPLATE, journal=journal, shard=f"{index}/3"
+        )
+        found += await rows(report)
+        assert all(Shard(index, 3).holds(key) for key in await rows(report))
+    assert sorted(found) == list(videos(30))
+    assert len(made(sandbox)) == 30
+
+
+# ---- what becomes of each
+
+
+async def test_what_is_waited_for_is_recorded(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(12))
+    sandbox.fail_jobs("no video stream", times=2)
+    heard: list[IngestProgress] = []
+    report = await ingest_folder(
+        client,
+        source(object_store, bucket),
+        TEMPLATE,
+        journal=tmp_path / "run.db",
+        batch_size=5,
+        wait=True,
+        on_progress=heard.append,
+    )
+    assert (report.succeeded, report.failed, report.unfinished) == (10, 2, 0)
+    found = await rows(report)
+    assert sorted(each.error or "" for each in found.values()) == [""] * 10 + ["no video stream"] * 2
+    assert [each.output is None for each in found.values()] == [each.status == "failed" for each in found.values()]
+    assert heard[-1] == IngestProgress(listed=12, submitted=12, done=10, failed=2, is_listed=True)
+    assert [each.submitted for each in heard] == sorted(each.submitted for each in heard)
+
+
+async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
+    object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(4))
+    async with (
+        Sandbox(allow_private_sources=True, tokens=5) as sandbox,
+        sandbox.client(clock=Patient()) as client,
+    ):
+        folder = source(object_store, bucket)
+        report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+        assert 0 < report.refused < 4
+        refused = [each for each in (await rows(report)).values() if each.status == "refused"]
+        assert len(refused) == report.refused
+        assert all((each.error or "").startswith("insufficient_tokens: ") for each in refused)
+
+
+async def test_a_dry_run_estimates_and_creates_nothing(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(5))
+    folder, journal = source(object_store, bucket), tmp_path / "run.db"
+    dear = await ingest_folder(client, folder, {**TEMPLATE, "codec": "av1"}, journal=journal, dry_run=True)
+    assert (dear.listed, dear.submitted, dear.dry_run) == (5, 0, True)
+    estimate = await ingest_folder(client, folder, TEMPLATE, journal=journal, dry_run=True)
+    assert 0 < estimate.estimated < dear.estimated
+    assert (estimate.reserved, len(sandbox.jobs), sandbox.tokens.reserved) == (0, 0, 0)
+    assert {each.status for each in (await rows(estimate)).values()} == {"listed"}
+    real = await ingest_folder(client, folder, TEMPLATE, journal=journal)
+    assert (real.submitted, real.estimated) == (5, estimate.estimated)
+    assert len(made(sandbox)) == 5
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.jsonl"])
+async def test_the_report_is_a_file_with_a_row_for_each_object(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, name: str
+) -> None:
+    bucket = object_store.bucket(**dict.fromkeys([*ODD, 'quote",\u2028.mp4'], b"video"))
+    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db")
+    path = await report.write(tmp_path / name)
+    with path.open(newline="", encoding="utf-8") as file:
+        if name.endswith(".csv"):
+            written: list[dict[str, Any]] = list(csv.DictReader(file))
+        else:
+            written = [json.loads(line) for line in file.read().split("\n") if line]
+    assert {each["key"]: each["job_id"] for each in written} == {
+        each.key: each.job_id for each in (await rows(report)).values()
+    }
+    assert list(written[0]) == ["key", "size", "external_id", "job_id", "status", "output", "error", "estimate"]
+    assert {str(each["size"]) for each in written} == {"5"}
+    assert list(tmp_path.glob("*.part")) == []
+
+
+async def test_a_manifest_takes_the_place_of_the_listing(client: AsyncClient, sandbox: Sandbox, tmp_path: Path) -> None:
+    manifest = tmp_path / "keys.txt"
+    manifest.write_text("a.mp4\nb.mp4\nc.txt\n")
+    report = await ingest_folder(
+        client,
+        S3FolderSource(bucket="films", region="eu-west-1"),
+        JobCreateRequest(codec="av1", resolution="720p", fps=24, metadata={"who": "me"}, extra={"hdr": True}),
+        journal=tmp_path / "run.db",
+        manifest=manifest,
+        anonymous=True,
+    )
+    assert (report.listed, report.passed_over) == (2, 1)
+    assert {job.external_id for job in sandbox.jobs} == {"s3://films/a.mp4", "s3://films/b.mp4"}
+    assert {json.dumps(job.metadata) for job in sandbox.jobs} == {'{"who": "me"}'}
+    assert sandbox.jobs[0].source == {
+        "bucket": "films",
+        "key": "a.mp4",
+        "region": "eu-west-1",
+        "forcePathStyle": True,
+    }
+
+
+async def test_a_key_that_is_no_utf_8_is_reported_and_not_sent(
+    client: AsyncClient, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    manifest = tmp_path / "inventory.csv"
+    manifest.write_text('"films","odd%FF.mp4"\n"films","even.mp4"\n')
+    for _ in range(2):
+        report = await ingest_folder(
+            client, "s3://films", TEMPLATE, journal=tmp_path / "run.db", manifest=manifest, anonymous=True
+        )
+        assert (report.listed, report.submitted, report.refused) == (2, 1, 1)
+    assert (await rows(report))["odd\\xff.mp4"].error == "the key is not valid UTF-8, and the API takes no other"
+    assert len(sandbox.jobs) == 1
+
+
+async def test_no_more_files_than_are_wanted(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(10))
+    for most, expected in ((4, 4), (4, 4), (7, 7), (100, 10)):
+        report = await ingest_folder(
+            client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", max_files=most
+        )
+        assert (report.listed, len(made(sandbox))) == (expected, expected)
+
+
+# ---- interrupted
+
+
+async def test_lost_answers_and_cancellations_make_no_job_twice(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(60))
+    sandbox.faults.lose_response("createJobsBulk", times=None, probability=0.4)
+    folder, journal = source(object_store, bucket), tmp_path / "run.db"
+    for limit in (1, 2, 4, 6, 9, 0):
+        async with sandbox.client(clock=Patient()) as client:
+            with anyio.CancelScope() as scope:
+
+                def stop(progress: IngestProgress, scope: anyio.CancelScope = scope, limit: int = limit) -> None:
+                    if limit and progress.submitted >= 6 * limit:
+                        scope.cancel()
+
+                report = await ingest_folder(
+                    client, folder, TEMPLATE, journal=journal, batch_size=6, concurrency=2, on_progress=stop
+                )
+    assert (report.listed, report.submitted, len(made(sandbox))) == (60, 60, 60)
+
+
+async def test_a_folder_that_cannot_be_listed_ends_the_run(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    with pytest.raises(TransferError, match="NoSuchBucket"):
+        await ingest_folder(client, source(object_store, "no-such-bucket"), TEMPLATE, journal=tmp_path / "run.db")
+    assert sandbox.jobs == []
+
+
+async def test_two_runs_on_one_journal_share_the_work(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(60))
+    reports: list[IngestReport] = []
+
+    async def run() -> None:
+        async with sandbox.client(clock=Patient()) as client:
+            folder = source(object_store, bucket)
+            reports.append(
+                await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=5, wait=True)
+            )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run)
+        tasks.start_soon(run)
+    assert len(made(sandbox)) == 60
+    assert max(report.succeeded for report in reports) == 60
+
+
+# ---- secrets
+
+
+async def test_credentials_are_sent_and_stay_nowhere(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(3))
+    folder = source(object_store, bucket)
+    sandbox.fail_jobs(f"cannot read with AKIDEXAMPLE and {SECRET}", times=1)
+    report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", wait=True)
+    assert report.failed == 1
+    await report.write(tmp_path / "out.csv")
+    await report.write(tmp_path / "out.jsonl")
+    shown = repr(report) + repr(await rows(report))
+    for path in tmp_path.iterdir():
+        shown += path.read_bytes().decode(errors="replace")
+    assert not [secret for secret in ("AKIDEXAMPLE", SECRET) if secret in shown]
+    assert "cannot read with <hidden> and <hidden>" in shown
+
+
+# ---- what makes no sense
+
+
+@pytest.mark.parametrize(
+    ("template", "options", "said"),
+    [
+        ({**TEMPLATE, "externalId": "x"}, {}, "external_id: must not be set"),
+        ({**TEMPLATE, "sourceUrl": "https://a.test/b"}, {}, "source_url: must not be set"),
+        ({"codec": "av1"}, {}, "resolution: is required"),
+        (TEMPLATE, {"shard": "3/3"}, "must be i/n"),
+        (TEMPLATE, {"max_files": 0}, "max_files: must be at least 1"),
+        (TEMPLATE, {"timeout": 0.0}, "timeout: must be a number of seconds above 0"),
+        (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
+        (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
+        ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
+    ],
+)
+async def test_what_makes_no_sense_is_said_and_nothing_is_sent(
+    client: AsyncClient, sandbox: Sandbox, tmp_path: Path, template: Any, options: dict[str, Any], said: str
+) -> None:
+    (tmp_path / "keys.txt").write_text("a.mp4\n")
+    with pytest.raises(ValidationError, match=said):
+        await ingest_folder(
+            client,
+            "s3://films",
+            template,
+            journal=tmp_path / "run.db",
+            manifest=tmp_path / "keys.txt",
+            anonymous=True,
+            **options,
+        )
+    assert sandbox.requests == []
