@@ -15,7 +15,7 @@ import convertrilo
 ROOT = Path(convertrilo.__file__).parent
 
 FLOORS = """
-    errors _together _version _clock
+    errors _openapi _together _version _clock
     _credentials
     _json _model
     models
@@ -51,7 +51,18 @@ EXTRAS = [
     "uvicorn",
 ]
 
-FOR_THE_SANDBOX = {"operations", "models", "codec", "errors", "webhooks", "_json", "_model", "_version", "sandbox"}
+FOR_THE_SANDBOX = {
+    "operations",
+    "models",
+    "codec",
+    "errors",
+    "webhooks",
+    "_json",
+    "_model",
+    "_openapi",
+    "_version",
+    "sandbox",
+}
 """A server that shared the client's idea of a key or of a retry would agree with its bugs."""
 
 DOORWAYS = {

@@ -3,7 +3,6 @@
 import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cache
-from importlib.resources.abc import Traversable
 from typing import Any
 
 import anyio.to_thread
@@ -12,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from convertrilo._json import dumps
+from convertrilo._openapi import openapi, openapi_yaml
 from convertrilo.codec import to_wire
 from convertrilo.operations import OPERATIONS
 from convertrilo.sandbox import accounts, jobs
@@ -83,32 +83,16 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-def find_openapi(package: Traversable) -> Traversable:
-    """Return openapi.yaml: in a wheel it is in the package, in a checkout beside it."""
-    for place in (package / "openapi.yaml", package / ".." / "openapi.yaml"):
-        if place.is_file():
-            return place
-    raise FileNotFoundError("openapi.yaml is missing from this installation of convertrilo")
-
-
 @cache
-def _openapi() -> bytes:
-    return find_openapi(importlib.resources.files("convertrilo")).read_bytes()
-
-
-@cache
-def _parsed() -> bytes:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where it was compiled
-    return dumps(yaml.load(_openapi(), loader))  # noqa: S506 - both are safe loaders
+def _as_json() -> bytes:
+    return dumps(openapi())
 
 
 async def _openapi_yaml(_request: Request) -> Response:
-    content = await anyio.to_thread.run_sync(_openapi)
+    content = await anyio.to_thread.run_sync(openapi_yaml)
     return Response(content, headers=_HEADERS, media_type="application/yaml")
 
 
 async def _openapi_json(_request: Request) -> Response:
-    content = await anyio.to_thread.run_sync(_parsed)
+    content = await anyio.to_thread.run_sync(_as_json)
     return Response(content, headers=_HEADERS, media_type="application/json")

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from sandbox_help import URL_JOB, client_of
 
+from convertrilo._openapi import find_openapi
 from convertrilo.operations import OPERATIONS
 from convertrilo.sandbox import Sandbox
-from convertrilo.sandbox.web import find_openapi
 
 PAGES = ["/", "/docs"]
 ELSEWHERE = re.compile(rb"(?:https?:)?//(?! )[\w.]+\.\w")

@@ -1,0 +1,87 @@
+"""Errors as an agent is told them: a code to branch on, what happened, and what to do next."""
+
+from typing import Any
+
+from convertrilo import errors
+from convertrilo.errors import APIError, ConvertriloError
+
+_AGAIN = "Call the tool again with the same arguments; that makes no second job."
+_SETTINGS = "The user has to change it in the settings of this MCP server (its environment), and restart it."
+
+_BY_CODE = {
+    "insufficient_tokens": "Choose cheaper settings or fewer jobs, or ask the user to buy tokens.",
+    "idempotency_conflict": "This idempotencyKey was used with other arguments, or with a credential that has been "
+    "replaced since. The first job stands. For another job, choose another idempotencyKey.",
+    "idempotency_in_progress": f"The first call is still running. {_AGAIN}",
+    "rate_limit_exceeded": f"Wait, then go on. {_AGAIN}",
+    "missing_required_scope": "Ask the user for an API key with this scope.",
+    "account_banned": "Nothing can be done here; the user has to contact the service.",
+    "url_host_blocked": "Use a source on another host.",
+    "private_ip_blocked": "Use a source that is reachable from the internet.",
+    "host_not_resolvable": "Check the host name in the URL.",
+    "file_too_large": "Use a smaller source.",
+    "probe_failed": "Check that the source is a video, and whole.",
+    "google_drive_not_connected": "Ask the user to connect Google Drive to the account, or choose another destination.",
+    "no_video_files_found": "Check the bucket and the prefix.",
+    "output_not_available": "The output has expired or was stored elsewhere. Only a new job makes it again: the same "
+    "arguments with another idempotencyKey.",
+}
+
+_BY_CLASS: dict[type[ConvertriloError], tuple[str, str]] = {
+    errors.WaitTimeoutError: ("wait_timeout", "The job goes on. Call wait_for_job again, or get_job_status later."),
+    errors.ValidationError: ("invalid_arguments", "Nothing was sent. Correct the arguments and call again."),
+    errors.ConfigurationError: ("configuration", _SETTINGS),
+    errors.JournalError: ("journal", _SETTINGS),
+    errors.OutcomeUnknownError: ("outcome_unknown", ""),  # its message says it
+    errors.NotSentError: ("not_sent", f"The service cannot be reached. {_AGAIN}"),
+    errors.DeadlineExceededError: ("deadline_exceeded", _AGAIN),
+    errors.TransportError: ("no_answer", _AGAIN),
+    errors.DecodeError: ("undecodable_answer", "The answer is not the service's own; is the base URL right?"),
+    errors.AuthenticationError: ("", f"The API key is not accepted. {_SETTINGS}"),
+    errors.NotFoundError: ("", "Check the id; it may belong to another account."),
+    errors.RateLimitError: ("", _BY_CODE["rate_limit_exceeded"]),
+    errors.ServerError: ("", f"The service has a problem. {_AGAIN}"),
+    APIError: ("", "Correct the arguments by the message and call again."),
+}
+
+UNEXPECTED = {
+    "code": "internal_error",
+    "message": "this server failed in a way that nobody thought of; its log says more",
+    "next": "Tell the user. Repeating the call makes no second job.",
+}
+
+
+def facts(error: ConvertriloError) -> dict[str, Any]:
+    """Return what an agent is told of an error."""
+    code, advice = next((said for cls, said in _BY_CLASS.items() if isinstance(error, cls)), ("error", ""))
+    told: dict[str, Any] = {}
+    if isinstance(error, APIError):
+        code = error.code
+        advice = _BY_CODE.get(code, advice)
+        told = {
+            "httpStatus": error.status,
+            "issues": error.issues,
+            "requiredScope": error.required_scope,
+            "required": error.required,
+            "available": error.available,
+            "requestId": error.request_id,
+            "retryAfterSec": error.retry_after,
+        }
+    elif isinstance(error, errors.ValidationError):
+        told = {"issues": [{"path": issue.path, "message": issue.message} for issue in error.issues]}
+    elif isinstance(error, errors.JobError):
+        told = {"jobId": error.job_id, "status": getattr(error.status, "status", None)}
+    elif isinstance(error, errors.OutcomeUnknownError):
+        advice = error.find_out
+    told |= {"operation": error.operation, "idempotencyKey": error.idempotency_key}
+    return {
+        "code": code,
+        "message": error.message,
+        "next": advice,
+        **{name: value for name, value in told.items() if value is not None},
+    }
+
+
+def text(told: dict[str, Any]) -> str:
+    """Return the same for people, and for hosts that show text only."""
+    return f"{told['code']}: {told['message']}\n{told['next']}".rstrip()
