@@ -17,7 +17,7 @@ from convertrilo.sandbox.clock import Clock
 from convertrilo.sandbox.ffmpeg import EncodeSettings, MediaError, encode, encoder_for, probe
 from convertrilo.sandbox.files import Files
 from convertrilo.sandbox.places import Places
-from convertrilo.sandbox.records import CANCELED, CREATED, RUNNING, SUCCESS, Job
+from convertrilo.sandbox.records import CANCELED, CREATED, INSTANT, RUNNING, SUCCESS, Job
 from convertrilo.sandbox.sample import SAMPLE_MP4
 from convertrilo.sandbox.store import Store, Tx
 from convertrilo.sandbox.tokens import NOMINAL_DURATION
@@ -161,7 +161,8 @@ class Worker:
     async def _take(self, encodes: anyio.abc.TaskGroup) -> bool:
         def take(tx: Tx) -> Job | None:
             jobs = _queued(tx, 1)
-            return lifecycle.start(tx, jobs[0], None) if jobs else None
+            encoder = INSTANT if self._encoder == INSTANT else None  # which one of ffmpeg's is known later
+            return lifecycle.start(tx, jobs[0], encoder) if jobs else None
 
         job = await self._store.transaction(take)
         if job is None:

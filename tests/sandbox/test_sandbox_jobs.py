@@ -8,6 +8,7 @@ import pytest
 from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of, until
 
 from convertrilo.sandbox import Sandbox, VirtualClock
+from convertrilo.sandbox.sample import SAMPLE_MP4
 
 
 def is_running(sandbox: Sandbox) -> bool:
@@ -98,6 +99,8 @@ async def test_a_job_runs_for_as_long_as_the_clock_says_and_reports_its_progress
         status = (await http.get(f"/jobs/{job}/status")).json()
         assert status["status"] == "success"
         assert (status["startedAt"], status["finishedAt"]) == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z")
+        async with httpx.AsyncClient(transport=sandbox.transport()) as bare:
+            assert (await bare.get(status["downloadUrl"])).content == SAMPLE_MP4
 
 
 async def test_high_priority_overtakes_the_queue(clock: VirtualClock) -> None:
