@@ -24,7 +24,8 @@ from convertrilo.codec import wire_name
 from convertrilo.mcp.schemas import request_schema
 from convertrilo.mcp.server import make_server
 from convertrilo.mcp.storage import profiles_in, with_credentials
-from convertrilo.mcp.tools import Toolbox, WatchedJournal, tools
+from convertrilo.mcp.toolbox import Toolbox, WatchedJournal
+from convertrilo.mcp.tools import tools
 from convertrilo.models import BulkCreateRequest, OnDemandEncodeRequest
 from convertrilo.retry import RetryPolicy
 from convertrilo.sandbox import Sandbox

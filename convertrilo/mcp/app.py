@@ -24,7 +24,8 @@ from convertrilo.events import log_attempts
 from convertrilo.journal import Journal
 from convertrilo.mcp.server import make_server
 from convertrilo.mcp.storage import profiles_in
-from convertrilo.mcp.tools import Toolbox, WatchedJournal, tools
+from convertrilo.mcp.toolbox import Toolbox, WatchedJournal
+from convertrilo.mcp.tools import tools
 
 _EPILOG = """\
 environment:

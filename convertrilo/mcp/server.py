@@ -23,7 +23,8 @@ from convertrilo._version import __version__
 from convertrilo.errors import ConvertriloError
 from convertrilo.mcp import advice
 from convertrilo.mcp.schemas import check
-from convertrilo.mcp.tools import Tool, Toolbox
+from convertrilo.mcp.toolbox import Progress, Toolbox
+from convertrilo.mcp.tools import Tool
 
 logger = logging.getLogger("convertrilo.mcp")
 
@@ -61,11 +62,11 @@ def make_server(
             raise MCPError(INVALID_PARAMS, f"there is no tool {params.name}{why}; there are {', '.join(offered)}")
         told = -1.0
 
-        async def tell(percent: float, message: str) -> None:
+        async def tell(progress: Progress) -> None:
             nonlocal told
-            if percent > told:  # the protocol's progress never stands still
-                told = percent
-                await context.session.report_progress(percent, 100.0, message)
+            if progress[0] > told:  # the protocol's progress never stands still
+                told = progress[0]
+                await context.session.report_progress(*progress)
 
         arguments = params.arguments or {}
         try:
