@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import httpx
+import psutil
 
 from convertrilo import AsyncClient, models
 from convertrilo._model import Model
@@ -344,3 +346,24 @@ async def raised_by(awaitable: Awaitable[Any]) -> Any:
     except Exception as error:  # noqa: BLE001  # the test looks at whatever it is
         return error
     raise AssertionError("nothing was raised")
+
+
+# ---- processes, which may end while they are looked at
+
+
+def encoders_of(pid: int) -> set[int]:
+    """The ffmpegs among the children of a process, and theirs."""
+    found: set[int] = set()
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if "ffmpeg" in child.name():
+                found.add(child.pid)
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether a process runs: one that has ended may wait for its parent to take note."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

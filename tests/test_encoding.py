@@ -32,16 +32,23 @@ STEPS = ["createJob", "putObject", "approveUnified", "confirmJob", "jobStatus", 
 
 
 class QuickClock:
-    """Time that runs 200 times as fast: real, as files are written in threads, which no virtual clock waits for."""
+    """Real time, as files are written in threads, which no virtual clock waits for; but who sleeps skips most of it.
+
+    So a busy machine comes no nearer to any deadline.
+    """
+
+    def __init__(self) -> None:
+        self.skipped = 0.0
 
     def monotonic(self) -> float:
-        return time.monotonic() * 200
+        return time.monotonic() + self.skipped
 
     def time(self) -> float:
         return time.time()
 
     async def sleep(self, seconds: float) -> None:
         await anyio.sleep(seconds / 200)
+        self.skipped += seconds * 199 / 200
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
-    async with sandbox.client(clock=QuickClock(), timeout=0.2) as client:
+    async with sandbox.client(clock=QuickClock(), timeout=60) as client:
         yield client
 
 
@@ -89,7 +96,8 @@ async def test_a_fault_at_any_step_costs_nothing_but_time(
     fault: str, step: str, sandbox: Sandbox, client: AsyncClient, source: Path, tmp_path: Path
 ) -> None:
     getattr(sandbox.faults, fault)(step, times=2)
-    await client.encode_file(source, WANTED, tmp_path / "out.mp4")
+    view = client.with_options(timeout=0.2) if fault == "stall" else client
+    await view.encode_file(source, WANTED, tmp_path / "out.mp4")
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
     (job,) = sandbox.jobs
     assert job.status == "success"

@@ -728,12 +728,14 @@ async def test_a_key_is_sent_as_given(key: str) -> None:
         ({"idempotency_key": "null\0"}, "visible ASCII"),
         ({"idempotency_key": " k"}, "visible ASCII"),
         ({"idempotency_key": "k\t"}, "visible ASCII"),
+        ({"idempotency_key": b"k"}, "must be a string, not a bytes"),
         ({"operation": ""}, "must not be empty"),
+        ({"operation": 7}, "must be a string, not a int"),
         ({"operation": "\ud800"}, "not valid Unicode"),
     ],
 )
 async def test_an_unusable_key_or_name_is_refused_before_anything_is_sent(
-    operation: str, named: dict[str, str], told: str
+    operation: str, named: dict[str, Any], told: str
 ) -> None:
     script = Script(ok({}))
     async with client_of(script) as client:

@@ -195,7 +195,7 @@ async def test_a_handler_slower_than_the_service_waits_is_answered_for_in_time_a
 async def test_a_delivery_altered_by_a_byte_anywhere_is_refused(clock: Clock, anyio_backend: str) -> None:
     handler = Handler()
     app = receiver_of(handler, clock, path="/hook")
-    async with serving(app, anyio_backend) as url, httpx.AsyncClient(trust_env=False) as http:
+    async with serving(app, anyio_backend) as url, httpx.AsyncClient(trust_env=False, timeout=60) as http:
 
         async def post(body: bytes, headers: Any) -> int:
             answer = await http.post(f"{url}/hook", content=body, headers=headers)

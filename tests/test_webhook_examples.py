@@ -87,7 +87,7 @@ async def test_an_example_prints_each_event_once(name: str, anyio_backend: str, 
             assert (delivery.status, delivery.status_code) == ("success", 204)
 
             body = body_of(timestamp=f"{delivery.created_at:%Y-%m-%dT%H:%M:%S}Z", jobId=job.job_id)
-            async with httpx.AsyncClient(trust_env=False) as http:
+            async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
                 again = await http.post(example.url, content=body, headers=headers_of(body, secret=made.secret))
                 forged = await http.post(example.url, content=body, headers=headers_of(body, secret="guessed"))
             assert (again.status_code, forged.status_code) == (204, 401)

@@ -118,7 +118,7 @@ async def serving(app: Any, backend: str) -> AsyncIterator[str]:
 
 async def until_served(url: str) -> None:
     """Wait until a server answers."""
-    async with httpx.AsyncClient(trust_env=False) as http:
+    async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         await http.get(f"{url}/up")
 
 

@@ -41,7 +41,9 @@ def test_it_serves_with_the_settings_that_it_prints_and_remembers_them_in_its_st
         assert given["CONVERTRILO_BASE_URL"].startswith("http://127.0.0.1:")
         keys.append(given["CONVERTRILO_API_KEY"])
         headers = {"X-API-Key": keys[-1]}
-        balance = httpx.get(f"{given['CONVERTRILO_BASE_URL']}/tokens/balance", headers=headers, trust_env=False)
+        balance = httpx.get(
+            f"{given['CONVERTRILO_BASE_URL']}/tokens/balance", headers=headers, trust_env=False, timeout=60
+        )
         assert balance.json()["available"] > 0
         code, said = stop(process)
         assert code == 0, said

@@ -17,7 +17,7 @@ ON_DEMAND: dict[str, Any] = {"sourceUrl": "https://media.example/holiday.mov"}
 def client_of(sandbox: Sandbox, **headers: str) -> httpx.AsyncClient:
     """Return raw httpx with the sandbox's key (or other headers), in process."""
     given = headers or {"x-api-key": sandbox.api_key}
-    return httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url, headers=given)
+    return httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url, headers=given, timeout=60)
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -19,7 +19,7 @@ async def struck(request: pytest.FixtureRequest) -> AsyncIterator[tuple[Sandbox,
         return
     sandbox = Sandbox(seed=1)
     with serve_in_thread(sandbox) as base_url:
-        async with httpx.AsyncClient(base_url=base_url, headers={"x-api-key": sandbox.api_key}) as http:
+        async with httpx.AsyncClient(base_url=base_url, headers={"x-api-key": sandbox.api_key}, timeout=60) as http:
             yield sandbox, http
 
 

@@ -34,7 +34,7 @@ class Server:
     def upload(self, source: Path, body: dict[str, Any]) -> str:
         """Create a job, upload its source, confirm it, and return its id."""
         created = self.http.post("/jobs", json=body).json()
-        assert httpx.put(created["upload"]["url"], content=source.read_bytes()).is_success
+        assert httpx.put(created["upload"]["url"], content=source.read_bytes(), timeout=60).is_success
         assert self.http.post(f"/jobs/{created['jobId']}/confirm").is_success
         return str(created["jobId"])
 
@@ -50,7 +50,7 @@ def server(state: Path, encoder: str = "instant", *arguments: str) -> Iterator[S
             assert process.stdout is not None
             announced = json.loads(process.stdout.readline())
             headers = {"x-api-key": announced["apiKey"]}
-            with httpx.Client(base_url=announced["baseUrl"], headers=headers) as http:
+            with httpx.Client(base_url=announced["baseUrl"], headers=headers, timeout=60) as http:
                 yield Server(process, http, announced["apiKey"])
         finally:
             process.kill()
@@ -102,7 +102,7 @@ def test_after_kill_9_keys_replay_and_what_was_queued_or_running_is_encoded(
         assert not files(state, "in/of-no-job")
         soon(lambda: bool(encoders(state)))
         second.process.send_signal(signal.SIGINT)
-        assert second.process.wait(20) == 0
+        assert second.process.wait(60) == 0
     assert encoders(state) == []
     assert files(state, "out/*") + files(state, "out/.*") == []
     with server(state, "ffmpeg") as third:
@@ -117,7 +117,7 @@ def test_after_kill_9_keys_replay_and_what_was_queued_or_running_is_encoded(
 def test_a_second_server_on_the_same_state_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     with server(tmp_path) as first:
         command = [sys.executable, "-m", "convertrilo.sandbox", "--state", str(tmp_path)]
-        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert second.returncode != 0
         assert "the state is in use" in second.stderr
         assert first.http.post("/jobs", json=URL_JOB).is_success

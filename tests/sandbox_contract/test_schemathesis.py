@@ -86,7 +86,7 @@ class Known:
 
     def uploaded_job(self, path: str = "/jobs") -> str:
         job = self.post(path, JOB)
-        httpx.put(job["upload"]["url"], content=SAMPLE_MP4).raise_for_status()
+        httpx.put(job["upload"]["url"], content=SAMPLE_MP4, timeout=60).raise_for_status()
         return str(job["jobId"])
 
     def public_job(self) -> str:
@@ -154,7 +154,10 @@ def test_schemathesis_finds_nothing(tmp_path: Path) -> None:
         source_transport=httpx.MockTransport(everywhere),
         webhook_transport=httpx.MockTransport(lambda _: httpx.Response(200)),
     )
-    with serve_in_thread(sandbox) as url, httpx.Client(base_url=url, headers={"x-api-key": sandbox.api_key}) as http:
+    with (
+        serve_in_thread(sandbox) as url,
+        httpx.Client(base_url=url, headers={"x-api-key": sandbox.api_key}, timeout=60) as http,
+    ):
         known = Known(sandbox, http)
         before = len(sandbox.requests)
         schema(tmp_path / "openapi.json")
