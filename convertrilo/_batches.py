@@ -1,86 +1,267 @@
 """Jobs in frozen batches: which members, in which order, as exactly which bytes, under which key.
 
-What is frozen does not change any more: every attempt, in this process or a later one, sends the same.
+Pure. What is frozen does not change any more: every attempt, in this process or a later one, sends the same.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple, cast
 
 import attrs
 
-from convertrilo._json import encode
-from convertrilo.codec import from_request, to_wire
+from convertrilo._json import canonical, encode, loads
+from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.idempotency import Identity, bare_of, batch_identity
-from convertrilo.models import BulkCreateSettings, JobCreateRequest
+from convertrilo.models import BulkCreateResponse, BulkCreateSettings, JobCreateRequest
 
 Request = JobCreateRequest | Mapping[str, Any]
 
+PASSING = frozenset({"rate_limit_exceeded", "idempotency_in_progress", "host_not_resolvable", "probe_failed"})
+"""Codes of refusals that a moment later may be none: the job goes again in the same run."""
 
-class Item:
-    """One job as it goes out."""
+PASSING_LATER = PASSING | {"insufficient_tokens"}
+"""Codes of refusals that may be none in a later run: then the job goes again."""
 
-    __slots__ = ("bare", "content", "external_id", "request", "wire")
-
-    def __init__(self, request: Request) -> None:
-        self.request = request
-        model = request if isinstance(request, JobCreateRequest) else _checked(request)
-        wire = to_wire(model)
-        content = encode(wire)
-        bare = bare_of(wire)
-        self.external_id = model.external_id
-        self.wire = wire
-        self.content = content
-        self.bare = content if bare is wire else encode(bare)
-        """The same without credentials."""
-
-
-def _checked(request: object) -> JobCreateRequest:
-    if isinstance(request, Mapping):
-        return from_request(JobCreateRequest, request)
-    allowed = "JobCreateRequest or a mapping in the wire's shape"
-    raise ValidationError("job", [Issue("", f"must be {allowed}, not {type(request).__name__}")])
+# Ids in order, as a listing has them, stay in order: hashed, each would change a page of the journal of its own.
+_LONG_IDENTITY = 64
+_KEPT = 48
+_DIGEST_SIZE = 8
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The settings of a run, as they stand in every batch."""
+    """What is the same for all batches of a run."""
 
     wire: dict[str, Any]
     dry_run: bool
     suffix: bytes
     """What follows the jobs in a body."""
+    operation: str | None
+    """The caller's name for the logical operation, which keeps its jobs apart from others with the same ids."""
+
+    def name(self, round_number: int) -> str | None:
+        """Return what batches of a round are called: those that go again must have other keys than before."""
+        return f"{self.operation or 'submit_jobs'} round {round_number}" if round_number else self.operation
 
 
-def checked_settings(settings: BulkCreateSettings | Mapping[str, Any] | None) -> Settings:
+def checked_settings(settings: BulkCreateSettings | Mapping[str, Any] | None, operation: str | None) -> Settings:
     """Return the settings of a run.
 
     Raises:
         ValidationError: They are not what the contract allows, or ask for `fail_fast`.
     """
     if settings is None:
-        return Settings(wire={}, dry_run=False, suffix=b"]}")
+        return Settings(wire={}, dry_run=False, suffix=b"]}", operation=operation)
     if isinstance(settings, Mapping):
         settings = from_request(BulkCreateSettings, settings)
     if settings.fail_fast:
         raise ValidationError("settings", [Issue("fail_fast", "must not be set: every job has an outcome of its own")])
     wire = to_wire(settings)
-    return Settings(wire=wire, dry_run=bool(settings.dry_run), suffix=b'],"settings":%b}' % encode(wire))
+    return Settings(
+        wire=wire,
+        dry_run=bool(settings.dry_run),
+        suffix=b'],"settings":%b}' % encode(wire),
+        operation=operation,
+    )
 
 
+class Item:
+    """One job as it goes out, and for whom."""
+
+    __slots__ = ("bare", "content", "digest", "external_id", "identity", "replaces", "requests", "round", "wire")
+
+    def __init__(self, wire: dict[str, Any], content: bytes, requests: list[Request]) -> None:
+        bare = bare_of(wire)
+        self.wire = wire
+        self.content = content
+        self.bare = content if bare is wire else encode(bare)
+        """The same without credentials."""
+        self.external_id: str | None = wire.get("externalId")
+        self.requests = requests
+        """The caller's own objects: one, or more where the input has it more than once."""
+        self.round = 0
+        self.replaces: int | None = None
+        """The journal's number of the batch in which it went before, and may go again."""
+        self.identity = self.digest = b""
+
+    def identify(self, settings: Settings) -> None:
+        """Work out what the journal knows it by."""
+        assert self.external_id is not None
+        named = self.external_id if settings.operation is None else f"{settings.operation}\0{self.external_id}"
+        identity = named.encode()
+        if len(identity) > _LONG_IDENTITY:
+            identity = identity[:_KEPT] + blake2b(identity, digest_size=_LONG_IDENTITY - _KEPT).digest()
+        self.identity = identity
+        self.digest = blake2b(self.bare + settings.suffix, digest_size=_DIGEST_SIZE).digest()
+
+
+def make_item(request: object) -> Item:
+    """Return a job as it goes out.
+
+    Raises:
+        ValidationError: It is not what the contract allows.
+    """
+    if isinstance(request, JobCreateRequest):
+        model = request
+    elif isinstance(request, Mapping):
+        model = from_request(JobCreateRequest, cast("Mapping[str, Any]", request))
+    else:
+        allowed = "JobCreateRequest or a mapping in the wire's shape"
+        raise ValidationError("job", [Issue("", f"must be {allowed}, not {type(request).__name__}")])
+    wire = to_wire(model)
+    return Item(wire, encode(wire), [cast("Request", request)])
+
+
+@attrs.define(eq=False)
 class Batch:
     """A frozen batch."""
 
-    __slots__ = ("bare", "content", "identity", "items", "wire")
+    items: Sequence[Item]
+    identity: Identity
+    content: bytes = attrs.field(repr=False)
+    """Its body."""
+    bare: bytes = attrs.field(repr=False)
+    """The same without credentials: the same object, if it has none."""
+    round: int
+    """How often its members went before, at most."""
+    number: int | None = None
+    """The journal's number for it, if it is there."""
+    first_sent_at: float | None = None
+    """Seconds since the epoch, if the journal knows."""
+    was_sent_before: bool = False
+    """Whether an earlier process may have sent it."""
 
-    def __init__(self, items: Sequence[Item], settings: Settings) -> None:
-        self.items = items
-        self.content = _body([item.content for item in items], settings)
-        has_credentials = any(item.bare is not item.content for item in items)
-        self.bare = _body([item.bare for item in items], settings) if has_credentials else self.content
-        self.identity: Identity = batch_identity(self.bare, named=all(item.external_id for item in items))
-        self.wire = cast("dict[str, Any]", {"jobs": [item.wire for item in items]})
+
+def freeze(items: Sequence[Item], settings: Settings) -> Batch:
+    """Make a batch of jobs."""
+    content = bare = _body([item.content for item in items], settings.suffix)
+    if any(item.bare is not item.content for item in items):
+        bare = _body([item.bare for item in items], settings.suffix)
+    round_number = max(item.round for item in items)
+    is_named = all(item.external_id for item in items)
+    identity = batch_identity(bare, name=settings.name(round_number), is_named=is_named)
+    return Batch(items, identity, content, bare, round_number)
 
 
-def _body(jobs: Sequence[bytes], settings: Settings) -> bytes:
-    return b'{"jobs":[' + b",".join(jobs) + settings.suffix
+def freeze_again(items: Sequence[Item], bare: bytes, identity: Identity, round_number: int) -> Batch:
+    """Make the batch again that went out as this body; the members have their credentials, if they had any."""
+    content = bare
+    if any(item.bare is not item.content for item in items):
+        suffix = bare[len(_body([item.bare for item in items], b"")) :]
+        content = _body([item.content for item in items], suffix)
+    return Batch(items, identity, content, bare, round_number, was_sent_before=True)
+
+
+def _body(jobs: Sequence[bytes], suffix: bytes) -> bytes:
+    return b'{"jobs":[' + b",".join(jobs) + suffix
+
+
+def items_in(body: bytes, settings: Settings) -> list[Item]:
+    """Return the members of a batch as the journal holds it: without credentials, and for nobody yet."""
+    wire: dict[str, Any] = loads(body)
+    suffix = canonical({**wire, "jobs": []}).removeprefix(b'{"jobs":[')
+    items = [Item(job, canonical(job), []) for job in wire["jobs"]]
+    for item in items:
+        item.identify(attrs.evolve(settings, suffix=suffix))
+    return items
+
+
+def lend_credentials(items: Sequence[Item], missing: Iterable[int]) -> None:
+    """Give members that are not in the input any more the credentials of others for the same bucket."""
+    lenders = {_bucket(item): item.wire["sourceS3"] for item in items if item.bare is not item.content}
+    for position in missing:
+        item = items[position]
+        lent = lenders.get(_bucket(item))
+        if lent is not None:
+            item.wire = {**item.wire, "sourceS3": {**lent, **item.wire["sourceS3"]}}
+            item.content = canonical(item.wire)
+
+
+def _bucket(item: Item) -> tuple[Any, ...]:
+    source: dict[str, Any] = item.wire.get("sourceS3") or {}
+    return tuple(source.get(name) for name in ("bucket", "endpoint", "region", "forcePathStyle"))
+
+
+class Sizes:
+    """What a service was found to refuse as too large, in jobs and in bytes of a request."""
+
+    def __init__(self) -> None:
+        self.jobs = self.bytes = math.inf
+
+    def too_large(self, items: Sequence[Item]) -> bool:
+        """Whether so much was refused before.
+
+        What is smaller than all that was refused is tried: so it is the same halves that go out in every run, however
+        early or late it is learned.
+        """
+        if len(items) < 2:
+            return False
+        return len(items) >= self.jobs or sum(len(item.content) + 1 for item in items) >= self.bytes
+
+
+def halves(items: Sequence[Item]) -> tuple[Sequence[Item], Sequence[Item]]:
+    """Split the members of a batch: always the same way."""
+    middle = (len(items) + 1) // 2
+    return items[:middle], items[middle:]
+
+
+# ---- answers
+
+
+class Outcome(NamedTuple):
+    """What the service says of one job."""
+
+    job_id: str | None
+    status: str | None
+    error: str | None
+    estimate: float | None
+
+    def may_pass(self, codes: frozenset[str]) -> bool:
+        """Whether there is no job, for a reason that is among these codes."""
+        return self.error is not None and self.job_id is None and code_and_message(self.error)[0] in codes
+
+
+def read_outcomes(answer: bytes) -> dict[int, Outcome]:
+    """Return what an answer says of each member of a batch, by its position.
+
+    Raises:
+        DecodeError: The answer is not what the contract says.
+    """
+    outcomes: dict[int, Outcome] = {}
+    try:
+        for position, each in enumerate(loads(answer)["jobs"]):  # models would take three times as long
+            get = each.get
+            job_id, error, estimate, index = get("jobId"), get("error"), get("estimate"), get("index")
+            if not (_is_text(job_id) and _is_text(error)):
+                return _read_slowly(answer)
+            outcomes[position if index is None else index] = Outcome(
+                job_id, get("status"), error, None if estimate is None else estimate.get("neu")
+            )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return _read_slowly(answer)
+    return outcomes
+
+
+def _is_text(value: Any) -> bool:
+    return value is None or value.__class__ is str
+
+
+def _read_slowly(answer: bytes) -> dict[int, Outcome]:
+    outcomes: dict[int, Outcome] = {}
+    for position, each in enumerate(read_answer(BulkCreateResponse, answer).jobs or ()):
+        estimate = None if each.estimate is None else each.estimate.neu
+        index = position if each.index is None else each.index
+        outcomes[index] = Outcome(each.job_id, each.status, each.error, estimate)
+    return outcomes
+
+
+_CODED = re.compile(r"([a-z][a-z0-9_]*)(?:: *(.*))?", re.DOTALL)
+
+
+def code_and_message(error: str) -> tuple[str, str]:
+    """Take the error of one job apart: `probe_failed: no video stream`; the code is empty where it has none."""
+    found = _CODED.fullmatch(error)
+    return ("", error) if found is None else (found[1], found[2] or found[1])

@@ -14,7 +14,7 @@ from convertrilo._json import encode
 from convertrilo._model import Model
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import ConfigurationError, Issue, JournalError, ValidationError
-from convertrilo.events import Beginning, logger
+from convertrilo.events import Beginning, Observer, logger
 from convertrilo.idempotency import Identity, identify
 from convertrilo.operations import CREATE_JOBS_BULK, Operation, Repeat
 
@@ -25,6 +25,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MOST_URLS = 1024
+_UNWATCHED = contextlib.nullcontext()
 
 
 class Engine(Context):
@@ -100,18 +101,24 @@ class Engine(Context):
                 name=options.operation if name is None else name,
             )
         call = Call(self, operation, options, url, content, wire, identity)
-        return await self._watched(call, wire, identity, bare, self.journal)
+        with self.watching(call, wire, identity):
+            if identity is None or self.journal is None:
+                result, _, headers = await call.run()
+                return result, headers
+            return await self._journaled(self.journal, call, identity, bare)
 
-    async def _watched(
-        self,
-        call: Call[R],
-        wire: dict[str, Any] | None,
-        identity: Identity | None,
-        bare: bytes,
-        journal: "Journal | None",
-    ) -> tuple[R, httpx.Headers]:
+    def watching(
+        self, call: Call[Any], wire: dict[str, Any] | None, identity: Identity | None
+    ) -> contextlib.AbstractContextManager[object]:
+        """Return the context in which a call is carried out, so that the observer, if there is one, sees all of it."""
         if self.observer is None:
-            return await self._carry_out(call, identity, bare, journal)
+            return _UNWATCHED
+        return self._watched(self.observer, call, wire, identity)
+
+    @contextlib.contextmanager
+    def _watched(
+        self, observer: Observer, call: Call[Any], wire: dict[str, Any] | None, identity: Identity | None
+    ) -> Generator[None]:
         operation = call.operation
         jobs: Any = (wire or {}).get("jobs")
         beginning = Beginning(
@@ -123,35 +130,16 @@ class Engine(Context):
             identity=None if identity is None else identity.kind,
             items=len(jobs) if operation.id == CREATE_JOBS_BULK.id else None,
         )
-        with self.observer.watch(beginning) as call.observation:
-            return await self._carry_out(call, identity, bare, journal)
+        with observer.watch(beginning) as call.observation:
+            yield
 
-    async def _carry_out(
-        self, call: Call[R], identity: Identity | None, bare: bytes, journal: "Journal | None"
-    ) -> tuple[R, httpx.Headers]:
-        if identity is None or journal is None:
-            result, _, headers = await call.run()
-            return result, headers
-        return await self._journaled(journal, call, identity, bare)
-
-    async def send_frozen(
-        self,
-        operation: Operation[R],
-        options: Options,
-        *,
-        wire: dict[str, Any],
-        content: bytes,
-        bare: bytes,
-        identity: Identity,
-        journal: "Journal | None",
-    ) -> R:
-        """Carry out a keyed operation whose bytes and identity are made already."""
+    def frozen_call(
+        self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
+    ) -> Call[R]:
+        """Return the call of a keyed operation whose bytes and identity are made already; no journal is around it."""
         if self.closed:
             raise ConfigurationError("the client is closed")
-        call = Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
-        async with journal or contextlib.nullcontext():
-            result, _ = await self._watched(call, wire, identity, bare, journal)
-        return result
+        return Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
 
     async def _journaled(
         self, journal: "Journal", call: "Call[R]", identity: Identity, bare: bytes
@@ -166,7 +154,7 @@ class Engine(Context):
             identity=identity.kind,
             name=identity.name,
         )
-        entry = await self._timed("begin", writing)
+        entry = await self.timed("begin", writing)
         call.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
         call.was_sent_before = not entry.fresh
         if entry.answer is not None:
@@ -176,13 +164,14 @@ class Engine(Context):
         except BaseException:
             if not call.in_doubt:
                 with anyio.CancelScope(shield=True), only_logged(call.operation.id):
-                    await self._timed("forget", journal.forget(identity.key))
+                    await self.timed("forget", journal.forget(identity.key))
             raise
         with only_logged(call.operation.id):
-            await self._timed("answer", journal.answer(identity.key, answer))
+            await self.timed("answer", journal.answer(identity.key, answer))
         return result, headers
 
-    async def _timed(self, step: str, writing: Awaitable[T]) -> T:
+    async def timed(self, step: str, writing: Awaitable[T]) -> T:
+        """Await a step of the journal's, and let the observer, if there is one, know how long it took."""
         if self.observer is None:
             return await writing
         started = time.perf_counter()

@@ -22,8 +22,9 @@ except ModuleNotFoundError:
 
     def dumps(value: Any, /) -> bytes:
         """Return a value as compact JSON."""
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode()
+        return _text_of(value).encode()
+
+    _text_of = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
     def loads(data: bytes, /) -> Any:
         """Return the value of a JSON text in UTF-8."""

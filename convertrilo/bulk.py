@@ -1,53 +1,75 @@
-"""Many jobs, by the million: an iterable of them in, frozen batches out to the service, a result for each one back."""
+"""Many jobs, by the million: an iterable of them in, frozen batches out to the service, a result for each one back.
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+It works only while its caller waits for the next result: whoever stops reading leaves nothing running. Meanwhile up to
+`concurrency` batches are under way, until there are enough results or they have been waited for long enough.
+"""
+
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import anyio
 import anyio.lowlevel
 import attrs
 
 from convertrilo import operations as rows
-from convertrilo._batches import Batch, Item, Request, Settings, checked_settings
+from convertrilo._batches import (
+    PASSING,
+    PASSING_LATER,
+    Batch,
+    Item,
+    Outcome,
+    Settings,
+    Sizes,
+    checked_settings,
+    freeze,
+    freeze_again,
+    halves,
+    items_in,
+    lend_credentials,
+    read_outcomes,
+)
+from convertrilo._frames import Frames, Jobs, conflict
+from convertrilo._results import Results, SubmitProgress, SubmittedJob
 from convertrilo.client import AsyncClient, engine_of
-from convertrilo.errors import ConvertriloError, DecodeError, Issue, JobRefusedError, ValidationError
-from convertrilo.models import BulkCreateItem, BulkCreateResponse, BulkCreateSettings
+from convertrilo.errors import (
+    APIError,
+    ConvertriloError,
+    DecodeError,
+    IdempotencyConflictError,
+    Issue,
+    OutcomeUnknownError,
+    ValidationError,
+)
+from convertrilo.idempotency import Identity
+from convertrilo.models import BulkCreateSettings
 
 if TYPE_CHECKING:
+    from convertrilo._claims import Place
+    from convertrilo._ledger import Answered, Known, Ledger
     from convertrilo.journal import Journal
 
+_SEND = attrs.evolve(rows.CREATE_JOBS_BULK, returns=None)
+"""`createJobsBulk`; its answers are read by `read_outcomes`."""
 
-@attrs.define
-class SubmittedJob:
-    """What became of one job of `submit_jobs`: it has a `job_id`, or an `error`."""
+_TOO_LARGE = frozenset({400, 413, 414, 422, 431})
+"""What the service may answer when it minds how much it is; or else one of the jobs, which halving finds out, too."""
+_TOO_MANY_BYTES = 413
 
-    request: Request
-    """The job as it was given."""
-    external_id: str | None
-    job_id: str | None
-    status: str | None
-    error: ConvertriloError | None
-    """`JobRefusedError` with the service's code; `ValidationError` where the job was not even sent."""
-    estimate: float | None
-    """What it is expected to cost, in tokens (neu)."""
-    batch: str | None
-    """The idempotency key of the batch that it went out in."""
+_ROUNDS = 3
+"""How often jobs that were refused for a reason that may pass go again, in one run."""
 
+_LOOK_AGAIN = 0.1
+"""Seconds between looks into the journal for what becomes of a batch that another process is sending."""
 
-@attrs.frozen
-class SubmitProgress:
-    """How far `submit_jobs` is, in jobs."""
+_TURN = 0.5
+"""Seconds after which results that are there are handed out before more batches are sent."""
 
-    taken: int
-    """How many were taken from the input."""
-    submitted: int
-    """How many exist now, or did before."""
-    failed: int
-    """How many have an error for a result."""
+_Work = Callable[[], Awaitable[object]]
 
 
 OnSubmit = Callable[[SubmitProgress], object]
-Jobs = Iterable[Request] | AsyncIterable[Request]
 
 
 def submit_jobs(
@@ -64,124 +86,377 @@ def submit_jobs(
     for name, value in (("batch_size", batch_size), ("concurrency", concurrency)):
         if not value >= 1:
             raise ValidationError(name, [Issue("", f"must be at least 1, not {value!r}")])
-    if isinstance(jobs, Mapping | str):
-        raise ValidationError("jobs", [Issue("", f"must be an iterable of jobs, not a {type(jobs).__name__}")])
-    run = _Run(client, jobs, checked_settings(settings), batch_size, concurrency, journal, on_progress)
-    return run.results()
+    if isinstance(jobs, Mapping | str) or not (hasattr(jobs, "__iter__") or hasattr(jobs, "__aiter__")):
+        kind = type(cast("object", jobs)).__name__
+        raise ValidationError("jobs", [Issue("", f"must be an iterable of jobs, not a {kind}")])
+    _, options = engine_of(client)
+    frames = Frames(jobs, batch_size)
+    return _Run(client, frames, checked_settings(settings, options.operation), concurrency, journal, on_progress)
+
+
+@attrs.define(eq=False)
+class _Returning:
+    """A batch that an earlier run has sent, or was about to, and that goes out again as it was."""
+
+    known: "Known"
+    items: list[Item]
+    missing: set[int]
+    """The positions of those whose credentials, which are not in the journal, are still to be met in the input."""
 
 
 class _Run:
-    """One call of `submit_jobs`.
-
-    It works in rounds of at most `concurrency` batches, and only while its caller waits for the next result: what is
-    not read any further leaves nothing running.
-    """
+    """One call of `submit_jobs`: its results. No generator: whoever breaks out of its loop need not close this."""
 
     def __init__(
         self,
         client: AsyncClient,
-        jobs: Jobs,
+        frames: Frames,
         settings: Settings,
-        batch_size: int,
         concurrency: int,
         journal: "Journal | None",
         on_progress: OnSubmit | None,
     ) -> None:
         self._engine, self._options = engine_of(client)
-        self._journal = self._engine.journal if journal is None else journal
-        self._jobs = jobs
+        self._clock = self._engine.clock
+        self._frames = frames
         self._settings = settings
-        self._batch_size = batch_size
         self._concurrency = concurrency
+        self._journal = journal
         self._on_progress = on_progress
-        self._taken = self._submitted = self._failed = 0
-        self._results: list[SubmittedJob] = []
+        self._sizes: Sizes = self._engine.shared.setdefault("bulk_sizes", Sizes())
+        self._ledger = self._make_ledger(journal or self._engine.journal)
+        self._results = Results(self._engine.credentials.api_key, dry_run=settings.dry_run)
         self._error: Exception | None = None
+        self._is_done = False
+        self._flying = 0
+        self._was_accepted = False
+        self._refused_alone = 0
+        self._live: dict[int, Batch] = {}
+        self._returning: dict[int, _Returning] = {}
 
-    async def results(self) -> AsyncIterator[SubmittedJob]:
-        source = self._source()
-        more = True
-        while more:
-            self._results = []
-            async with anyio.create_task_group() as tasks:
-                for _ in range(self._concurrency):
-                    batch = await self._next_batch(source)
-                    if batch is None:
-                        more = False
-                        break
-                    tasks.start_soon(self._send, batch)
-                    await anyio.lowlevel.checkpoint()
-            for result in self._results:
-                yield result
+    def _make_ledger(self, journal: "Journal | None") -> "Ledger | None":
+        if journal is None or self._settings.dry_run:  # which makes nothing
+            return None
+        from convertrilo._ledger import Ledger  # it imports sqlite3
+
+        keep = 2 * self._concurrency + 2
+        return Ledger(journal, service=self._engine.service, sender=self._engine.credentials.sender, keep=keep)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SubmittedJob:
+        waiting = self._results.waiting
+        while not waiting:
             if self._error is not None:
-                raise self._error
+                error, self._error, self._is_done = self._error, None, True
+                self._note_state(error)
+                raise error
+            if self._is_done:
+                raise StopAsyncIteration
+            await self._work_with_journal()
+            waiting.reverse()  # the next one is at the end
+        return waiting.pop()
 
-    async def _source(self) -> AsyncIterator[Request]:
-        if isinstance(self._jobs, AsyncIterable):
-            async for job in self._jobs:
-                yield job
-        else:
-            for job in self._jobs:
-                yield job
-
-    async def _next_batch(self, source: AsyncIterator[Request]) -> Batch | None:
-        items: list[Item] = []
-        async for job in source:
-            self._taken += 1
+    async def _work_with_journal(self) -> None:
+        async with AsyncExitStack() as stack:
+            if self._journal is not None:
+                await stack.enter_async_context(self._journal)
+            elif self._ledger is not None:
+                await self._engine.open_journal()
+            if self._ledger is None:
+                await self._work()
+                return
+            is_over = True
             try:
-                items.append(Item(job))
-            except ValidationError as error:
-                self._take(SubmittedJob(job, None, None, None, error, None, None))
-            if len(items) == self._batch_size:
-                break
-        return Batch(items, self._settings) if items else None
+                with self._ledger.under_way():
+                    await self._work()
+                is_over = self._error is not None
+            finally:
+                if is_over and self._returning:
+                    await self._ledger.let_go(self._returning)
 
-    async def _send(self, batch: Batch) -> None:
+    async def _work(self) -> None:
+        """Send batches until there are enough results, or some and a while has passed; then let the rest land."""
+        began, enough = self._clock.monotonic(), self._frames.size * self._concurrency
+        self._landed = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            while self._error is None and len(self._results.waiting) < enough:
+                if self._results.waiting and self._clock.monotonic() - began > _TURN:
+                    break
+                work = None if self._flying >= self._concurrency else await self._next_work()
+                if work is not None:
+                    self._flying += 1
+                    tasks.start_soon(self._fly, work)
+                    await anyio.lowlevel.checkpoint()
+                elif self._flying:
+                    await self._landed.wait()
+                else:
+                    self._is_done = True
+                    break
+
+    async def _next_work(self) -> _Work | None:
         try:
-            answer = await self._engine.send_frozen(
-                rows.CREATE_JOBS_BULK,
-                self._options,
-                wire=batch.wire,
-                content=batch.content,
-                bare=batch.bare,
-                identity=batch.identity,
-                journal=self._journal,
-            )
-        except Exception as error:  # noqa: BLE001  # raised once the results are read
+            frame = await self._frames.next()
+        except Exception as error:  # noqa: BLE001  # the input's own, raised once the results are read
             self._error = self._error or error
-            return
-        for result in _results(batch, answer):
-            self._take(result)
-        if self._on_progress is not None:
-            self._on_progress(SubmitProgress(self._taken, self._submitted, self._failed))
+            return None
+        for request, refusal in self._frames.take_refused():
+            self._results.put(request, None, None, refusal, None)
+        if frame:
+            return partial(self._submit, frame, is_frame=True)
+        if self._returning and not self._flying:  # whose other members are not in the input any more
+            _, returning = self._returning.popitem()
+            return partial(self._return, returning)
+        return None
 
-    def _take(self, result: SubmittedJob) -> None:
-        if result.error is None:
-            self._submitted += 1
-        else:
-            self._failed += 1
-        self._results.append(result)
+    async def _fly(self, work: _Work) -> None:
+        try:
+            await work()
+            if self._on_progress is not None:
+                self._on_progress(SubmitProgress(self._frames.taken, self._results.submitted, self._results.failed))
+        except Exception as error:  # noqa: BLE001  # raised once the others have landed and the results are read
+            self._error = self._error or error
+        finally:
+            self._flying -= 1
+            self._landed.set()
+            self._landed = anyio.Event()
+
+    def _note_state(self, error: Exception) -> None:
+        done = self._results
+        open_jobs = self._frames.taken - done.submitted - done.failed
+        go_on = "the same jobs and batch_size: the same batches go out under the same keys"
+        if self._ledger is not None:
+            go_on = "the same journal: what was submitted is known there, and the rest goes on"
+        error.add_note(
+            f"submit_jobs has stopped: {done.submitted} jobs are submitted and {done.failed} were refused, which their "
+            f"results said; {open_jobs} more were taken and are not known to be submitted. Run it again with {go_on}."
+        )
+
+    # ---- a batch and what comes of it
+
+    async def _submit(self, items: Sequence[Item], tries: int = 0, *, is_frame: bool = False) -> bool:
+        """Freeze a batch, write it down and send it; return whether the service took it, all in all."""
+        if self._sizes.too_large(items):
+            return all([await self._submit(half, tries) for half in halves(items)])
+        batch = freeze(items, self._settings)
+        if self._ledger is not None:
+            for item in items:
+                if item.external_id and not item.identity:
+                    item.identify(self._settings)
+            try:
+                claimed = await self._engine.timed("begin", self._ledger.claim(batch))
+            except (IdempotencyConflictError, OutcomeUnknownError) as error:
+                self._results.refuse_all(batch, error)
+                return True
+            if isinstance(claimed, dict):
+                rest = await self._look_up(items, claimed)
+                if is_frame:
+                    self._frames.put_back(rest)
+                    return True
+                return not rest or await self._submit(rest, tries)
+            batch.number = claimed.number
+            batch.first_sent_at = claimed.entry.first_sent_at.timestamp()
+            batch.was_sent_before = not claimed.entry.fresh
+            if claimed.entry.answer is not None:  # sent as an operation of its own
+                return await self._take(batch, read_outcomes(claimed.entry.answer), tries)
+        return await self._carry(batch, tries)
+
+    async def _carry(self, batch: Batch, tries: int = 0) -> bool:
+        try:
+            outcomes = await self._send(batch)
+        except (IdempotencyConflictError, OutcomeUnknownError) as error:
+            self._results.refuse_all(batch, error)
+            return True
+        except APIError as error:
+            if error.status not in _TOO_LARGE:
+                raise
+            return await self._after_refusal(batch, error, tries)
+        return await self._take(batch, outcomes, tries)
+
+    async def _send(self, batch: Batch) -> dict[int, Outcome]:
+        wire = {"jobs": [item.wire for item in batch.items]}
+        call = self._engine.frozen_call(_SEND, self._options, wire=wire, content=batch.content, identity=batch.identity)
+        ledger = self._ledger
+        if ledger is not None:
+            assert batch.number is not None
+            assert batch.first_sent_at is not None
+            self._live[batch.number] = batch
+            call.last_resend = batch.first_sent_at + ledger.journal.replay_window
+            call.was_sent_before = batch.was_sent_before
+        try:
+            with self._engine.watching(call, wire, batch.identity):
+                _, answer, _ = await call.run()
+            outcomes = _outcomes_of(batch, answer)
+        except BaseException as error:
+            if ledger is not None:
+                await self._put_down(ledger, batch, error, in_doubt=call.in_doubt)
+            raise
+        self._was_accepted = True
+        if ledger is not None:
+            await self._engine.timed("answer", ledger.answer(batch, answer))
+        return outcomes
+
+    async def _put_down(self, ledger: "Ledger", batch: Batch, error: BaseException, *, in_doubt: bool) -> None:
+        """Leave a batch that was not answered in the journal as what it is: pending, or nothing at all."""
+        assert batch.number is not None
+        self._live.pop(batch.number, None)
+        # What is refused for what it is was so at each attempt, and whoever knew the key would have said so.
+        if isinstance(error, APIError) and error.status in _TOO_LARGE:
+            in_doubt = False
+        elif batch.was_sent_before:
+            in_doubt = True
+        await (ledger.let_go([batch.number]) if in_doubt else ledger.free(batch))
+
+    async def _take(self, batch: Batch, outcomes: Mapping[int, Outcome], tries: int) -> bool:
+        """Turn the outcomes into results; what may be another time is sent once more, in a batch of its own."""
+        again: list[Item] = []
+        can_go_again = tries < min(_ROUNDS, self._options.retry.max_attempts - 1)
+        key = batch.identity.key
+        for position, item in enumerate(batch.items):
+            outcome = outcomes.get(position)
+            if can_go_again and item.requests and outcome is not None and outcome.may_pass(PASSING):
+                again.append(item)
+            else:
+                self._results.give(item, outcome, key)
+        if batch.number is not None:
+            self._live.pop(batch.number, None)
+        if again:
+            for item in again:
+                item.round = batch.round + 1
+                item.replaces = batch.number
+            await self._clock.sleep(self._options.retry.backoff(tries + 1, self._engine.random))
+            await self._submit(again, tries + 1)
+        return True
+
+    async def _after_refusal(self, batch: Batch, error: APIError, tries: int) -> bool:
+        """Find out whether the service minds how much it is, or one of the jobs: each half goes on its own."""
+        items = [item for item in batch.items if item.requests]
+        if error.status == _TOO_MANY_BYTES and len(batch.items) > 1:
+            self._sizes.bytes = min(self._sizes.bytes, len(batch.content))
+        if len(batch.items) == 1:
+            self._refused_alone += 1
+            if self._refused_alone > 1 and not self._was_accepted:
+                raise error  # it is none of the jobs, then
+            self._results.refuse_all(batch, error)
+            return False
+        for item in items:
+            item.replaces = batch.number
+        taken = all([await self._submit(half, tries) for half in halves(items) if half])
+        if taken and error.status != _TOO_MANY_BYTES:
+            self._sizes.jobs = min(self._sizes.jobs, len(batch.items))
+        return taken
+
+    # ---- what the journal knows
+
+    async def _look_up(self, items: Sequence[Item], places: "Mapping[bytes, Place]") -> list[Item]:
+        """Let jobs that are in batches already have what comes of those; return the ones that are to be sent."""
+        rest: list[Item] = []
+        found: dict[int, list[tuple[Item, Place]]] = {}
+        for item in items:
+            place = places.get(item.identity)
+            if place is None:
+                rest.append(item)
+            elif place.is_free:
+                rest.append(_freed(item, place.batch, place.round))
+            else:
+                found.setdefault(place.batch, []).append((item, place))
+        for number, members in found.items():
+            rest += await self._look_into(number, members)
+        return rest
+
+    async def _look_into(self, number: int, members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+        """Let jobs have what comes of their batch, by waiting for it or sending it, if need be."""
+        assert self._ledger is not None
+        until = self._clock.monotonic() + self._options.retry.deadline
+        while True:
+            if number in self._live:
+                self._join(self._live[number].items, members)
+                return []
+            if number in self._returning:
+                return await self._gather(number, members)
+            if (answered := self._ledger.outcomes(number)) is not None:
+                return self._settle(number, answered, members)
+            known = await self._ledger.read(number)
+            if known is None:
+                return [_freed(item, number, place.round) for item, place in members]
+            if known.entry.state == "answered":
+                self._ledger.read_answer(known)
+            elif known.entry.state == "unknown":
+                return self._refuse_members(members, self._ledger.unknown(known))
+            elif self._ledger.is_busy(known.row) and self._clock.monotonic() < until:
+                await self._clock.sleep(_LOOK_AGAIN)
+            else:
+                try:
+                    is_ours = await self._ledger.take_over(known)
+                except OutcomeUnknownError as error:
+                    return self._refuse_members(members, error)
+                if is_ours:
+                    items = items_in(known.entry.body, self._settings)
+                    missing = set[int]() if known.row.is_whole else set(range(len(items)))
+                    self._returning[number] = _Returning(known, items, missing)
+
+    def _refuse_members(self, members: "Sequence[tuple[Item, Place]]", error: ConvertriloError) -> list[Item]:
+        for item, _ in members:
+            self._results.refuse(item, error, error.idempotency_key)
+        return []
+
+    def _join(self, theirs: Sequence[Item], members: "Sequence[tuple[Item, Place]]") -> list[int]:
+        """Let jobs of the input stand for members of a batch; return the positions of those that do."""
+        joined: list[int] = []
+        for item, place in members:
+            member = theirs[place.position]
+            if member.digest == item.digest:
+                member.requests += item.requests
+                member.wire, member.content, member.bare = item.wire, item.content, item.bare
+                joined.append(place.position)
+            else:
+                self._results.refuse(item, conflict(), None)
+        return joined
+
+    async def _gather(self, number: int, members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+        returning = self._returning[number]
+        returning.missing.difference_update(self._join(returning.items, members))
+        if not returning.missing:
+            del self._returning[number]
+            await self._return(returning)
+        return []
+
+    async def _return(self, returning: _Returning) -> None:
+        """Send a batch again, as it was."""
+        known = returning.known
+        lend_credentials(returning.items, returning.missing)
+        identity = Identity(key=known.row.key, kind="external_id", name=known.entry.name)
+        batch = freeze_again(returning.items, known.entry.body, identity, known.row.round)
+        batch.number = known.row.number
+        batch.first_sent_at = known.entry.first_sent_at.timestamp()
+        await self._carry(batch)
+
+    def _settle(self, number: int, answered: "Answered", members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+        """Give jobs what the journal says came of them; return those that may go again."""
+        rest: list[Item] = []
+        for item, place in members:
+            outcome = answered.outcomes.get(place.position)
+            is_same = item.digest == place.digest
+            is_refused = outcome is not None and outcome.job_id is None and outcome.error is not None
+            if outcome is not None and is_refused and (not is_same or outcome.may_pass(PASSING_LATER)):
+                rest.append(_freed(item, number, answered.round))
+            elif is_same:
+                self._results.give(item, outcome, answered.key)
+            else:
+                self._results.refuse(item, conflict(), None)
+        return rest
 
 
-def _results(batch: Batch, answer: BulkCreateResponse) -> Iterator[SubmittedJob]:
-    found = {
-        each.index if each.index is not None else position: each for position, each in enumerate(answer.jobs or ())
-    }
-    key = batch.identity.key
-    for index, item in enumerate(batch.items):
-        made = found.get(index, _NOTHING_SAID)
-        error: ConvertriloError | None = None
-        if made is _NOTHING_SAID:
-            error = DecodeError("the answer does not say what became of this job")
-        elif made.error is not None:
-            error = _refusal(made.error, key)
-        estimate = None if made.estimate is None else made.estimate.neu
-        yield SubmittedJob(item.request, item.external_id, made.job_id, made.status, error, estimate, key)
+def _outcomes_of(batch: Batch, answer: bytes) -> dict[int, Outcome]:
+    try:
+        return read_outcomes(answer)
+    except DecodeError as error:
+        raise error.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=1) from None
 
 
-_NOTHING_SAID = BulkCreateItem()
-
-
-def _refusal(text: str, key: str) -> JobRefusedError:
-    code, _, message = text.partition(":")
-    return JobRefusedError(message.strip(), code=code, operation="createJobsBulk", idempotency_key=key)
+def _freed(item: Item, number: int, round_number: int) -> Item:
+    """Let a job go into a new batch instead of one of which nothing came for it."""
+    item.round = round_number + 1
+    item.replaces = number
+    return item

@@ -75,15 +75,17 @@ def identify(
     return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call"), bare_body
 
 
-def batch_identity(bare_body: bytes, *, named: bool) -> Identity:
+def batch_identity(bare_body: bytes, *, name: str | None, is_named: bool) -> Identity:
     """Return the identity of a batch of jobs.
 
     Args:
         bare_body: The body of `createJobsBulk` as canonical bytes without credentials.
-        named: Whether every job has an `externalId`.
+        name: What tells it from a batch with the same jobs.
+        is_named: Whether every job has an `externalId`.
     """
-    if named:
-        return Identity(key=_derived("createJobsBulk", None, bare_body), kind="external_id")
+    if is_named:
+        kind: IdentityKind = "external_id" if name is None else "operation"
+        return Identity(key=_derived("createJobsBulk", name, bare_body), kind=kind, name=name)
     return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call")
 
 
@@ -175,9 +177,11 @@ def bare_of(value: Any) -> Any:
     if value.__class__ is dict:
         changed: dict[str, Any] = {}
         for name, each in value.items():
-            if name in CREDENTIALS or name == "metadata":
-                continue
-            bare = without_signature(each) if name in SIGNED_URLS and isinstance(each, str) else bare_of(each)
+            bare = each
+            if name in SIGNED_URLS and isinstance(each, str):
+                bare = without_signature(each)
+            elif each.__class__ in (dict, list) and name not in CREDENTIALS and name != "metadata":
+                bare = bare_of(each)
             if bare is not each:
                 changed[name] = bare
         if changed or not CREDENTIALS.isdisjoint(value):
@@ -225,6 +229,8 @@ def without_signature(url: str) -> str:
     Known are the presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and
     Azure (shared access signatures).
     """
+    if "?" not in url and "@" not in url:
+        return url
     if "@" in url:
         url = _USER_INFO.sub(r"\1", url)
     address, mark, rest = url.partition("?")

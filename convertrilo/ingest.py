@@ -7,11 +7,10 @@ was submitted is not submitted again, and an object that has come since, or has 
 import math
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import anyio
 import attrs
@@ -292,12 +291,11 @@ class _Run:
             journal=self._record.journal,
         )
         waiting: list[SubmittedJob] = []
-        async with aclosing(cast("AsyncGenerator[SubmittedJob]", results)):
-            async for result in results:
-                waiting.append(result)
-                if len(waiting) >= _RESULTS:
-                    await self._put(waiting)
-                    waiting = []
+        async for result in results:
+            waiting.append(result)
+            if len(waiting) >= _RESULTS:
+                await self._put(waiting)
+                waiting = []
         await self._put(waiting)
         self._is_submitted = True
         self._news.set()

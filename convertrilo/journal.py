@@ -17,7 +17,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
-from convertrilo import _folder_rows, _sent_parts
+from convertrilo import _claims, _folder_rows, _sent_parts
 from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo._sent_parts import SentPart, SentParts
 from convertrilo._sqlite import Request, SharedFile, reason
@@ -55,6 +55,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE services (service TEXT NOT NULL)",
         _sent_parts.TABLE,
         *_folder_rows.TABLES,
+        *_claims.TABLES,
     ),
 )
 """The statements that lead from each version of the schema to the next."""
@@ -85,9 +86,10 @@ _FIND_OUT = (
 )
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """When an operation must have been sent first, to be sent again: seconds since the epoch."""
 
+    now: float
     start: float
     end: float
 
@@ -196,16 +198,14 @@ class Journal:
             OutcomeUnknownError: It was sent and never answered, and the replay window is over, or the sender another.
             JournalError: The journal cannot be written, or is another service's. Like the other two: nothing was sent.
         """
-        now = self._clock.time()
         claim = partial(
-            _claim,
+            claim_operation,
             operation=operation,
             key=key,
             body=body,
             identity=identity,
             name=name,
-            now=now,
-            window=self._open_window(now),
+            window=self.open_window(),
             service=service,
             sender=sender,
         )
@@ -253,7 +253,7 @@ class Journal:
         Raises:
             JournalError: The journal cannot be read.
         """
-        return await self._ask(Request(partial(_find, key=key, window=self._open_window(self._clock.time()))), key=key)
+        return await self._ask(Request(partial(find_operation, key=key, window=self.open_window())), key=key)
 
     def pending(self) -> AsyncIterator[Entry]:
         """Iterate over what was sent, is not answered and may be sent again; the oldest first."""
@@ -324,11 +324,13 @@ class Journal:
         """
         await self._ask(Request(partial(_sent_parts.forget, job=job_id)))
 
-    def _open_window(self, now: float) -> "_Window":
-        return _Window(now - self.replay_window, now + _CLOCKS_DIFFER)
+    def open_window(self) -> Window:
+        """Return when an operation must have been sent first, to be sent again now."""
+        now = self._clock.time()
+        return Window(now, now - self.replay_window, now + _CLOCKS_DIFFER)
 
     async def _listed(self, state: State) -> AsyncIterator[Entry]:
-        window, after = self._open_window(self._clock.time()), 0
+        window, after = self.open_window(), 0
         while page := await self._ask(Request(partial(_page, state=state, after=after, window=window))):
             for _, entry in page:
                 yield entry
@@ -364,7 +366,7 @@ class Journal:
         return JournalError(message.rstrip(), operation=operation, idempotency_key=key)
 
 
-def _claim(
+def claim_operation(
     connection: sqlite3.Connection,
     *,
     operation: str,
@@ -372,19 +374,19 @@ def _claim(
     body: bytes,
     identity: str,
     name: str | None,
-    now: float,
-    window: _Window,
+    window: Window,
     service: str,
     sender: str,
 ) -> Entry:
+    """Write an operation down, or find what is known of it: the transaction of `Journal.begin`."""
     _check_service(connection, service)
     readable = None if name is None else name.encode(errors="backslashreplace").decode()  # file names may be any bytes
     inserted = connection.execute(
         "INSERT INTO operations (operation, key, identity, name, sender, first_sent_at, body) "
         "VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING",
-        (operation, key, identity, readable, sender, now, body),
+        (operation, key, identity, readable, sender, window.now, body),
     )
-    entry = _find(connection, key=key, window=window)
+    entry = find_operation(connection, key=key, window=window)
     assert entry is not None
     if inserted.rowcount:
         return attrs.evolve(entry, fresh=True)
@@ -398,20 +400,14 @@ def _claim(
             idempotency_key=key,
         )
     if entry.state == "unknown":
-        raise OutcomeUnknownError(
-            f"it was first sent at {entry.first_sent_at.isoformat()} and never answered, and the service may have "
-            f"forgotten its key since: sent again, it could be done twice. {_NOTHING_SENT}",
-            find_out=_FIND_OUT,
-            operation=operation,
-            idempotency_key=key,
-        )
+        raise unknown_outcome(entry)
     if entry.state == "pending":
-        _check_sender(connection, entry, sender)
+        check_sender(connection, entry, sender)
         connection.execute("UPDATE operations SET claims = claims + 1 WHERE key = ?", (key,))
     return entry
 
 
-def _check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> None:
+def check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> None:
     """Keep what was sent from being sent with another API key: nobody says whether keys are the account's or its."""
     (known,) = connection.execute("SELECT sender FROM operations WHERE key = ?", (entry.key,)).fetchone()
     if known != sender:
@@ -422,6 +418,17 @@ def _check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> 
             operation=entry.operation,
             idempotency_key=entry.key,
         )
+
+
+def unknown_outcome(entry: Entry) -> OutcomeUnknownError:
+    """Make the error of an operation that was not answered in the replay window."""
+    return OutcomeUnknownError(
+        f"it was first sent at {entry.first_sent_at.isoformat()} and never answered, and the service may have "
+        f"forgotten its key since: sent again, it could be done twice. {_NOTHING_SENT}",
+        find_out=_FIND_OUT,
+        operation=entry.operation,
+        idempotency_key=entry.key,
+    )
 
 
 def _check_service(connection: sqlite3.Connection, service: str) -> None:
@@ -450,12 +457,13 @@ def _drop(connection: sqlite3.Connection, *, key: str) -> bool:
     return connection.execute("DELETE FROM operations WHERE key = ?", (key,)).rowcount > 0
 
 
-def _find(connection: sqlite3.Connection, *, key: str, window: _Window) -> Entry | None:
+def find_operation(connection: sqlite3.Connection, *, key: str, window: Window) -> Entry | None:
+    """Return the entry of a key, or None."""
     row = connection.execute(_COLUMNS + "WHERE key = ?", (key,)).fetchone()
     return None if row is None else _entry(row, window)
 
 
-def _page(connection: sqlite3.Connection, *, state: State, after: int, window: _Window) -> list[tuple[int, Entry]]:
+def _page(connection: sqlite3.Connection, *, state: State, after: int, window: Window) -> list[tuple[int, Entry]]:
     page: list[tuple[int, Entry]] = []
     size = 0
     with contextlib.closing(
@@ -470,7 +478,7 @@ def _page(connection: sqlite3.Connection, *, state: State, after: int, window: _
     return page
 
 
-def _entry(row: tuple[Any, ...], window: _Window) -> Entry:
+def _entry(row: tuple[Any, ...], window: Window) -> Entry:
     _, operation, key, identity, name, first_sent_at, answered_at, body, answer = row
     is_open = window.start <= first_sent_at <= window.end
     state: State = "answered" if answered_at is not None else "pending" if is_open else "unknown"

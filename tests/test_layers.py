@@ -22,12 +22,12 @@ FLOORS = """
     codec
     _objects events operations webhooks
     _manifests idempotency retry
-    _batches _folder_rows _redaction _sent_parts _sqlite
-    _content _dedupe_sqlite dedupe journal transport
-    _call _folder_record
+    _batches _claims _folder_rows _redaction _sent_parts _sqlite
+    _content _dedupe_sqlite _frames dedupe journal transport
+    _call _folder_record _results
     _engine _reports receiver
     client
-    _poller _storage
+    _ledger _poller _storage
     _parts bulk s3
     encoding ingest reconciliation transfers waiting
     convertrilo

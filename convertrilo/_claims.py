@@ -1,0 +1,116 @@
+"""What a journal remembers of jobs that go in batches: in which batch each one is, and who is sending that."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import sqlite3  # most clients do without
+
+TABLES = (
+    # A number is never used twice, so that what is left of a batch that was dropped is no member of another one.
+    """CREATE TABLE batches (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        key TEXT NOT NULL UNIQUE,
+        round INTEGER NOT NULL,
+        is_whole INTEGER NOT NULL,
+        owner TEXT
+    )""",
+    """CREATE TABLE members (
+        identity BLOB PRIMARY KEY,
+        batch INTEGER NOT NULL,
+        position INTEGER NOT NULL,
+        digest BLOB NOT NULL
+    ) WITHOUT ROWID""",
+)
+
+_FIND = (
+    "SELECT m.identity, m.batch, m.position, m.digest, coalesce(b.round, 0), o.id IS NULL FROM members AS m "
+    "LEFT JOIN batches AS b ON b.number = m.batch LEFT JOIN operations AS o ON o.key = b.key WHERE m.identity IN"
+)
+_MOST_PARAMETERS = 900  # older SQLite takes 999
+
+
+class Place(NamedTuple):
+    """Where a job is."""
+
+    batch: int
+    position: int
+    digest: bytes
+    """What it and its settings were."""
+    round: int
+    is_free: bool
+    """Whether nothing came of the batch: the job may go into another one."""
+
+
+class Row(NamedTuple):
+    """A batch."""
+
+    number: int
+    key: str
+    round: int
+    is_whole: bool
+    """Whether the operation's body is all that was sent: it had no credentials."""
+    owner: str | None
+    """Who is sending it; `None` if nobody is."""
+
+
+def find(connection: "sqlite3.Connection", identities: Sequence[bytes]) -> dict[bytes, Place]:
+    """Return where those jobs are that are anywhere."""
+    places: dict[bytes, Place] = {}
+    for start in range(0, len(identities), _MOST_PARAMETERS):
+        some = identities[start : start + _MOST_PARAMETERS]
+        marks = ",".join("?" * len(some))
+        for identity, batch, position, digest, round_number, is_free in connection.execute(f"{_FIND} ({marks})", some):
+            places[identity] = Place(batch, position, digest, round_number, bool(is_free))
+    return places
+
+
+def add(
+    connection: "sqlite3.Connection",
+    *,
+    key: str,
+    round_number: int,
+    is_whole: bool,
+    owner: str,
+    members: Iterable[tuple[bytes, bytes]],
+) -> int:
+    """Write a batch down, whose members are in no other one from now on; return its number.
+
+    Args:
+        connection: To the journal.
+        key: Its idempotency key.
+        round_number: How often its members went before, at most.
+        is_whole: Whether the operation's body is all that is sent.
+        owner: Who sends it.
+        members: The identity and digest of each, in order.
+    """
+    number = connection.execute(
+        "INSERT OR REPLACE INTO batches (key, round, is_whole, owner) VALUES (?, ?, ?, ?)",
+        (key, round_number, is_whole, owner),
+    ).lastrowid
+    assert number is not None
+    connection.executemany(
+        "INSERT OR REPLACE INTO members (identity, batch, position, digest) VALUES (?, ?, ?, ?)",
+        [(identity, number, position, digest) for position, (identity, digest) in enumerate(members)],
+    )
+    return number
+
+
+def row_of(connection: "sqlite3.Connection", number: int) -> Row | None:
+    """Return a batch."""
+    found = connection.execute("SELECT key, round, is_whole, owner FROM batches WHERE number = ?", (number,)).fetchone()
+    if found is None:
+        return None
+    key, round_number, is_whole, owner = found
+    return Row(number, key, round_number, bool(is_whole), owner)
+
+
+def take_over(connection: "sqlite3.Connection", number: int, *, old: str | None, new: str | None) -> bool:
+    """Let somebody else, or nobody, send a batch; return whether it was still the old one's."""
+    done = connection.execute("UPDATE batches SET owner = ? WHERE number = ? AND owner IS ?", (new, number, old))
+    return done.rowcount > 0
+
+
+def free(connection: "sqlite3.Connection", key: str) -> None:
+    """Forget that a batch was sent: nothing came of it, and its members may go into others."""
+    connection.execute("DELETE FROM operations WHERE key = ? AND answered_at IS NULL", (key,))
