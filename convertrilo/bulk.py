@@ -4,7 +4,7 @@ It works only while its caller waits for the next result: whoever stops reading 
 `concurrency` batches are under way, until there are enough results or they have been waited for long enough.
 """
 
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self, cast
