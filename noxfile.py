@@ -1,4 +1,4 @@
-"""The project's checks: `nox` runs lint, types and tests; `nox -s s3` and `nox -s bench` are further ones."""
+"""The project's checks: `nox` runs lint, types and tests; `nox -s chaos`, `s3` and `bench` are further ones."""
 
 import shutil
 
@@ -32,6 +32,13 @@ def tests(session: nox.Session) -> None:
     """Run the tests, on asyncio and trio; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
     session.run("pytest", "--numprocesses", "auto", "--dist", "worksteal", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Run the tests under faults and kills at their full scale, for minutes; arguments go to pytest."""
+    session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
+    session.run("pytest", *(session.posargs or ["tests/chaos"]), env={"CHAOS_SCALE": "full"})
 
 
 @nox.session

@@ -39,6 +39,8 @@ __all__ = ["IngestProgress", "IngestReport", "IngestRow", "ingest_folder"]
 _FOLLOWERS = 10
 _WINDOW = 100
 """Jobs that each of the followers waits for at a time; the poller asks for those of all of them together."""
+_ROUNDS = 3
+"""How often jobs are waited for whose status could not be read, for a reason that seemed to be no passing one."""
 _RESULTS = 500
 """Results that are written down together."""
 _PAGES_AHEAD = 4
@@ -340,10 +342,12 @@ class _Run:
     async def follow(self, timeout: float) -> None:
         """Wait for the jobs, a window of them at a time, and write down how each one ends."""
         self._deadline = self._clock.monotonic() + timeout
-        self._after = 0
         self._choosing = anyio.Lock()
-        await together([self._follow] * _FOLLOWERS)
-        await self._write_ends()
+        for _ in range(_ROUNDS):
+            self._after = self._unread = 0
+            await together([self._follow] * _FOLLOWERS)
+            if not self._unread:
+                break
 
     async def _follow(self) -> None:
         while job_ids := await self._next_window():
@@ -385,6 +389,7 @@ class _Run:
     def _end(self, result: JobResult) -> Ended:
         status = result.status
         if status is None or status.status not in TERMINAL_STATUSES:
+            self._unread += 1
             return Ended(result.job_id, None, None, None if result.error is None else self._hide(str(result.error)))
         message = None if status.failure_message is None else self._hide(status.failure_message)
         return Ended(result.job_id, status.status, _output(status), message)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 import anyio
 import pytest
 from object_store import ObjectStore
-from support import Clock
 
 from convertrilo import (
     AsyncClient,
@@ -18,8 +18,10 @@ from convertrilo import (
     IngestReport,
     IngestRow,
     JobCreateRequest,
+    RetryPolicy,
     S3FolderSource,
     TransferError,
+    TransportError,
     ValidationError,
     ingest_folder,
 )
@@ -41,12 +43,20 @@ ODD = [
 SECRET = "moto-takes-any-secret"
 
 
-class Patient(Clock):
-    """Virtual time that lets the sandbox work meanwhile."""
+class Quick:
+    """Time that passes a hundred times as fast, for all who wait."""
+
+    def monotonic(self) -> float:
+        return time.monotonic() * 100
+
+    def time(self) -> float:
+        return time.time()
 
     async def sleep(self, seconds: float) -> None:
-        await super().sleep(seconds)
-        await anyio.sleep(0.001)
+        await anyio.sleep(seconds / 100)
+
+
+QUICK: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy(deadline=1e6)}
 
 
 @pytest.fixture
@@ -57,7 +67,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
-    async with sandbox.client(clock=Patient()) as client:
+    async with sandbox.client(**QUICK) as client:
         yield client
 
 
@@ -134,6 +144,20 @@ async def test_run_again_it_sends_nothing_and_a_grown_folder_only_what_is_new(
     assert first.items() <= made(sandbox).items()
 
 
+async def test_from_scratch_makes_every_job_anew(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(3))
+    folder = source(object_store, bucket)
+    for runs in (1, 2, 3):
+        report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", from_scratch=True)
+        assert (report.listed, report.submitted) == (3, 3)
+        assert len(sandbox.jobs) == 3 * runs
+    assert len({each.job_id for each in (await rows(report)).values()} & {job.id for job in sandbox.jobs[6:]}) == 3
+    await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+    assert len(sandbox.jobs) == 9
+
+
 @pytest.mark.parametrize("change", ["template", "bucket", "shard"])
 async def test_a_journal_holds_one_ingest(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, change: str
@@ -194,13 +218,23 @@ async def test_what_is_waited_for_is_recorded(
     assert [each.submitted for each in heard] == sorted(each.submitted for each in heard)
 
 
+async def test_a_status_that_cannot_be_read_is_read_again(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(6))
+    sandbox.faults.status("bulkStatus", 409, times=1)
+    sandbox.faults.status("jobStatus", 409, times=6)
+    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", wait=True)
+    assert (report.succeeded, report.unfinished) == (6, 0)
+
+
 async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
     object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(4))
     async with (
         Sandbox(allow_private_sources=True, tokens=5) as sandbox,
-        sandbox.client(clock=Patient()) as client,
+        sandbox.client(**QUICK) as client,
     ):
         folder = source(object_store, bucket)
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
@@ -296,6 +330,24 @@ async def test_no_more_files_than_are_wanted(
 # ---- interrupted
 
 
+async def test_a_service_that_fails_ends_the_run_and_the_next_one_goes_on(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(40))
+    sandbox.faults.reset("createJobsBulk", times=None, probability=0.5)
+    options: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy.none()}
+    for _ in range(200):
+        async with sandbox.client(**options) as client:
+            try:
+                report = await ingest_folder(
+                    client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", batch_size=4
+                )
+                break
+            except TransportError:
+                continue
+    assert (report.submitted, len(made(sandbox))) == (40, 40)
+
+
 async def test_lost_answers_and_cancellations_make_no_job_twice(
     sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -303,7 +355,7 @@ async def test_lost_answers_and_cancellations_make_no_job_twice(
     sandbox.faults.lose_response("createJobsBulk", times=None, probability=0.4)
     folder, journal = source(object_store, bucket), tmp_path / "run.db"
     for limit in (1, 2, 4, 6, 9, 0):
-        async with sandbox.client(clock=Patient()) as client:
+        async with sandbox.client(**QUICK) as client:
             with anyio.CancelScope() as scope:
 
                 def stop(progress: IngestProgress, scope: anyio.CancelScope = scope, limit: int = limit) -> None:
@@ -331,7 +383,7 @@ async def test_two_runs_on_one_journal_share_the_work(
     reports: list[IngestReport] = []
 
     async def run() -> None:
-        async with sandbox.client(clock=Patient()) as client:
+        async with sandbox.client(**QUICK) as client:
             folder = source(object_store, bucket)
             reports.append(
                 await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=5, wait=True)

@@ -9,7 +9,7 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import bench_codec, bench_import, bench_journal, bench_overhead, bench_webhooks, bench_wire
+from . import bench_codec, bench_import, bench_journal, bench_listing, bench_overhead, bench_webhooks, bench_wire
 from .data import SEED
 from .generated import generate
 from .harness import Bench, Page, Scale
@@ -21,11 +21,12 @@ _SECTIONS = {
     "import": bench_import.run,
     "overhead": bench_overhead.run,
     "journal": bench_journal.run,
+    "listing": bench_listing.run,
     "webhooks": bench_webhooks.run,
 }
 _PACKAGES = [
     *("convertrilo", "httpx", "httpcore", "h11", "anyio", "attrs", "cattrs", "tenacity"),
-    *("orjson", "openapi-python-client"),
+    *("orjson", "openapi-python-client", "botocore", "boto3", "moto"),
 ]
 
 

@@ -26,12 +26,12 @@ class Server:
 
 
 @asynccontextmanager
-async def serving(state: Path) -> AsyncGenerator[Server]:
+async def serving(state: Path, *options: str) -> AsyncGenerator[Server]:
     """Run a sandbox that keeps its state in a folder, with videos in its Google Drive, a token in the environment."""
     async with Sandbox(state=state) as sandbox:
         for name in VIDEOS:
             await sandbox.drive.add(FOLDER, name, b"not looked into by the instant encoder")
-    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", "--state", str(state)]
+    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", "--state", str(state), *options]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdout is not None
         line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1000)

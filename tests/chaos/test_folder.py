@@ -1,0 +1,166 @@
+"""A folder in S3 under faults and kills: every video one job, the report says so, and the sandbox's ledger agrees.
+
+`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 videos, killed with -9 thirty times, and 500 videos that come later.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import anyio
+import folder
+from faults import FAULTS
+from object_store import ObjectStore, connect
+from proxy import Plan, Proxy, Request, proxy, stall
+from sandbox_process import serving
+from test_kill import UNANSWERED, Killer
+
+from convertrilo.sandbox import Sandbox
+
+FULL = os.environ.get("CHAOS_SCALE") == "full"
+VIDEOS, BATCH, PAGE, KILLS, MORE = (20_000, 100, 1000, 30, 500) if FULL else (120, 6, 25, 3, 10)
+BUCKET = "films"
+SEED = 3
+FAULTY = 0.2
+"""The share of requests that something happens to, to the service and to S3."""
+SERVER = Path(__file__).parents[1] / "bench" / "object_server.py"
+OF_S3 = {name: plan for name, plan in FAULTS.items() if name not in ("in progress", "connections refused")}
+
+
+@contextmanager
+def objects(count: int) -> Iterator[ObjectStore]:
+    """Run an S3 server with so many videos, in a process of its own."""
+    environment = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
+    command = [sys.executable, str(SERVER), str(count)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
+        store = connect(endpoint, folder.KEYS["access_key_id"], folder.KEYS["secret_access_key"])
+        try:
+            yield store
+        finally:
+            store.s3.close()
+            process.communicate()
+
+
+class Mayhem:
+    """Decides from a seed what happens to the nth request; and at which one the script is killed."""
+
+    def __init__(self, name: str, faults: dict[str, Plan], killer: Killer) -> None:
+        self.killer = killer
+        self.struck: Counter[str] = Counter()
+        self._name = name
+        self._faults = faults
+        self._seen = 0
+
+    def __call__(self, _: Request) -> Plan:
+        self._seen += 1
+        if self.killer.at is not None:
+            self.killer.at -= 1
+            if self.killer.at == 0:
+                return replace(self.killer.plan, end=self.killer.kill)
+            if self.killer.at < 0:
+                return Plan(sent=0, answered=None, end=stall)  # or the script could end before it is killed
+        random = Random(f"{SEED}/{self._name}/{self._seen}")
+        if random.random() >= FAULTY:
+            return Plan()
+        fault = random.choice(list(self._faults))
+        self.struck[fault] += 1
+        return self._faults[fault]
+
+
+@dataclass
+class Script:
+    """The script, which may be run any number of times."""
+
+    backend: str
+    killer: Killer
+    api_key: str
+    arguments: list[str]
+    report: Path
+
+    async def run(self) -> int:
+        command = [sys.executable, folder.__file__, self.backend, *self.arguments, str(self.report)]
+        environment = {**os.environ, "CONVERTRILO_API_KEY": self.api_key}
+        async with await anyio.open_process(command, stdout=None, stderr=None, env=environment) as process:
+            self.killer.victim = process
+            return await process.wait()
+
+    async def run_and_kill(self, random: Random) -> bool:
+        """Kill it when it has sent so many requests, to S3 or to the service; return False if it had ended by then."""
+        self.killer.at = random.randint(1, VIDEOS // PAGE + 2 * VIDEOS // BATCH // KILLS)
+        self.killer.plan = random.choice((Plan(), *UNANSWERED))
+        code = await self.run()
+        assert code in (0, -signal.SIGKILL)
+        return code != 0
+
+    async def run_to_the_end(self) -> dict[str, str]:
+        """Let it come to its end, and return the job of each external id as its report says."""
+        self.killer.at = None
+        assert await self.run() == 0
+        rows = [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
+        assert {row["status"] for row in rows} == {"success"}
+        assert len({row["key"] for row in rows}) == len(rows)
+        return {row["external_id"]: row["job_id"] for row in rows}
+
+
+@asynccontextmanager
+async def script(tmp_path: Path, backend: str, store: ObjectStore) -> AsyncGenerator[tuple[Script, Mayhem, Mayhem]]:
+    killer = Killer()
+    service, s3 = Mayhem("service", dict(FAULTS), killer), Mayhem("s3", OF_S3, killer)
+    port = int(store.endpoint.rpartition(":")[2])
+    async with (
+        serving(tmp_path / "state", "--allow-private-sources") as server,
+        proxy(server.port, service) as connections,
+        proxy(port, s3) as store_connections,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(open_again, connections)
+        journal = str(tmp_path / "run.db")
+        arguments = [connections.url, store_connections.url, BUCKET, str(BATCH), journal]
+        yield Script(backend, killer, server.api_key, arguments, tmp_path / "report.jsonl"), service, s3
+        tasks.cancel_scope.cancel()
+
+
+async def open_again(connections: Proxy) -> None:
+    """Let those in again that were refused, a little later."""
+    while True:
+        await anyio.sleep(0.05)
+        connections.open()
+
+
+async def jobs_of(state: Path) -> dict[str, str]:
+    """Return the job of each external id, as a sandbox, stopped since, has them; every one has one."""
+    async with Sandbox(state=state) as sandbox:
+        jobs = sandbox.jobs
+    found = {str(job.external_id): job.id for job in jobs}
+    assert len(found) == len(jobs), "an object has two jobs"
+    return found
+
+
+async def test_a_folder_killed_and_run_again_has_every_video_encoded_once(tmp_path: Path, anyio_backend: str) -> None:
+    with objects(VIDEOS) as store:
+        async with script(tmp_path, anyio_backend, store) as (victim, service, s3):
+            random, kills = Random(SEED), 0
+            while kills < KILLS:
+                kills += await victim.run_and_kill(random)
+            told = await victim.run_to_the_end()
+            assert len(told) == VIDEOS
+            for number in range(MORE):
+                store.s3.put_object(Bucket=BUCKET, Key=f"{number % 10}/{number * 7:07}+.mp4", Body=b"")
+            grown = await victim.run_to_the_end()
+    assert len(grown) == VIDEOS + MORE
+    assert told.items() <= grown.items()
+    assert service.struck
+    assert s3.struck
+    assert await jobs_of(tmp_path / "state") == grown
