@@ -230,6 +230,7 @@ async def _send_all(
                 etags[number] = headers.get("etag")
                 await record.add(number, digest, headers.get("etag"))
             done += len(data)
+            del part, data  # or it would be kept while the next one is read
             tell(done)
 
     tell(0)

@@ -23,6 +23,8 @@ KEEPALIVE_EXPIRY = 4.0
 _CLOSED = "the transport is closed, and sends no more requests"
 _PORTS = {"http": 80, "https": 443}
 _READ_SIZE = 65536
+_BODY_READ_SIZE = 256 * 1024  # as much as asyncio receives at a time: to cut that into pieces is to copy it
+_PIECE_SIZE = 256 * 1024
 _LARGEST_HEAD = 102400
 _BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 
@@ -72,7 +74,13 @@ class _Connection:
         pending = self._http.send(head) or b""
         if isinstance(request.stream, httpx.ByteStream):
             for chunk in request.stream:
-                pending += self._http.send(h11.Data(data=chunk)) or b""
+                data = self._http.send(h11.Data(data=chunk)) or b""
+                if len(data) > _PIECE_SIZE:
+                    await self._write(pending, timeout)
+                    await self._write(data, timeout)
+                    pending = b""
+                else:
+                    pending += data
         else:
             assert isinstance(request.stream, httpx.AsyncByteStream)
             chunks = aiter(request.stream)
@@ -89,12 +97,15 @@ class _Connection:
             await self._write(pending, timeout)
 
     async def _write(self, data: bytes, timeout: float | None) -> None:
-        try:
-            with anyio.CancelScope(deadline=_deadline(timeout)):
-                return await self._stream.send(data)
-        except _BROKEN as error:
-            raise httpx.WriteError(_reason(error)) from error
-        raise httpx.WriteTimeout(f"not sent within {timeout:g} s")
+        # In pieces: what is left of a send that the socket does not take whole is copied.
+        for start in range(0, len(data), _PIECE_SIZE):
+            try:
+                with anyio.CancelScope(deadline=_deadline(timeout)) as scope:
+                    await self._stream.send(data[start : start + _PIECE_SIZE])
+            except _BROKEN as error:
+                raise httpx.WriteError(_reason(error)) from error
+            if scope.cancelled_caught:
+                raise httpx.WriteTimeout(f"not sent within {timeout:g} s")
 
     async def receive(self, timeout: float | None) -> Any:
         """Return the next event of the answer."""
@@ -105,17 +116,18 @@ class _Connection:
                 raise httpx.RemoteProtocolError(str(error)) from error
             if event is not h11.NEED_DATA:
                 return event
-            data = await self._read(timeout)
+            is_body = self._http.their_state is h11.SEND_BODY
+            data = await self._read(_BODY_READ_SIZE if is_body else _READ_SIZE, timeout)
             if data:
                 self.silent = False
             elif self._http.their_state is h11.SEND_RESPONSE:
                 raise httpx.RemoteProtocolError("the server closed the connection without an answer")
             self._http.receive_data(data)
 
-    async def _read(self, timeout: float | None) -> bytes:
+    async def _read(self, size: int, timeout: float | None) -> bytes:
         try:
             with anyio.CancelScope(deadline=_deadline(timeout)):
-                return await self._stream.receive(_READ_SIZE)
+                return await self._stream.receive(size)
         except anyio.EndOfStream:
             return b""
         except _BROKEN as error:
@@ -177,7 +189,7 @@ class _Exchange(httpx.AsyncByteStream):
             await self.aclose()
             raise
         if isinstance(event, h11.Data):
-            return bytes(event.data)
+            return event.data
         raise StopAsyncIteration
 
     async def aclose(self) -> None:

@@ -1,0 +1,77 @@
+"""A storage and a service for big files in a process of its own: a thread for each connection, and bytes of no content.
+
+GET answers so many bytes as the last word of the path says, PUT and POST are read to their ends, and answered so many
+milliseconds later as the first word of the path says.
+"""
+
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+_LENGTH = re.compile(rb"\r\n(?:content-length: *(\d+)|transfer-encoding: *chunked)", re.IGNORECASE)
+_PIECE = bytes(1024 * 1024)
+_DONE = b'{"ok":true,"uploadId":"u-1"}'
+
+
+def _serve(connection: socket.socket) -> None:
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    room = memoryview(bytearray(1024 * 1024))
+    received = b""
+    with suppress(ConnectionError), connection:
+        while True:
+            while b"\r\n\r\n" not in received:
+                if not (data := connection.recv(65536)):
+                    return
+                received += data
+            head, _, received = received.partition(b"\r\n\r\n")
+            method, path, _ = head.split(b" ", 2)
+            length = _LENGTH.search(head)
+            left = int(length[1]) if length else 0
+            taken = min(left, len(received))
+            received, left = received[taken:], left - taken
+            while left:
+                if not (count := connection.recv_into(room, min(left, len(room)))):
+                    return
+                left -= count
+            words = path.decode().split("/")
+            if method == b"GET":
+                size = int(words[-1])
+                connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: %d\r\n\r\n' % size)
+                for start in range(0, size, len(_PIECE)):
+                    connection.sendall(_PIECE[: size - start] if size - start < len(_PIECE) else _PIECE)
+            else:
+                time.sleep(int(words[1]) / 1000)
+                connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: %d\r\n\r\n' % len(_DONE) + _DONE)
+
+
+def _accept(listener: socket.socket) -> None:
+    while True:
+        connection, _ = listener.accept()
+        threading.Thread(target=_serve, args=(connection,), daemon=True).start()
+
+
+@contextmanager
+def serving() -> Iterator[str]:
+    """Start the server, and stop it again.
+
+    Yields:
+        Its URL.
+    """
+    command = [sys.executable, "-m", "tests.bench.file_server"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        process.communicate()
+
+
+if __name__ == "__main__":
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=_accept, args=(listener,), daemon=True).start()
+        sys.stdout.write(f"{listener.getsockname()[1]}\n")
+        sys.stdout.flush()
+        sys.stdin.read()  # it ends when whoever started it lets go
