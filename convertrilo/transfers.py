@@ -287,7 +287,8 @@ class _Part:
 
     def open(self) -> IO[bytes]:
         """Open it to read and write, as it is or new."""
-        return os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b")
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
+        return os.fdopen(descriptor, "r+b", buffering=0)
 
     def recall(self) -> None:
         """Read what an earlier process has left."""
@@ -446,5 +447,7 @@ async def _hand_on(response: httpx.Response, outgoing: MemoryObjectSendStream[li
 
 def write_pieces(file: IO[bytes], chunks: list[bytes]) -> None:
     """Write what has arrived, through to the system."""
-    file.writelines(chunks)
-    file.flush()
+    for chunk in chunks:
+        left = memoryview(chunk)
+        while left:
+            left = left[file.write(left) :]

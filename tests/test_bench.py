@@ -20,5 +20,9 @@ def test_the_benchmarks_print_every_section() -> None:
         "journal",
         "listing",
         "webhooks",
+        "transfers",
+        "parts",
+        "waiting",
+        "waiters",
     ]
     assert "nan" not in done.stdout

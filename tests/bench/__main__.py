@@ -9,7 +9,17 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from . import bench_codec, bench_import, bench_journal, bench_listing, bench_overhead, bench_webhooks, bench_wire
+from . import (
+    bench_codec,
+    bench_import,
+    bench_journal,
+    bench_listing,
+    bench_overhead,
+    bench_transfers,
+    bench_waiting,
+    bench_webhooks,
+    bench_wire,
+)
 from .data import SEED
 from .generated import generate
 from .harness import Bench, Page, Scale
@@ -23,6 +33,8 @@ _SECTIONS = {
     "journal": bench_journal.run,
     "listing": bench_listing.run,
     "webhooks": bench_webhooks.run,
+    "transfers": bench_transfers.run,
+    "waiting": bench_waiting.run,
 }
 _PACKAGES = [
     *("convertrilo", "httpx", "httpcore", "h11", "anyio", "attrs", "cattrs", "tenacity"),
