@@ -1,4 +1,4 @@
-"""What all tests share: both async backends, both JSON libraries, and hypothesis without chance."""
+"""What all tests share: both async backends, both JSON libraries, hypothesis without chance, and a watch for leaks."""
 
 import importlib.util
 import os
@@ -14,6 +14,8 @@ from object_store import ObjectStore, moto_server
 from radosgw import radosgw
 
 import convertrilo
+
+pytest_plugins = ["leaks"]
 
 PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it traces every line, for minutes
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)

@@ -20,8 +20,8 @@ How a page's author sets a snippet up. A page is read from top to bottom, and it
   Before a test module it is put at the module's head, too.
 
 - ```sh is checked: every command is known; `convertrilo …` has commands and options that exist, `nox -s …` a session,
-  `pip install "convertrilo[…]"` an extra, `python FILE` a file. ```json and ```toml are parsed. Everything else is
-  ```text or has no language, and is not looked at.
+  `pip install "convertrilo[…]"` an extra, `python FILE` a file. ```json (or a part of an
+  object) and ```toml are parsed. Everything else is ```text or has no language, and is not looked at.
 """
 
 import ast
@@ -117,7 +117,7 @@ class Page:
 def check(snippet: Snippet) -> None:
     """Check a snippet that is not run."""
     if snippet.language == "json":
-        json.loads(snippet.code)
+        json.loads(f"{{{snippet.code}}}" if snippet.code.startswith('"') else snippet.code)
     elif snippet.language == "toml":
         tomllib.loads(snippet.code)
     elif snippet.language == "sh":

@@ -10,14 +10,15 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import credentials
 import httpx
 import psutil
 
 from convertrilo import AsyncClient, models
 from convertrilo._model import Model
 
-API_KEY = "sk_live_9f8e7d6c5b4a"
-TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30.first"
+API_KEY = credentials.API_KEY
+TOKEN = credentials.TOKEN
 BASE_URL = "https://api.test"
 
 

@@ -10,15 +10,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from credentials import WEBHOOK_SECRET
+from object_store import ObjectStore, moto_server
 from snippets import PAGES, ROOT, Page, Snippet, check, commands_of, snippets_of
 
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
-sys.path.append(str(ROOT / "tests" / "sandbox"))
-from object_store import ObjectStore, moto_server  # it lives with the sandbox's tests
-
 CLIP = (ROOT / "examples" / "media" / "big-buck-bunny-5s.mp4").read_bytes()
-WEBHOOK_SECRET = "whsec_of_the_pages_4b1f0c9a"
 BUCKETS = re.compile(r"""s3://([\w.-]+)/([\w./-]*)|bucket="([\w.-]+)"(?:.{0,80}?prefix="([\w./-]+)")?""", re.DOTALL)
 
 

@@ -8,6 +8,7 @@ import anyio
 import attrs
 import httpx
 import pytest
+from credentials import ACCESS_KEY_ID, SECRET_ACCESS_KEY
 from support import API_KEY, EXAMPLES, TOKEN, Answer, Clock, Script, Sent, Step, call, client_of, ok, problem, raised_by
 
 from convertrilo import OPERATIONS, AttemptEvent, ConvertriloError, Repeat, log_attempts
@@ -220,10 +221,7 @@ def test_an_attempt_is_a_line_in_the_log(
     assert not caplog.records
 
 
-SECRETS = {
-    "secretAccessKey": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY",
-    "accessKeyId": "AKIAIOSFODNN7EXAMPLE",
-}
+SECRETS = {"secretAccessKey": SECRET_ACCESS_KEY, "accessKeyId": ACCESS_KEY_ID}
 SIGNED = "https://b.s3.test/in.mp4?X-Amz-Signature=5f2b0c9a5f2b0c9a"
 
 

@@ -13,11 +13,12 @@ import httpx
 import hypercorn
 import hypercorn.trio
 import uvicorn
+from credentials import WEBHOOK_SECRET
 
 from convertrilo import webhooks
 from convertrilo.sandbox import VirtualClock
 
-SECRET = "whsec_6f1d0c5ab37e"
+SECRET = WEBHOOK_SECRET
 NOW = 1_767_225_600.0
 TIMESTAMP = "2026-01-01T00:00:00.000Z"
 DATA: Mapping[str, Any] = {

@@ -1,0 +1,239 @@
+"""A pytest plugin that watches the whole run for credentials where none may be seen.
+
+It knows those of `credentials`, and learns the others from the calls that use them: API keys, tokens, what requests and
+answers hold in fields of secrets, signatures of URLs. It looks at every log record, every error of the SDK with its
+whole traceback (when the error dies, and so has everything it will ever have), every model that goes in or comes out
+as its `repr`, every span, and every journal and webhook store that a test leaves behind. A test in which something is
+found has an error.
+"""
+
+import contextlib
+import gc
+import linecache
+import logging
+import pickle
+import re
+import sqlite3
+import struct
+import sys
+import traceback
+from collections import deque
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
+
+import credentials
+import pytest
+from opentelemetry.sdk.trace import Span
+
+from convertrilo import _call, _engine
+from convertrilo._credentials import Credentials
+from convertrilo._model import Model
+from convertrilo.codec import to_wire
+from convertrilo.errors import ConvertriloError
+
+_NAMES = {"accessKeyId", "secretAccessKey", "accessToken", "refreshToken", "sessionToken", "password", "secret"}
+_SIGNATURE = re.compile(r"signature$|^sig$|^token$", re.IGNORECASE)
+_IS_SECRET = re.compile(r"^(?=.*\d).{10}", re.DOTALL)  # what is shorter, or a word, stands in texts by chance
+_JOURNAL = 0x43565254
+_APPLICATIONS = {_JOURNAL, 0x43565744}  # SQLite files of the journal, and of the webhooks' dedupe
+_REMEMBERED = 200
+
+
+class Watch:
+    """What is secret, and where it was seen."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+        self._always = list(_spellings(credentials.ALL))
+        self._lately: deque[str] = deque(maxlen=_REMEMBERED)
+        self._signatures: deque[str] = deque(maxlen=_REMEMBERED)
+        self._seen: set[int] = set()
+
+    def know(self, *secrets: object) -> None:
+        """Learn secrets, but for short ones and mere words."""
+        self._learn(self._lately, secrets)
+
+    def know_those_in(self, wire: object) -> None:
+        """Learn what a body holds."""
+        self._learn(self._lately, _secrets_in(wire))
+        self._learn(self._signatures, _signatures_in(wire))
+
+    def _learn(self, known: deque[str], secrets: Iterable[object]) -> None:
+        fresh = {each for each in secrets if isinstance(each, str) and _IS_SECRET.search(each)}
+        known += [each for each in _spellings(fresh) if each not in known and each not in self._always]
+
+    def look(self, where: str, text: str, *, signatures: bool = True) -> None:
+        """Look for all that is known in a text."""
+        for secret in (*self._always, *self._lately, *(self._signatures if signatures else ())):
+            if secret in text:
+                at = text.index(secret)
+                self.found.append(f"{where} shows {secret!r}: …{text[max(0, at - 200) : at + len(secret) + 40]}…")
+                return
+
+    def look_at_files(self, folder: Path) -> None:
+        """Look into the journals and the like below a folder, but for answers: they are kept as they were received."""
+        for file in folder.rglob("*"):
+            base = Path(str(file).removesuffix("-wal"))
+            if not file.is_symlink() and file.is_file() and (kind := _application_of(base)) in _APPLICATIONS:
+                written = file.read_bytes()
+                for answer in _answers_in(base) if kind == _JOURNAL else ():
+                    written = written.replace(answer, b"")
+                self.look(f"the file {file.name}", written.decode("latin-1"), signatures=False)
+
+    def look_at_error(self, error: BaseException) -> None:
+        """Look at all that an error can show, once for all errors that show the same."""
+        if sys.is_finalizing():
+            return
+        shown = "\n".join(map(str, (repr(error), vars(error), *_chain(error))))
+        if hash(shown) in self._seen:
+            return
+        self._seen.add(hash(shown))
+        self.look("an error", shown)
+        with contextlib.suppress(Exception):  # one that a test made of something that cannot be pickled
+            self.look("a pickled error", pickle.dumps(error, 0).decode("latin-1"))
+        self.look("a traceback", "\n".join(_lines_of(error)))
+
+
+def _spellings(secrets: Iterable[str]) -> Iterable[str]:
+    for each in secrets:
+        yield from {each, quote(each, safe=""), quote_plus(each), repr(each)[1:-1]}
+
+
+def _chain(error: BaseException | None) -> Iterable[str]:
+    while error is not None:
+        yield f"{error} {getattr(error, '__notes__', '')}"
+        error = error.__cause__ or error.__context__
+
+
+def _lines_of(error: BaseException | None) -> Iterable[str]:
+    """Yield the lines of code that a traceback shows. (The module `traceback` parses code, which no finalizer may.)"""
+    while error is not None:
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            yield linecache.getline(frame.f_code.co_filename, line)
+        error = error.__cause__ or error.__context__
+
+
+def _application_of(file: Path) -> int | None:
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(100)
+    except OSError:
+        return None
+    return struct.unpack(">I", head[68:72])[0] if head.startswith(b"SQLite format 3\0") else None
+
+
+def _answers_in(journal: Path) -> Iterable[bytes]:
+    with contextlib.suppress(sqlite3.Error):  # some tests damage it
+        with contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            answers = connection.execute("SELECT answer FROM operations WHERE answer IS NOT NULL").fetchall()
+        return [answer for (answer,) in answers]
+    return []
+
+
+def _texts_in(wire: object, name: str = "") -> Iterable[tuple[str, str]]:
+    """Yield each text of a body with its field's name, but for metadata, which are the caller's to show."""
+    if isinstance(wire, Mapping):
+        for field, value in cast("Mapping[str, object]", wire).items():
+            if field != "metadata":
+                yield from _texts_in(value, field)
+    elif isinstance(wire, str):
+        yield name, wire
+    elif isinstance(wire, Sequence) and not isinstance(wire, bytes):
+        for each in cast("Sequence[object]", wire):
+            yield from _texts_in(each, name)
+
+
+def _secrets_in(wire: object) -> Iterable[str]:
+    """Yield what is secret in a body, by the contract's names; not by the SDK's own idea of it."""
+    return (text for name, text in _texts_in(wire) if name in _NAMES)
+
+
+def _signatures_in(wire: object) -> Iterable[str]:
+    for _, text in _texts_in(wire):
+        if "?" in text:
+            yield from (value for field, value in parse_qsl(urlsplit(text).query) if _SIGNATURE.search(field))
+
+
+WATCH = Watch()
+
+
+# ---- where it looks
+
+
+class _Records(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        text = f"{record.getMessage()} {vars(record)}"
+        if record.exc_info and record.exc_info[1]:
+            text += "".join(traceback.format_exception(record.exc_info[1]))
+        WATCH.look(f"the log {record.name}", text)
+
+
+def _watch_everything() -> None:
+    init, get_token, content, run = Credentials.__init__, Credentials.token, _engine._content, _call.Call.run
+    end_of_span = Span.end
+
+    def init_and_know(self: Credentials, api_key: str | None, *arguments: Any) -> None:
+        WATCH.know(api_key)
+        init(self, api_key, *arguments)
+
+    async def token_and_know(self: Credentials) -> str:
+        token = await get_token(self)
+        WATCH.know(token)
+        return token
+
+    def content_and_look(operation: Any, body: Any) -> Any:
+        wire, sent = content(operation, body)
+        WATCH.know_those_in(wire)
+        if isinstance(body, Model):
+            WATCH.look("a request's repr", repr(body))
+        return wire, sent
+
+    async def run_and_look(self: _call.Call[Any]) -> Any:
+        answered = await run(self)
+        if isinstance(answered[0], Model):
+            WATCH.know_those_in(to_wire(answered[0]))
+            WATCH.know(getattr(answered[0], "key", None))
+            WATCH.look("an answer's repr", repr(answered[0]))
+        return answered
+
+    def look_at_error(self: ConvertriloError) -> None:
+        WATCH.look_at_error(self)
+
+    def end_and_look(self: Span, *arguments: Any, **options: Any) -> None:
+        end_of_span(self, *arguments, **options)
+        WATCH.look("a span", self.to_json())
+
+    for owner, name, value in (
+        (Credentials, "__init__", init_and_know),
+        (Credentials, "token", token_and_know),
+        (_engine, "_content", content_and_look),
+        (_call.Call, "run", run_and_look),
+        (Span, "end", end_and_look),
+        (ConvertriloError, "__del__", look_at_error),
+    ):
+        setattr(owner, name, value)
+    logging.getLogger().addHandler(_Records())
+    logging.getLogger("convertrilo").setLevel(logging.DEBUG)
+
+
+# ---- pytest's hooks
+
+
+def pytest_configure() -> None:
+    _watch_everything()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    folder = item.funcargs.get("tmp_path") if isinstance(item, pytest.Function) else None
+    if isinstance(folder, Path):
+        WATCH.look_at_files(folder)
+    result = yield
+    if nextitem is None:
+        gc.collect()  # what is found later has no test to be an error of
+    if WATCH.found:
+        found, WATCH.found = WATCH.found, []
+        pytest.fail("credentials are seen:\n" + "\n".join(dict.fromkeys(found)), pytrace=False)
+    return result
