@@ -68,7 +68,8 @@ _LISTED: dict[State, str] = {
     "answered": _COLUMNS + "WHERE answered_at IS NOT NULL AND id > :after ORDER BY id",
 }
 _CLOCKS_DIFFER = 300.0
-"""Seconds by which the clock may have been ahead at the first sending; if it was more, the window cannot be trusted."""
+"""Seconds by which the clock may have been ahead at the first sending, though by no more than the window's own length;
+if it was more, the window cannot be trusted."""
 
 _PAGE_ENTRIES = 100
 _PAGE_BYTES = 1 << 20
@@ -327,7 +328,7 @@ class Journal:
     def open_window(self) -> Window:
         """Return when an operation must have been sent first, to be sent again now."""
         now = self._clock.time()
-        return Window(now, now - self.replay_window, now + _CLOCKS_DIFFER)
+        return Window(now, now - self.replay_window, now + min(_CLOCKS_DIFFER, self.replay_window))
 
     async def _listed(self, state: State) -> AsyncIterator[Entry]:
         window, after = self.open_window(), 0

@@ -292,6 +292,31 @@ async def test_past_the_replay_window_only_a_person_can_decide(path: Path) -> No
         assert [entry.key async for entry in journal.unknown()] == []
 
 
+@pytest.mark.parametrize(
+    ("window", "seconds", "state"),
+    [
+        pytest.param(DAY, 299, "pending", id="by a little"),
+        pytest.param(DAY, 301, "unknown", id="by more than clocks differ"),
+        pytest.param(60.0, 59, "pending", id="by less than a short window"),
+        pytest.param(60.0, 61, "unknown", id="by more than a short window"),
+    ],
+)
+async def test_a_clock_that_was_set_back_does_not_open_the_window_again(
+    path: Path, window: float, seconds: float, state: str
+) -> None:
+    clock = Clock()
+    async with Journal(path, replay_window=window, clock=clock) as journal:
+        await begin(journal, "k")
+        clock.now -= seconds
+        lists = {"pending": journal.pending(), "unknown": journal.unknown()}
+        assert [entry.key async for entry in lists[state]] == ["k"]
+        if state == "pending":
+            assert (await begin(journal, "k")).state == "pending"
+        else:
+            with pytest.raises(OutcomeUnknownError):
+                await begin(journal, "k")
+
+
 @pytest.mark.parametrize("window", [-1.0, float("nan")])
 def test_a_replay_window_that_is_no_duration_is_refused(path: Path, window: float) -> None:
     with pytest.raises(ConfigurationError, match="replay_window"):
