@@ -21,10 +21,11 @@ from support import Clock, Script, client_of, ok, problem
 from convertrilo import AsyncClient, ConfigurationError, ValidationError
 from convertrilo._model import Model, field_specs
 from convertrilo.codec import wire_name
+from convertrilo.mcp.calls import WatchedJournal
 from convertrilo.mcp.schemas import request_schema
 from convertrilo.mcp.server import make_server
-from convertrilo.mcp.storage import profiles_in, with_credentials
-from convertrilo.mcp.toolbox import Toolbox, WatchedJournal
+from convertrilo.mcp.storage import Profile, profiles_in, with_credentials
+from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import tools
 from convertrilo.models import BulkCreateRequest, OnDemandEncodeRequest
 from convertrilo.retry import RetryPolicy
@@ -44,7 +45,7 @@ ENVIRONMENT = {
 }
 PROFILES = profiles_in(ENVIRONMENT)
 READING = {"get_job_status", "wait_for_job", "get_token_balance", "list_pending_operations"}
-MAKING = {"create_encode_job", "create_jobs_bulk", "cancel_job"}
+MAKING = {"create_encode_job", "create_jobs_bulk", "ingest_folder", "cancel_job"}
 
 IN_TYPESCRIPT = {
     "create_encode_job": "sourceUrl externalId metadata codec resolution quality priority preset container fps passes "
@@ -59,12 +60,18 @@ IN_TYPESCRIPT = {
 
 @asynccontextmanager
 async def agent(
-    client: AsyncClient, journal: WatchedJournal, *, read_only: bool = False, mode: str = "legacy"
+    client: AsyncClient,
+    journal: WatchedJournal,
+    *,
+    read_only: bool = False,
+    mode: str = "legacy",
+    profiles: Mapping[str, Profile] = PROFILES,
 ) -> AsyncIterator[Client]:
     """Yield the official client of a server of this client's tools."""
     client._engine.journal = journal
-    secrets = [each.secret_access_key for each in PROFILES.values()]
-    server = make_server(Toolbox(client, journal, PROFILES), tools(PROFILES), read_only=read_only, secrets=secrets)
+    secrets = [each.secret_access_key for each in profiles.values()]
+    toolbox = Toolbox(client, journal, profiles, Path(journal._store.path).parent / "folders")
+    server = make_server(toolbox, tools(profiles), read_only=read_only, secrets=secrets)
     async with client, Client(server, mode=mode) as talking:
         yield talking
 

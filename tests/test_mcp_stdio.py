@@ -25,6 +25,7 @@ import psutil
 import pytest
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
+from object_store import ObjectStore
 
 from convertrilo._version import __version__
 from convertrilo.mcp.app import run
@@ -33,10 +34,6 @@ from convertrilo.sandbox.probe import probe
 
 CLIP = Path(__file__).parents[1] / "examples" / "media" / "big-buck-bunny-5s.mp4"
 COMMAND = [sys.executable, "-m", "convertrilo.mcp"]
-SECRETS = {
-    "CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
-    "CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
-}
 ALL_TOOLS = [
     "create_encode_job",
     "get_job_status",
@@ -44,6 +41,7 @@ ALL_TOOLS = [
     "cancel_job",
     "get_token_balance",
     "create_jobs_bulk",
+    "ingest_folder",
     "list_pending_operations",
 ]
 
@@ -127,10 +125,12 @@ def text_of(result: CallToolResult) -> str:
 
 @pytest.mark.convertrilo(encoder="ffmpeg", allow_private_sources=True)
 async def test_an_agent_encodes_a_video_with_every_tool(
-    convertrilo_server: SandboxServer, clip: str, tmp_path: Path, anyio_backend: str
+    convertrilo_server: SandboxServer, clip: str, tmp_path: Path, object_store: ObjectStore, anyio_backend: str
 ) -> None:
     shown: list[Any] = []
-    env = environment(convertrilo_server, **SECRETS)
+    secrets = {"ACCESS_KEY_ID": object_store.access_key_id, "SECRET_ACCESS_KEY": object_store.secret_access_key}
+    profile = {**secrets, "ENDPOINT": object_store.endpoint, "REGION": "us-east-1"}
+    env = environment(convertrilo_server, **{f"CONVERTRILO_S3_MEDIA_{name}": each for name, each in profile.items()})
     mode = {"asyncio": "legacy", "trio": "auto"}[anyio_backend]  # the protocol with its handshake, and the one without
     async with hosted(tmp_path, env=env, mode=mode) as host:
         assert (host.client.protocol_version >= "2026") is (mode == "auto")
@@ -165,20 +165,36 @@ async def test_an_agent_encodes_a_video_with_every_tool(
         bulk = await host.call("create_jobs_bulk", jobs=jobs)
         canceled = await host.call("cancel_job", jobId=bulk["jobs"][0]["jobId"])
         assert (canceled["canceled"], canceled["status"]) == (True, "canceled")
+
+        bucket = object_store.private_bucket(**{"films/a.mp4": CLIP.read_bytes(), "films/a.txt": b""})
+        place = {"bucket": bucket, "storageProfile": "media"}
+        folder = {"sourceS3": {**place, "prefix": "films/"}, "job": {"codec": "h264", "resolution": "480p", "fps": 5}}
+        looked = await host.call("ingest_folder", **folder)
+        assert (looked["dryRun"], looked["listed"], looked["submitted"]) == (True, 1, 0)
+        folder["confirmation"] = looked["confirmation"]
+        taken = await host.call("ingest_folder", **folder, wait=True)
+        assert (taken["succeeded"], taken["unfinished"], taken["replayed"]) == (1, 0, False)
         assert await host.call("list_pending_operations") == {"operations": [], "more": False}
+
+        to_s3 = {**encode, "outputS3": {**place, "key": "out.mp4"}}
+        kept = await host.call("create_encode_job", **to_s3)
+        assert (await host.call("wait_for_job", jobId=kept["jobId"]))["destination"]["key"] == "out.mp4"
+        assert object_store.keys(bucket) == ["films/a.mp4", "films/a.txt", "out.mp4"]
 
         missing = await host.fail("get_job_status", jobId="no-such-job")
         assert (missing["code"], missing["httpStatus"]) == ("not_found", 404)
-        place = {"bucket": "b", "key": "k", "storageProfile": "media", "endpoint": "https://elsewhere.test"}
-        wrong = await host.fail("create_encode_job", **encode, outputS3=place)
+        elsewhere = {**place, "key": "k", "endpoint": "https://elsewhere.test"}
+        wrong = await host.fail("create_encode_job", **encode, outputS3=elsewhere)
         assert wrong["code"] == "invalid_arguments"
         with pytest.raises(MCPError, match="there is no tool"):
             await host.client.call_tool("no_such_tool", {})
-        shown += [tools, balance, job, status, bulk, missing, wrong]
-    assert [each.status for each in convertrilo_server.sandbox.jobs] == ["success", "canceled", "created"]
+        shown += [tools, balance, job, status, bulk, looked, taken, kept, missing, wrong]
+    assert [each.status for each in convertrilo_server.sandbox.jobs] == [
+        "success", "canceled", "created", "success", "success"
+    ]  # fmt: skip
     seen = repr(shown) + (tmp_path / "log").read_text()
     assert "onDemandEncode attempt 1: ok" not in seen  # success is no news
-    for secret in (convertrilo_server.api_key, *SECRETS.values()):
+    for secret in (convertrilo_server.api_key, *secrets.values()):
         assert secret not in seen
 
 

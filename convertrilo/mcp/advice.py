@@ -36,6 +36,7 @@ _BY_CLASS: dict[type[ConvertriloError], tuple[str, str]] = {
     errors.NotSentError: ("not_sent", f"The service cannot be reached. {_AGAIN}"),
     errors.DeadlineExceededError: ("deadline_exceeded", _AGAIN),
     errors.TransportError: ("no_answer", _AGAIN),
+    errors.TransferError: ("storage", "Check the bucket, the prefix and the storage profile, then call again."),
     errors.DecodeError: ("undecodable_answer", "The answer is not the service's own; is the base URL right?"),
     errors.AuthenticationError: ("", f"The API key is not accepted. {_SETTINGS}"),
     errors.NotFoundError: ("", "Check the id; it may belong to another account."),

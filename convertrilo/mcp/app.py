@@ -22,9 +22,10 @@ from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
 from convertrilo.errors import ConfigurationError, ConvertriloError
 from convertrilo.events import log_attempts
 from convertrilo.journal import Journal
+from convertrilo.mcp.calls import WatchedJournal
 from convertrilo.mcp.server import make_server
 from convertrilo.mcp.storage import profiles_in
-from convertrilo.mcp.toolbox import Toolbox, WatchedJournal
+from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import tools
 
 _EPILOG = """\
@@ -101,7 +102,7 @@ async def _serve(options: argparse.Namespace) -> None:
         except ConvertriloError as error:
             failure = error
         else:
-            toolbox = Toolbox(client, journal, profiles)
+            toolbox = Toolbox(client, journal, profiles, path.with_name(f"{path.stem}-folders"))
             server = make_server(toolbox, table, read_only=options.read_only, secrets=[*secrets, api_key])
             async with stdio_server() as (incoming, outgoing):
                 serving = partial(server.run, incoming, outgoing, server.create_initialization_options())

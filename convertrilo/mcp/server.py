@@ -22,8 +22,9 @@ from convertrilo._redaction import hider, without_secrets
 from convertrilo._version import __version__
 from convertrilo.errors import ConvertriloError
 from convertrilo.mcp import advice
+from convertrilo.mcp.calls import Progress
 from convertrilo.mcp.schemas import check
-from convertrilo.mcp.toolbox import Progress, Toolbox
+from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import Tool
 
 logger = logging.getLogger("convertrilo.mcp")

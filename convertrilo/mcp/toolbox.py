@@ -1,22 +1,21 @@
 """What the tools do: which calls of the client each one makes, and what an agent is told of it."""
 
-import math
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, cast
 
-import anyio
 import attrs
 
 from convertrilo._json import loads
 from convertrilo._model import Model
-from convertrilo._together import together
 from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import JobCanceledError, JobFailedError, NotFoundError
-from convertrilo.journal import Entry, Journal
+from convertrilo.journal import Entry
+from convertrilo.mcp.calls import Arguments, Progress, Tell, WatchedJournal, begun_here, passing_on
+from convertrilo.mcp.folders import WAIT_MS, ingest
 from convertrilo.mcp.storage import Profile, with_credentials
 from convertrilo.models import (
     TERMINAL_STATUSES,
@@ -25,14 +24,6 @@ from convertrilo.models import (
     StatusResponse,
 )
 
-T = TypeVar("T")
-
-Arguments = Mapping[str, Any]
-Progress = tuple[float, float | None, str]
-"""How far a call is, of how much, if that is known, and in words."""
-Tell = Callable[[Progress], Awaitable[None]]
-
-WAIT_MS = 1_800_000
 LISTED = 50
 PASSED_ON = ("passes", "optimize", "vmafTarget")
 """Settings that the service takes for an on-demand job as for any, though the contract's schema does not name them."""
@@ -43,20 +34,6 @@ _IDENTITY = "mcp"
 _MOST_SHOWN = 4096  # bytes of a request
 _TOOLS = {"onDemandEncode": "create_encode_job", "createJobsBulk": "create_jobs_bulk"}
 
-_begun: ContextVar[list[Entry] | None] = ContextVar("_begun", default=None)
-
-
-class WatchedJournal(Journal):
-    """A journal that tells the tool's call whether what it begins was begun before."""
-
-    async def begin(self, **operation: Any) -> Entry:
-        """See `Journal.begin`."""
-        entry = await super().begin(**operation)
-        begun = _begun.get()
-        if begun is not None:
-            begun.append(entry)
-        return entry
-
 
 @attrs.frozen
 class Toolbox:
@@ -65,6 +42,8 @@ class Toolbox:
     client: AsyncClient
     journal: WatchedJournal
     profiles: Mapping[str, Profile]
+    folders: Path
+    """Where the journals of `ingest_folder` are kept, one for each folder."""
 
     async def create_encode_job(self, arguments: Arguments, _: Tell) -> dict[str, Any]:
         """Make an on-demand job."""
@@ -75,6 +54,10 @@ class Toolbox:
     async def create_jobs_bulk(self, arguments: Arguments, _: Tell) -> dict[str, Any]:
         """Make many jobs."""
         return await self._once(self.client.create_jobs_bulk, *self._request(arguments))
+
+    async def ingest_folder(self, arguments: Arguments, tell: Tell) -> dict[str, Any]:
+        """Look into a folder, or make a job for each of its videos."""
+        return await ingest(self.client, self.folders, self.profiles, arguments, tell)
 
     async def get_job_status(self, arguments: Arguments, _: Tell) -> dict[str, Any]:
         """Read a job's status."""
@@ -138,13 +121,9 @@ class Toolbox:
         self, create: Callable[..., Awaitable[Model]], wire: dict[str, Any], key: str | None
     ) -> dict[str, Any]:
         """Make what is to be made once, and say whether an earlier call has made it."""
-        entries: list[Entry] = []
-        token = _begun.set(entries)
-        try:
+        with begun_here() as begun:
             answer = await create(wire, idempotency_key=key, operation=_IDENTITY if key is None else None)
-        finally:
-            _begun.reset(token)
-        entry = entries[0]
+        [entry] = begun
         return {
             **to_wire(answer),
             "replayed": not entry.fresh,
@@ -168,24 +147,6 @@ def _progress(status: StatusResponse | OnDemandStatusResponse) -> Progress:
     percent = status.pct if isinstance(status, StatusResponse) else status.progress
     # The last bit is success itself: until then an output is not there.
     return 100.0 if status.status == "success" else min(percent or 0.0, 99.9), 100.0, str(status.status)
-
-
-async def passing_on(tell: Tell, work: Callable[[Callable[[Progress], object]], Awaitable[T]]) -> T:
-    """Do some work whose callback cannot be awaited, and pass on what it says."""
-    result: list[T] = []
-    news, heard = anyio.create_memory_object_stream[Progress](math.inf)
-
-    async def do() -> None:
-        with news:
-            result.append(await work(news.send_nowait))
-
-    async def pass_on() -> None:
-        with heard:
-            async for each in heard:
-                await tell(each)
-
-    await together([do, pass_on])
-    return result[0]
 
 
 def _of_entry(entry: Entry) -> dict[str, Any]:

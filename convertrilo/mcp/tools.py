@@ -5,16 +5,20 @@ from typing import Any
 
 import attrs
 
+from convertrilo.mcp.calls import Arguments, Tell
+from convertrilo.mcp.folders import WAIT_MS
 from convertrilo.mcp.schemas import Schema, answer_schema, object_schema, request_schema
 from convertrilo.mcp.storage import Profile
-from convertrilo.mcp.toolbox import LISTED, PASSED_ON, WAIT_MS, Arguments, Tell, Toolbox
+from convertrilo.mcp.toolbox import LISTED, PASSED_ON, Toolbox
 from convertrilo.models import (
     ApproveUnifiedRequest,
     BulkCreateRequest,
     BulkCreateResponse,
+    JobCreateRequest,
     OnDemandEncodeRequest,
     OnDemandEncodeResponse,
     OnDemandStatusResponse,
+    S3FolderSource,
     StatusResponse,
     TokenBalanceResponse,
 )
@@ -36,6 +40,13 @@ class Tool:
 
 
 _JOB_ID: Schema = {"type": "string", "minLength": 1, "description": "The job's id, as the tool that made it answered."}
+_TIMEOUT: Schema = {
+    "type": "number",
+    "exclusiveMinimum": 0,
+    "maximum": 86_400_000,
+    "default": WAIT_MS,
+    "description": "Milliseconds to wait at most.",
+}
 _KEY: Schema = {
     "type": "string",
     "minLength": 1,
@@ -57,6 +68,55 @@ _NOTHING_TWICE = (
 )
 
 
+_COUNTS = {
+    "listed": "Videos that were found, in all calls.",
+    "passedOver": "Other objects that this call has seen.",
+    "submitted": "Videos that have a job.",
+    "succeeded": "Jobs that are known to have succeeded.",
+    "failed": "Jobs that are known to have failed.",
+    "canceled": "Jobs that are known to be canceled.",
+    "refused": "Videos that have no job because something is wrong; `objects` says what.",
+    "unfinished": "Jobs whose end is not known.",
+    "bytes": "Size of all videos.",
+    "estimatedNeu": "Estimated price of all of them, in tokens.",
+    "reservedNeu": "Tokens that are reserved for the jobs.",
+}
+_FOLDER_ANSWER: Schema = {
+    "type": "object",
+    "properties": {
+        "dryRun": {"type": "boolean", "description": "Whether nothing was made."},
+        **{name: {"type": "number", "description": text} for name, text in _COUNTS.items()},
+        "objects": {"type": "array", "items": {"type": "object"}, "description": "Some of the videos, bad ones first."},
+        "more": {"type": "boolean", "description": "Whether there are more than `objects` shows."},
+        "confirmation": {"type": "string", "description": "To be given back to have the new ones encoded."},
+        "replayed": {"type": "boolean", "description": "Whether all of them had their jobs before this call."},
+    },
+    "required": ["dryRun", *_COUNTS, "objects", "more"],
+}
+
+
+def _folder_schema(profiles: list[str]) -> Schema:
+    """Return what `ingest_folder` takes: a folder, and a job without what each object brings itself."""
+    source, job = request_schema(S3FolderSource, profiles), request_schema(JobCreateRequest, profiles)
+    del source["properties"]["endpoint"]  # listed from this machine, so at places only that the user has named
+    for name in ("externalId", "sourceUrl", "sourceS3", "originalFilename", "confirm"):
+        del job["properties"][name]
+    patterns = {"type": "array", "items": {"type": "string"}}
+    wait = {"type": "boolean", "default": False, "description": "Whether to wait until all jobs have ended."}
+    files = {"type": "integer", "minimum": 1, "description": "Most videos to take."}
+    further: dict[str, Schema] = {
+        "sourceS3": source,
+        "job": job,
+        "include": {**patterns, "description": "Patterns that keys must match (`*.mov`); by default those of videos."},
+        "exclude": {**patterns, "description": "Patterns that keys must not match."},
+        "maxFiles": files,
+        "confirmation": {"type": "string", "description": "What the dry run with the same arguments gave."},
+        "wait": wait,
+        "timeoutMs": _TIMEOUT,
+    }
+    return object_schema(further, ["sourceS3", "job"])
+
+
 def tools(profiles: Mapping[str, Profile]) -> list[Tool]:
     """Return the tools, for the storage profiles that there are."""
     names = sorted(profiles)
@@ -67,13 +127,7 @@ def tools(profiles: Mapping[str, Profile]) -> list[Tool]:
     bulk["properties"]["idempotencyKey"] = _KEY
     wait = {
         "jobId": _JOB_ID,
-        "timeoutMs": {
-            "type": "number",
-            "exclusiveMinimum": 0,
-            "maximum": 86_400_000,
-            "default": WAIT_MS,
-            "description": "Milliseconds to wait at most.",
-        },
+        "timeoutMs": _TIMEOUT,
         "pollIntervalMs": {
             "type": "number",
             "exclusiveMinimum": 0,
@@ -149,6 +203,18 @@ def tools(profiles: Mapping[str, Profile]) -> list[Tool]:
             takes=bulk,
             gives=answer_schema(BulkCreateResponse, also=_REPLAYED),
             run=Toolbox.create_jobs_bulk,
+        ),
+        Tool(
+            name="ingest_folder",
+            title="Encode a folder in S3",
+            description="Encode every video of a folder in S3. Without `confirmation` it is a dry run: lists the "
+            "folder, estimates the price, makes nothing, and gives a `confirmation`. Show the user what it found; then "
+            "call again with the same arguments and that confirmation, and the jobs are made and queued. Repeating "
+            "that makes nothing twice; with `wait` it follows the jobs to their end. For files that have come since, "
+            "make another dry run.",
+            takes=_folder_schema(names),
+            gives=_FOLDER_ANSWER,
+            run=Toolbox.ingest_folder,
         ),
         Tool(
             name="list_pending_operations",
