@@ -71,6 +71,9 @@ _Work = Callable[[], Awaitable[object]]
 
 OnSubmit = Callable[[SubmitProgress], object]
 
+Carry = Callable[[str, bytes, float | None], Awaitable[bytes]]
+"""Sends a frozen batch, given its key, its bytes, and when it is too late for that (seconds since the epoch)."""
+
 
 def submit_jobs(
     client: AsyncClient,
@@ -81,8 +84,9 @@ def submit_jobs(
     concurrency: int,
     journal: "Journal | None",
     on_progress: OnSubmit | None,
+    carry: "Carry | None" = None,
 ) -> AsyncIterator[SubmittedJob]:
-    """Submit many jobs; see `AsyncClient.submit_jobs`."""
+    """Submit many jobs; see `AsyncClient.submit_jobs`. `carry` has a batch sent elsewhere, and not by this client."""
     for name, value in (("batch_size", batch_size), ("concurrency", concurrency)):
         if not value >= 1:
             raise ValidationError(name, [Issue("", f"must be at least 1, not {value!r}")])
@@ -91,7 +95,7 @@ def submit_jobs(
         raise ValidationError("jobs", [Issue("", f"must be an iterable of jobs, not a {kind}")])
     _, options = engine_of(client)
     frames = Frames(jobs, batch_size)
-    return _Run(client, frames, checked_settings(settings, options.operation), concurrency, journal, on_progress)
+    return _Run(client, frames, checked_settings(settings, options.operation), concurrency, journal, on_progress, carry)
 
 
 @attrs.define(eq=False)
@@ -115,8 +119,10 @@ class _Run:
         concurrency: int,
         journal: "Journal | None",
         on_progress: OnSubmit | None,
+        carry: "Carry | None",
     ) -> None:
         self._engine, self._options = engine_of(client)
+        self._carrier = carry
         self._clock = self._engine.clock
         self._frames = frames
         self._settings = settings
@@ -285,12 +291,16 @@ class _Run:
             call.last_resend = batch.first_sent_at + ledger.journal.replay_window
             call.was_sent_before = batch.was_sent_before
         try:
-            with self._engine.watching(call, wire, batch.identity):
-                _, answer, _ = await call.run()
+            if self._carrier is not None:
+                answer = await self._carrier(batch.identity.key, batch.content, call.last_resend)
+            else:
+                with self._engine.watching(call, wire, batch.identity):
+                    _, answer, _ = await call.run()
             outcomes = _outcomes_of(batch, answer)
         except BaseException as error:
             if ledger is not None:
-                await self._put_down(ledger, batch, error, in_doubt=call.in_doubt)
+                in_doubt = call.in_doubt or self._carrier is not None
+                await self._put_down(ledger, batch, error, in_doubt=in_doubt)
             raise
         self._was_accepted = True
         if ledger is not None:

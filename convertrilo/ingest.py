@@ -8,9 +8,11 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import datetime
 from functools import partial
-from typing import Any, Self
+from types import TracebackType
+from typing import Any, Protocol, Self
 
 import anyio
 import attrs
@@ -22,16 +24,18 @@ from convertrilo._manifests import read_manifest
 from convertrilo._model import field_specs, fit_to_show
 from convertrilo._objects import Page, S3Object, Shard, chooser, external_id, is_text, parse_shard
 from convertrilo._redaction import Hide, hider
+from convertrilo._remote import Found, Place, Service
 from convertrilo._reports import IngestReport, IngestRow
+from convertrilo._results import SubmittedJob
 from convertrilo._together import together
-from convertrilo.bulk import SubmittedJob
+from convertrilo.bulk import submit_jobs
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import ConvertriloError, Issue, JobRefusedError, ValidationError, WaitTimeoutError
 from convertrilo.idempotency import bare_of
 from convertrilo.journal import Journal
 from convertrilo.models import TERMINAL_STATUSES, BulkCreateSettings, JobCreateRequest, S3FolderSource, StatusResponse
-from convertrilo.s3 import Folder, list_objects, open_folder
+from convertrilo.s3 import Folder, Listed, list_objects, open_folder
 from convertrilo.waiting import JobResult
 
 __all__ = ["IngestProgress", "IngestReport", "IngestRow", "ingest_folder"]
@@ -87,6 +91,7 @@ async def ingest_folder(
     from_scratch: bool = False,
     batch_size: int = 500,
     concurrency: int = 4,
+    engine: "IngestEngine | None" = None,
     on_progress: OnIngest | None = None,
 ) -> IngestReport:
     """Have every video of a folder in S3 encoded, once (`createJobsBulk`, `bulkStatus`); return what became of it.
@@ -122,6 +127,8 @@ async def ingest_folder(
         from_scratch: Whether to forget what the journal knows, and make every job anew.
         batch_size: Jobs of a request; fewer once the service finds that many too many.
         concurrency: How many requests are under way at once.
+        engine: Who lists the pages and sends the batches, instead of this process: `convertrilo.dask.DaskEngine`. Its
+            workers use the credentials of their own environment, and the source must name none.
         on_progress: Called with an `IngestProgress` whenever there is news.
 
     Raises:
@@ -149,13 +156,17 @@ async def ingest_folder(
         modified_since=modified_since,
         shard=share,
     )
-    folder = await open_folder(source, anonymous=anonymous)
-    folder.source("")  # to hear at once of credentials that cannot be sent
+    if engine is None:
+        folder = await open_folder(source, anonymous=anonymous)
+        folder.source("")  # to hear at once of credentials that cannot be sent
+    else:
+        folder = await _without_credentials(source)
     book = journal if isinstance(journal, Journal) else Journal(journal, clock=engine_of(client)[0].clock)
     async with book:
         record = FolderRecord(book)
-        await record.begin(_identity(folder, model, share), from_scratch=from_scratch)
-        run = _Run(client, folder, model, record, on_progress, max_files=max_files, dry_run=dry_run)
+        await record.begin(_identity(folder, model, share, engine), from_scratch=from_scratch)
+        elsewhere = None if engine is None else _Elsewhere(client, engine, folder, anonymous=anonymous)
+        run = _Run(client, folder, model, record, on_progress, elsewhere, max_files=max_files, dry_run=dry_run)
         await run.begin()
         outgoing, incoming = anyio.create_memory_object_stream[list[Row]](_PAGES_AHEAD)
         steps = [
@@ -165,7 +176,8 @@ async def ingest_folder(
         if wait and not dry_run:
             steps.append(partial(run.follow, timeout))
         with outgoing, incoming:
-            await together(steps)
+            async with nullcontext() if engine is None else engine:
+                await together(steps)
         return await run.report()
 
 
@@ -181,7 +193,19 @@ def _checked(template: JobCreateRequest | Mapping[str, Any]) -> JobCreateRequest
     return model
 
 
-def _identity(folder: Folder, template: JobCreateRequest, share: Shard | None) -> dict[str, Any]:
+async def _without_credentials(source: str | S3FolderSource) -> Folder:
+    """Return a folder that others read, with credentials of their own."""
+    if isinstance(source, S3FolderSource) and (source.access_key_id or source.secret_access_key):
+        raise ValidationError(
+            "source",
+            [Issue("access_key_id", "must not be set with an engine: its workers have credentials themselves")],
+        )
+    return await open_folder(source, anonymous=True)
+
+
+def _identity(
+    folder: Folder, template: JobCreateRequest, share: Shard | None, engine: "IngestEngine | None"
+) -> dict[str, Any]:
     """Return what is done with which folder: what must not change on the way."""
     return {
         "source": f"s3://{folder.bucket}/{folder.prefix}",
@@ -189,7 +213,51 @@ def _identity(folder: Folder, template: JobCreateRequest, share: Shard | None) -
         "region": folder.region,
         "template": bare_of(to_wire(template)),
         "shard": None if share is None else str(share),
+        "engine": engine is not None,  # batches of one way go out without credentials, and must not go the other way
     }
+
+
+class IngestEngine(Protocol):
+    """What lists pages and sends batches elsewhere; it may do so twice. Entered while a folder is worked on."""
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Any: ...
+
+    async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
+        """List one page, as `_remote.find` does."""
+        ...
+
+    async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
+        """Send a frozen batch, as `_remote.send` does."""
+        ...
+
+
+class _Elsewhere:
+    """The two steps of the work that an engine does."""
+
+    def __init__(self, client: AsyncClient, engine: IngestEngine, folder: Folder, *, anonymous: bool) -> None:
+        inner, options = engine_of(client)
+        self._engine = engine
+        self._folder = folder
+        self._anonymous = anonymous
+        self._service = Service(client.base_url, inner.credentials.sender, options.retry)
+
+    @property
+    def _place(self) -> Place:
+        folder = self._folder
+        return Place(folder.bucket, folder.prefix, folder.endpoint, folder.region, folder.path_style, self._anonymous)
+
+    async def ask(self, after: str | None, token: str | None) -> Listed:
+        """List one page."""
+        listed, self._folder.region = await self._engine.find(self._place, self._service, after, token)
+        return listed
+
+    async def carry(self, key: str, body: bytes, last_resend: float | None) -> bytes:
+        """Send a frozen batch."""
+        return await self._engine.send(self._place, self._service, key, body, last_resend)
 
 
 class _Run:
@@ -202,10 +270,12 @@ class _Run:
         template: JobCreateRequest,
         record: FolderRecord,
         on_progress: OnIngest | None,
+        elsewhere: _Elsewhere | None,
         *,
         max_files: int | None,
         dry_run: bool,
     ) -> None:
+        self._elsewhere = elsewhere
         self._client = client if not record.generation else client.with_options(operation=f"run {record.generation}")
         self._clock = engine_of(client)[0].clock
         self._folder = folder
@@ -244,7 +314,8 @@ class _Run:
         with outgoing:
             try:
                 if manifest is None:
-                    await list_objects(self._client, self._folder, take)
+                    ask = None if self._elsewhere is None else self._elsewhere.ask
+                    await list_objects(self._client, self._folder, take, ask=ask)
                 else:
                     await read_manifest(manifest, self._folder.bucket, take)
             except _EnoughError:
@@ -285,12 +356,15 @@ class _Run:
             settings = BulkCreateSettings(dry_run=True)
         elif self._template.confirm is None:
             settings = BulkCreateSettings(confirm=True)
-        results = self._client.submit_jobs(
+        results = submit_jobs(
+            self._client,
             _Requests(self._record, self._last_known, incoming, self._job, self._ready),
             settings=settings,
             batch_size=batch_size,
             concurrency=concurrency,
             journal=self._record.journal,
+            on_progress=None,
+            carry=None if self._elsewhere is None else self._elsewhere.carry,
         )
         waiting: list[SubmittedJob] = []
         async for result in results:

@@ -6,7 +6,8 @@ CPU that boto3 needs, on any event loop.
 
 import re
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, NamedTuple
@@ -178,6 +179,10 @@ class Listed(NamedTuple):
     token: str | None
 
 
+Ask = Callable[[str | None, str | None], Awaitable[Listed]]
+"""Lists one page, given the key that it begins behind, and the token that it begins behind where there is one."""
+
+
 class _Lister:
     """Asks for pages, each again where that may help."""
 
@@ -186,7 +191,7 @@ class _Lister:
         self._folder = folder
         self._send = transport.handle_async_request
 
-    async def page(self, *, after: str | None, token: str | None) -> Listed:
+    async def page(self, after: str | None, token: str | None) -> Listed:
         """Return the next objects: those behind a token, or behind a key.
 
         Raises:
@@ -315,7 +320,9 @@ _DIGITS = 32
 """How many characters of a key count."""
 
 
-async def list_objects(client: AsyncClient, folder: Folder, take: Take, *, concurrency: int = CONCURRENCY) -> None:
+async def list_objects(
+    client: AsyncClient, folder: Folder, take: Take, *, concurrency: int = CONCURRENCY, ask: Ask | None = None
+) -> None:
     """List a folder, and hand on every object once, a page at a time.
 
     Pages come in the order of their keys while one range is listed, which is the first ten pages and a folder that is
@@ -327,13 +334,33 @@ async def list_objects(client: AsyncClient, folder: Folder, take: Take, *, concu
         folder: What to list.
         take: Awaited with each page; with several at once, once several ranges are listed.
         concurrency: How many ranges are listed at once; 1 keeps the pages in order.
+        ask: Lists one page, given the key or the token that it begins behind; by default over connections of its own.
 
     Raises:
         TransferError: The store does not answer, refuses, or answers with something else than a listing.
     """
-    transport = make_transport(max_connections=concurrency)
+    if ask is not None:
+        await _Ranges(ask, folder.prefix, take, concurrency).list()
+        return
+    async with _listing(client, folder, concurrency) as lister:
+        await _Ranges(lister.page, folder.prefix, take, concurrency).list()
+
+
+async def list_page(client: AsyncClient, folder: Folder, *, after: str | None, token: str | None) -> Listed:
+    """List one page: the objects behind a token, or behind a key, or the first ones.
+
+    Raises:
+        TransferError: The store does not answer, refuses, or answers with something else than a listing.
+    """
+    async with _listing(client, folder, 1) as lister:
+        return await lister.page(after, token)
+
+
+@asynccontextmanager
+async def _listing(client: AsyncClient, folder: Folder, connections: int) -> AsyncGenerator[_Lister]:
+    transport = make_transport(max_connections=connections)
     try:
-        await _Ranges(_Lister(client, folder, transport), folder.prefix, take, concurrency).list()
+        yield _Lister(client, folder, transport)
     finally:
         await transport.aclose()
 
@@ -341,8 +368,8 @@ async def list_objects(client: AsyncClient, folder: Folder, take: Take, *, concu
 class _Ranges:
     """The parts of a folder that are listed at once, divided as the listing goes on."""
 
-    def __init__(self, lister: _Lister, prefix: str, take: Take, concurrency: int) -> None:
-        self._lister = lister
+    def __init__(self, ask: Ask, prefix: str, take: Take, concurrency: int) -> None:
+        self._ask = ask
         self._prefix = prefix
         self._take = take
         self._concurrency = concurrency
@@ -379,7 +406,7 @@ class _Ranges:
         token: str | None = None
         is_first = True
         while True:
-            listed = await self._lister.page(after=after, token=token)
+            listed = await self._ask(after, token)
             page, token = listed.objects, listed.token
             self._pages += 1
             self._check_order(page)

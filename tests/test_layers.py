@@ -29,18 +29,21 @@ FLOORS = """
     client
     _ledger _poller _storage
     _parts bulk s3
-    encoding ingest reconciliation transfers waiting
+    _remote encoding reconciliation transfers waiting
+    ingest
     convertrilo
     sandbox
-    _pytest_fixtures cli mcp otel
+    _pytest_fixtures cli dask mcp otel
     pytest_plugin
 """
 """Every module of the package, the lowest floor first; `convertrilo` is the package's own `__init__`."""
 FLOOR = {module: height for height, floor in enumerate(FLOORS.strip().splitlines()) for module in floor.split()}
-EDGES = {"sandbox", "cli", "mcp", "otel", "pytest_plugin", "_pytest_fixtures"}
+EDGES = {"sandbox", "cli", "dask", "mcp", "otel", "pytest_plugin", "_pytest_fixtures"}
 EXTRAS = [
     "boto3",
+    "botocore",
     "click",
+    "distributed",
     "imageio_ffmpeg",
     "mcp",
     "opentelemetry",

@@ -9,17 +9,19 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
 import anyio
+import dask_folder
 import folder
+import pytest
 from faults import FAULTS
 from object_store import ObjectStore, connect
-from proxy import Plan, Proxy, Request, proxy, stall
+from proxy import Plan, Proxy, Request, proxy, refuse, stall
 from sandbox_process import serving
 from test_kill import UNANSWERED, Killer
 
@@ -32,7 +34,6 @@ SEED = 3
 FAULTY = 0.2
 """The share of requests that something happens to, to the service and to S3."""
 SERVER = Path(__file__).parents[1] / "bench" / "object_server.py"
-OF_S3 = {name: plan for name, plan in FAULTS.items() if name not in ("in progress", "connections refused")}
 
 
 @contextmanager
@@ -45,7 +46,7 @@ def objects(count: int) -> Iterator[ObjectStore]:
     ) as process:
         assert process.stdout is not None
         endpoint = f"http://127.0.0.1:{int(process.stdout.readline())}"
-        store = connect(endpoint, folder.KEYS["access_key_id"], folder.KEYS["secret_access_key"])
+        store = connect(endpoint, *folder.KEYS)
         try:
             yield store
         finally:
@@ -56,7 +57,7 @@ def objects(count: int) -> Iterator[ObjectStore]:
 class Mayhem:
     """Decides from a seed what happens to the nth request; and at which one the script is killed."""
 
-    def __init__(self, name: str, faults: dict[str, Plan], killer: Killer) -> None:
+    def __init__(self, name: str, faults: Mapping[str, Plan], killer: Killer) -> None:
         self.killer = killer
         self.struck: Counter[str] = Counter()
         self._name = name
@@ -74,7 +75,7 @@ class Mayhem:
         random = Random(f"{SEED}/{self._name}/{self._seen}")
         if random.random() >= FAULTY:
             return Plan()
-        fault = random.choice(list(self._faults))
+        fault = random.choice(sorted(self._faults))
         self.struck[fault] += 1
         return self._faults[fault]
 
@@ -105,9 +106,13 @@ class Script:
         return code != 0
 
     async def run_to_the_end(self) -> dict[str, str]:
-        """Let it come to its end, and return the job of each external id as its report says."""
+        """Let it come to its end, and return the job of each external id."""
         self.killer.at = None
         assert await self.run() == 0
+        return await self.reported()
+
+    async def reported(self) -> dict[str, str]:
+        """Return the job of each external id as the report says: all have succeeded."""
         rows = [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
         assert {row["status"] for row in rows} == {"success"}
         assert len({row["key"] for row in rows}) == len(rows)
@@ -115,9 +120,12 @@ class Script:
 
 
 @asynccontextmanager
-async def script(tmp_path: Path, backend: str, store: ObjectStore) -> AsyncGenerator[tuple[Script, Mayhem, Mayhem]]:
+async def script(
+    tmp_path: Path, backend: str, store: ObjectStore, faults: Mapping[str, Plan] = FAULTS
+) -> AsyncGenerator[tuple[Script, Mayhem, Mayhem]]:
     killer = Killer()
-    service, s3 = Mayhem("service", dict(FAULTS), killer), Mayhem("s3", OF_S3, killer)
+    of_s3 = {name: faults[name] for name in faults.keys() - {"in progress", "connections refused"}}
+    service, s3 = Mayhem("service", faults, killer), Mayhem("s3", of_s3, killer)
     port = int(store.endpoint.rpartition(":")[2])
     async with (
         serving(tmp_path / "state", "--allow-private-sources") as server,
@@ -164,3 +172,30 @@ async def test_a_folder_killed_and_run_again_has_every_video_encoded_once(tmp_pa
     assert service.struck
     assert s3.struck
     assert await jobs_of(tmp_path / "state") == grown
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"] if FULL else ["trio"])  # a cluster is slow to start
+async def test_a_folder_on_a_cluster_that_loses_workers_has_every_video_encoded_once(
+    tmp_path: Path, anyio_backend: str
+) -> None:
+    quick = {name: plan for name, plan in FAULTS.items() if plan.end not in (stall, refuse)}
+    with objects(VIDEOS) as store:
+        async with script(tmp_path, anyio_backend, store, quick) as (victim, service, s3):
+            kill_at = f"{VIDEOS // 4},{VIDEOS // 2}"
+            command = [
+                sys.executable,
+                dask_folder.__file__,
+                anyio_backend,
+                *victim.arguments,
+                str(victim.report),
+                kill_at,
+            ]
+            keys = dict(zip(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), folder.KEYS, strict=True))
+            environment = {**os.environ, **keys, "CONVERTRILO_API_KEY": victim.api_key}
+            done = await anyio.run_process(command, stderr=None, env=environment)
+            assert done.stdout.decode().split() == ["killed"] * dask_folder.KILLED
+            told = await victim.reported()
+    assert len(told) == VIDEOS
+    assert service.struck
+    assert s3.struck
+    assert await jobs_of(tmp_path / "state") == told
