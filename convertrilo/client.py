@@ -15,7 +15,7 @@ from convertrilo._call import Options
 from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo._credentials import Credentials, TokenSource, is_visible
 from convertrilo._engine import Engine
-from convertrilo.errors import ConfigurationError, Issue, ValidationError
+from convertrilo.errors import ConfigurationError, Issue, NotFoundError, ValidationError
 from convertrilo.events import Listener
 from convertrilo.models import (
     ApiKeyCreateRequest,
@@ -430,6 +430,17 @@ class AsyncClient:
         return await self._call(rows.ON_DEMAND_CANCEL, path={"jobId": job_id})
 
     # ---- flows
+
+    async def find_job(self, job_id: str) -> StatusResponse | OnDemandStatusResponse:
+        """Return where a job stands, whether it is on-demand or not (`jobStatus`, or else `onDemandStatus`).
+
+        Raises:
+            NotFoundError: There is neither.
+        """
+        try:
+            return await self.job_status(job_id)
+        except NotFoundError:
+            return await self.on_demand_status(job_id)
 
     async def upload(
         self,

@@ -22,7 +22,7 @@ from convertrilo._engine import Engine
 from convertrilo._parts import send_parts
 from convertrilo._storage import BrokenAttempt, body_of, checked_url, digest_in, exchange, until_done
 from convertrilo.client import AsyncClient, engine_of
-from convertrilo.errors import Issue, NotFoundError, TransferError, ValidationError
+from convertrilo.errors import Issue, TransferError, ValidationError
 from convertrilo.models import (
     JobCreateResponse,
     JobUpload,
@@ -256,14 +256,9 @@ class _Output:
             raise TransferError(f"job {self.job_id} has nothing to download: {why}")
 
     async def _status(self, client: AsyncClient, job_id: str) -> StatusResponse | OnDemandStatusResponse:
-        if self._on_demand:
-            return await client.on_demand_status(job_id)
-        try:
-            return await client.job_status(job_id)
-        except NotFoundError:
-            if self._on_demand is not None:
-                raise
-        return await client.on_demand_status(job_id)
+        if self._on_demand is None:
+            return await client.find_job(job_id)
+        return await (client.on_demand_status if self._on_demand else client.job_status)(job_id)
 
 
 @attrs.define(eq=False)

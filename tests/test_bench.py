@@ -24,5 +24,6 @@ def test_the_benchmarks_print_every_section() -> None:
         "parts",
         "waiting",
         "waiters",
+        "command",
     ]
     assert "nan" not in done.stdout

@@ -48,6 +48,7 @@ EXTRAS = [
     "mcp",
     "opentelemetry",
     "orjson",
+    "platformdirs",
     "pytest",
     "rich",
     "starlette",

@@ -2,7 +2,7 @@
 
 import sys
 
-_EXTRA = frozenset({"click", "rich"})
+_EXTRA = frozenset({"click", "platformdirs", "rich"})
 
 
 def main() -> None:

@@ -1,20 +1,35 @@
 """The command's entrance: its subcommands, and what every one of them does with errors and exit codes."""
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from convertrilo._version import __version__
 
 if TYPE_CHECKING:
-    from convertrilo.errors import ConvertriloError
+    from click.shell_completion import CompletionItem
 
 COMMANDS = {
-    "encode": "Encode a local file, or a URL, to a local file.",
+    "encode": "Encode a local file, or a URL.",
+    "status": "Show where a job stands.",
+    "wait": "Wait until a job has ended.",
+    "cancel": "Cancel a job.",
+    "upload": "Upload the file of a job.",
+    "download": "Download what a job has made.",
+    "balance": "Show the account's tokens.",
+    "webhooks": "List, create, change, test and look into webhooks.",
+    "keys": "List, create and revoke API keys.",
+    "journal": "Look into a journal: what was sent, and what was answered.",
+    "doctor": "Check settings, service, key, tokens, clock and webhooks.",
+    "login": "Save an API key, or log in by e-mail address and password.",
+    "logout": "Forget what login has saved.",
+    "config": "Show and change saved settings.",
     "sandbox": "Serve a local Convertrilo that really encodes.",
+    "completion": "Print what a shell needs to complete commands.",
 }
 """Each is a command of the module of its name in this package, which is imported when it is called."""
 
@@ -25,6 +40,9 @@ Exit codes:
   2    an option, a file or a setting is not right
   3    the service refused
   4    no answer, or not in time
+  5    the credentials are missing, wrong, or do not allow this
+  6    the account has too few tokens
+  7    it is unclear whether it happened; repeating it could do it twice
   130  interrupted
 """
 
@@ -47,22 +65,42 @@ class _Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem[Any]]":
+        from click.shell_completion import CompletionItem
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EPILOG)
+        names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
+        return names + click.Command.shell_complete(self, ctx, incomplete)
+
+
+@click.group(
+    cls=_Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EPILOG,
+)
 @click.version_option(__version__, prog_name="convertrilo")
-def convertrilo() -> None:
+@click.pass_context
+def convertrilo(ctx: click.Context) -> None:
     """Encode videos with Convertrilo, or on this machine with --sandbox.
 
-    The API key is read from CONVERTRILO_API_KEY.
+    Without a command it asks what to encode. Settings come from the options, from CONVERTRILO_API_KEY and
+    CONVERTRILO_BASE_URL, or from what `convertrilo login` has saved.
     """
+    if ctx.invoked_subcommand is not None:
+        return
+    if sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty():
+        from convertrilo.cli.guide import ask
+
+        ctx.exit(run(ask()))
+    click.echo(ctx.get_help())
+    ctx.exit(2)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command, and return its exit code; an error is one line on stderr."""
+    colour = False if os.environ.get("NO_COLOR") else None
     try:
-        convertrilo.main(list(arguments), prog_name="convertrilo", standalone_mode=False)
-    except click.exceptions.Exit as end:
-        return end.exit_code
+        code = convertrilo.main(list(arguments), prog_name="convertrilo", standalone_mode=False, color=colour)
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -72,23 +110,27 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(error.format_message() + _where_to_look(error), error.exit_code)
     except Exception as error:  # noqa: BLE001  # raised again unless it is one that people can do something about
         return _fail_of(_only(error))
-    return 0
+    return code if isinstance(code, int) else 0  # what `ctx.exit` was given, or what the command returned: nothing
 
 
 def _fail_of(error: Exception) -> int:
+    from convertrilo.cli import failures
     from convertrilo.cli.interrupt import Interrupted
     from convertrilo.errors import ConvertriloError
 
+    if isinstance(error, click.ClickException):
+        return _fail(error.format_message(), error.exit_code)
     if isinstance(error, Interrupted):
-        return _fail(str(error), 130)
+        return _fail(str(error), failures.INTERRUPTED)
     if isinstance(error, ConvertriloError):
-        return _fail(_line(error), exit_code(error))
+        return _fail(failures.line(error), failures.exit_code(error))
     raise error
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    sys.stderr.write(f"convertrilo: {line}\n")
+    from convertrilo.cli.output import note
+
+    note(f"convertrilo: {' '.join(message.split())}")
     return code
 
 
@@ -102,33 +144,3 @@ def _only(error: Exception) -> Exception:
 def _where_to_look(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     return "" if context is None else f" (see {context.command_path} --help)"
-
-
-def _line(error: "ConvertriloError") -> str:
-    """Return an error without what only a program wants to know of it."""
-    from convertrilo.errors import APIError, ValidationError
-
-    if isinstance(error, ValidationError):
-        return "; ".join(map(str, error.issues))
-    if not isinstance(error, APIError):
-        return error.message
-    try:
-        message = "; ".join(f"{each['path']} {each['message']}" for each in error.issues)
-    except (TypeError, KeyError):
-        message = error.message
-    return f"{message} ({error.status} {error.code})"
-
-
-def exit_code(error: "ConvertriloError") -> int:
-    """Return the exit code that stands for an error."""
-    from convertrilo import errors
-
-    if isinstance(error, errors.JobFailedError | errors.JobCanceledError):
-        return 1
-    if isinstance(error, errors.APIError) and error.code == "probe_failed":
-        return 1
-    if isinstance(error, errors.ValidationError | errors.ConfigurationError):
-        return 2
-    if isinstance(error, errors.APIError) and not isinstance(error, errors.ServerError):
-        return 3
-    return 4

@@ -1,40 +1,53 @@
 """`convertrilo encode`: its arguments and options."""
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
-from convertrilo.models import BitrateTier, Codec, Container, Preset, Priority, Quality, Resolution
+from convertrilo.cli.options import choice, of_encoding, of_job_output, of_service, of_waiting
+from convertrilo.models import Priority
 
-
-def _choice(literal: Any) -> click.Choice[str]:
-    return click.Choice(get_args(literal))
+_S3 = "For a URL: write the result to this"
 
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to put the result.")
-@click.option("--codec", type=_choice(Codec), default="h264", show_default=True)
-@click.option("--resolution", type=_choice(Resolution), default="1080p", show_default=True, help="At most so high.")
-@click.option("--fps", type=click.IntRange(1, 240), default=30, show_default=True, help="Frames a second.")
-@click.option("--container", type=_choice(Container), help="By default the output's suffix says it, or else mp4.")
-@click.option("--preset", type=_choice(Preset), help="How much time to spend on quality.")
-@click.option("--bitrate-tier", type=_choice(BitrateTier))
-@click.option("--quality", type=_choice(Quality))
-@click.option("--passes", type=click.IntRange(1, 2), help="For a file only.")
-@click.option("--priority", type=_choice(Priority), help="For a URL only.")
+@click.option(
+    "-o", "--output", "path", type=click.Path(dir_okay=False, path_type=Path), help="Where to put the result."
+)
+@of_encoding
+@click.option("--priority", type=choice(Priority), help="For a URL.")
 @click.option("--external-id", help="Your own name for the job; the same one twice is the same job.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Given back with the job; may be repeated.")
 @click.option("--idempotency-key", help="The same key twice is the same job.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=3600.0, show_default=True, help="Seconds.")
-@click.option("--sandbox", is_flag=True, help="Encode on this machine, with no account and no network.")
-@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-@click.option("--quiet", is_flag=True, help="Print errors and JSON only.")
+@click.option("--webhook", metavar="URL", help="For a URL: called once when the job has ended.")
+@click.option(
+    "--output-expiry", type=click.IntRange(3600, 604800), help="For a URL: seconds for which the result stays."
+)
+@click.option("--output-s3-bucket", metavar="BUCKET", help=f"{_S3} bucket, and not to a file.")
+@click.option("--output-s3-key", metavar="KEY", help=f"{_S3} key.")
+@click.option("--output-s3-region", metavar="REGION")
+@click.option("--output-s3-endpoint", metavar="URL", help="Of an S3-compatible store.")
+@click.option("--output-s3-access-key-id", metavar="ID", envvar="CONVERTRILO_OUTPUT_S3_ACCESS_KEY_ID", show_envvar=True)
+@click.option(
+    "--output-s3-secret-access-key",
+    metavar="SECRET",
+    envvar="CONVERTRILO_OUTPUT_S3_SECRET_ACCESS_KEY",
+    show_envvar=True,
+    help="Better in the environment, where no other user can read it.",
+)
+@click.option("--output-s3-force-path-style", is_flag=True, default=None)
+@click.option("--wait", "waits", is_flag=True, help="For a URL: wait until the job has ended. For a file always.")
+@of_waiting
+@of_job_output
+@of_service
 def encode(source: str, **options: Any) -> None:
-    """Encode SOURCE, a local file or an http(s) URL, to a local file."""
-    import anyio
+    """Encode SOURCE, a local file or an http(s) URL.
 
+    A file is uploaded, encoded and downloaded, by default to a name that is made from its own. A URL is only sent to
+    the service, and its job printed, unless --wait waits for it or --output downloads the result too.
+    """
     from convertrilo.cli.encoding import Encoding
 
-    anyio.run(Encoding.of(source, options).run)
+    Encoding.of(source, options).run()

@@ -2,28 +2,40 @@
 
 import importlib.util
 import json
-import os
 import time
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
-from functools import partial
+import uuid
 from pathlib import Path
 from typing import Any, get_args
 
-import anyio
 import attrs
 import click
 
-from convertrilo.cli import output as show
-from convertrilo.cli.extras import needing_the_sandbox
-from convertrilo.cli.interrupt import interruptible
+from convertrilo.cli.failures import JOB_FAILED, NO_ANSWER, UNCLEAR, exit_code
+from convertrilo.cli.options import readable_file
+from convertrilo.cli.output import Output, print_line, size_text, wire_of
+from convertrilo.cli.progress import Show, progress
+from convertrilo.cli.service import Service
+from convertrilo.cli.waits import Waiting
 from convertrilo.client import AsyncClient
-from convertrilo.codec import from_request
-from convertrilo.errors import ConfigurationError, ConvertriloError
-from convertrilo.models import Container, JobCreateRequest, OnDemandEncodeRequest
-from convertrilo.transfers import Progress, partial_files
+from convertrilo.codec import from_request, wire_name
+from convertrilo.errors import ConvertriloError
+from convertrilo.models import (
+    Container,
+    JobCreateRequest,
+    JobCreateResponse,
+    OnDemandEncodeRequest,
+    OnDemandEncodeResponse,
+)
+from convertrilo.transfers import Progress, Stage
 
 _CONTAINERS: tuple[str, ...] = get_args(Container)
+
+_SETTINGS = ("codec", "resolution", "fps", "preset", "bitrate_tier", "quality", "external_id")
+_OF_JOBS = ("passes", "optimize", "vmaf_target")
+"""What `createJob` takes and `onDemandEncode` does not."""
+_OF_ON_DEMAND = ("priority", "webhook", "output_expiry")
+"""What `onDemandEncode` takes and `createJob` does not."""
+_OF_S3 = ("bucket", "key", "region", "endpoint", "access_key_id", "secret_access_key", "force_path_style")
 
 
 @attrs.define(kw_only=True)
@@ -31,15 +43,17 @@ class Encoding:
     """One run of `convertrilo encode`."""
 
     source: str
-    output: Path
+    path: Path | None
+    """Where to put the result; `None` leaves it with the service."""
     request: JobCreateRequest | OnDemandEncodeRequest
-    idempotency_key: str | None
-    timeout: float
-    sandbox: bool
-    as_json: bool
-    quiet: bool
+    key: str | None
+    waits: bool
+    waiting: Waiting
+    output: Output
+    service: Service
     job_id: str | None = None
     """The job, once it is there."""
+    stage: Stage = "upload"
 
     @classmethod
     def of(cls, source: str, options: dict[str, Any]) -> "Encoding":
@@ -50,118 +64,168 @@ class Encoding:
             ValidationError: A value is not what the contract allows.
         """
         is_url = "://" in source
-        container = _container(options["output"], options["container"])
-        name = Path(source.partition("?")[0].rpartition("/")[2] if is_url else source)
-        output = options["output"] or Path(f"{name.stem or 'output'}.{options['codec']}.{container}")
-        _check_files(source, output, is_url=is_url)
-        wire = {
-            "codec": options["codec"],
-            "resolution": options["resolution"],
-            "fps": options["fps"],
-            "container": container,
-            "preset": options["preset"],
-            "bitrateTier": options["bitrate_tier"],
-            "quality": options["quality"],
-            "externalId": options["external_id"],
-            "metadata": _metadata(options["metadata"]),
-        }
-        request: JobCreateRequest | OnDemandEncodeRequest
+        path, key = options["path"], options["idempotency_key"]
+        container = _container(path, options["container"])
         if is_url:
-            if options["passes"] is not None:
-                raise click.UsageError("--passes is for files only, not for URLs")
-            wire |= {"sourceUrl": source, "priority": options["priority"]}
-            request = from_request(OnDemandEncodeRequest, wire)
+            _check_url(source)
         else:
-            if options["priority"] is not None:
-                raise click.UsageError("--priority is for URLs only, not for files")
-            wire |= {"originalFilename": name.name, "passes": options["passes"]}
-            request = from_request(JobCreateRequest, wire)
+            name = Path(source)
+            path = path or Path(f"{name.stem or 'output'}.{options['codec']}.{container}")
+            _check_file(source, path)
+        if key is None and options["external_id"] is None:
+            key = f"cli-{uuid.uuid4().hex}"  # known here, so that an interrupted run can be gone on with
+        if path is not None and not path.parent.is_dir():
+            raise click.UsageError(f"there is no folder {path.parent}")
         return cls(
             source=source,
-            output=output,
-            request=request,
-            **{name: options[name] for name in ("idempotency_key", "timeout", "sandbox", "as_json", "quiet")},
+            path=path,
+            request=_request(source, container, options, is_url=is_url),
+            key=key,
+            **{name: options[name] for name in ("waits", "waiting", "output", "service")},
         )
 
-    async def run(self) -> None:
+    def run(self) -> None:
         """Encode, show how it goes, and print what came out."""
-        started = time.monotonic()
-        with show.progress(quiet=self.quiet) as on_progress:
-            work = partial(self._work, on_progress=on_progress)
-            await interruptible(_client(sandbox=self.sandbox), work, self._tidy_up)
-        facts = {
-            "jobId": self.job_id,
-            "output": str(self.output),
-            "size": self.output.stat().st_size,
-            "tookSec": round(time.monotonic() - started, 3),
-            **await _probed(self.output),
-        }
-        show.result(facts, as_json=self.as_json, quiet=self.quiet)
+        result = self.service.run(self._work, state=self._how_to_go_on)
+        self.output.show(result, _for_people if self.path is not None else None, quiet=self.waiting.quiet)
 
-    async def _work(self, client: AsyncClient, on_progress: show.Show) -> None:
+    async def _work(self, client: AsyncClient) -> dict[str, Any]:
+        try:
+            return await (self._encode_url if "://" in self.source else self._encode_file)(client)
+        except ConvertriloError as error:
+            code = exit_code(error)
+            if code != JOB_FAILED and (self.job_id is not None or code in (NO_ANSWER, UNCLEAR)):
+                error.add_note(self._how_to_go_on())
+            raise
+
+    # ---- a file
+
+    async def _encode_file(self, client: AsyncClient) -> dict[str, Any]:
+        assert self.path is not None
+        assert isinstance(self.request, JobCreateRequest)
+        started = time.monotonic()
+        with progress(quiet=self.waiting.quiet) as on_progress:
+            async with self.waiting.asking(client, lambda: self.job_id):
+                done = await client.encode_file(
+                    self.source,
+                    self.request,
+                    self.path,
+                    timeout=self.waiting.timeout,
+                    on_progress=self._noting(on_progress),
+                    idempotency_key=self.key,
+                )
+        return await self._result(done.download_url, done.status, started)
+
+    # ---- a URL
+
+    async def _encode_url(self, client: AsyncClient) -> dict[str, Any]:
+        started = time.monotonic()
+        job: JobCreateResponse | OnDemandEncodeResponse
+        if isinstance(self.request, JobCreateRequest):
+            job = await client.create_job(self.request, idempotency_key=self.key)
+        else:
+            job = await client.on_demand_encode(self.request, idempotency_key=self.key)
+        self.job_id = job.job_id
+        if not self.waits and self.path is None:
+            return wire_of(job)
+        with progress(quiet=self.waiting.quiet) as on_progress:
+            done = await self.waiting.wait(client, self.job_id, on_progress)
+            if self.path is None:
+                return wire_of(done)
+            await client.download(done, self.path, on_progress=on_progress)
+        return await self._result(done.download_url, done.status, started)
+
+    # ---- both
+
+    def _noting(self, on_progress: Show) -> Show:
         def note(at: Progress) -> None:
-            self.job_id = at.job_id or self.job_id
+            self.job_id, self.stage = at.job_id or self.job_id, at.stage
             on_progress(at)
 
-        if isinstance(self.request, JobCreateRequest):
-            await client.encode_file(
-                self.source,
-                self.request,
-                self.output,
-                timeout=self.timeout,
-                on_progress=note,
-                idempotency_key=self.idempotency_key,
-            )
-            return
-        job = await client.on_demand_encode(self.request, idempotency_key=self.idempotency_key)
-        self.job_id = job.job_id
-        done = await client.wait_for_on_demand(
-            job.job_id,
-            timeout=self.timeout,
-            on_progress=lambda status: note(Progress("encode", status.progress or 0.0, 100.0, job.job_id)),
-        )
-        await client.download(done, self.output, on_progress=note)
+        return note
 
-    async def _tidy_up(self, client: AsyncClient) -> str:
-        for file in partial_files(self.output):
-            await anyio.Path(file).unlink(missing_ok=True)
+    async def _result(self, url: str | None, status: str | None, started: float) -> dict[str, Any]:
+        assert self.path is not None
+        return {
+            "jobId": self.job_id,
+            "status": status,
+            "downloadUrl": url,
+            "output": str(self.path),
+            "size": self.path.stat().st_size,
+            "tookSec": round(time.monotonic() - started, 3),
+            **await _probed(self.path),
+        }
+
+    def _how_to_go_on(self) -> str:
+        """Say in which state an unfinished run is, and how to go on."""
+        suffix = self.service.suffix
         if self.job_id is None:
-            return ""
-        try:
-            if isinstance(self.request, JobCreateRequest):
-                await client.cancel_job(self.job_id)
-                status = (await client.job_status(self.job_id)).status
-            else:
-                await client.on_demand_cancel(self.job_id)
-                status = (await client.on_demand_status(self.job_id)).status
-        except ConvertriloError as error:
-            return f"job {self.job_id} could not be canceled: {error}"
-        if self.sandbox:
-            return "the job has ended with the sandbox"
-        return f"job {self.job_id} is {status}"
+            if self.key is None:
+                return ""
+            return f"no job is known to be there; the same command with --idempotency-key {self.key} makes one at most"
+        if "://" not in self.source:
+            key = "" if self.key is None else f" with --idempotency-key {self.key}"
+            how = f"the same command{key}"
+        elif self.path is None:
+            how = f"convertrilo wait {self.job_id}{suffix}"
+        else:
+            how = f"convertrilo download {self.job_id} --wait -o {self.path}{suffix}"
+        kept = f"job {self.job_id} is kept: {how} goes on"
+        if self.stage != "upload" and isinstance(self.request, JobCreateRequest):
+            return kept  # what runs already can be canceled no more, unless it is on-demand
+        return f"{kept}, convertrilo cancel {self.job_id}{suffix} gives it up"
 
 
-def _container(output: Path | None, given: str | None) -> str:
-    suffix = "" if output is None else output.suffix[1:].lower()
+def _request(
+    source: str, container: str, options: dict[str, Any], *, is_url: bool
+) -> JobCreateRequest | OnDemandEncodeRequest:
+    """Choose the operation by what the options need, and return its body."""
+    jobs = [name for name in _OF_JOBS if options[name] is not None]
+    s3 = {name: options[f"output_s3_{name}"] for name in _OF_S3 if options[f"output_s3_{name}"] is not None}
+    on_demand = [name for name in _OF_ON_DEMAND if options[name] is not None]
+    on_demand += [f"output_s3_{name}" for name in s3]
+    wire = {wire_name(name): options[name] for name in _SETTINGS}
+    wire |= {"container": container, "metadata": _metadata(options["metadata"])}
+    if not is_url:
+        if on_demand:
+            raise click.UsageError(f"{_flags(on_demand)}: for URLs only, not for files")
+        wire |= {"originalFilename": Path(source).name, **{wire_name(name): options[name] for name in _OF_JOBS}}
+        return from_request(JobCreateRequest, wire)
+    wire["sourceUrl"] = source
+    if jobs and on_demand:
+        raise click.UsageError(f"{_flags(jobs)} cannot be given together with {_flags(on_demand)}")
+    if jobs:
+        wire |= {"confirm": True, **{wire_name(name): options[name] for name in jobs}}
+        return from_request(JobCreateRequest, wire)
+    if s3 and options["path"] is not None:
+        raise click.UsageError("--output and --output-s3-… exclude each other: the result is in one place")
+    wire |= {wire_name(name): options[name] for name in _OF_ON_DEMAND}
+    wire["outputS3"] = {wire_name(name): value for name, value in s3.items()} or None
+    return from_request(OnDemandEncodeRequest, wire)
+
+
+def _flags(names: list[str]) -> str:
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names)
+
+
+def _container(path: Path | None, given: str | None) -> str:
+    suffix = "" if path is None else path.suffix[1:].lower()
     if suffix in _CONTAINERS:
         if given is not None and given != suffix:
-            raise click.UsageError(f"{output} says {suffix}, and --container {given}")
+            raise click.UsageError(f"{path} says {suffix}, and --container {given}")
         return suffix
     return given or "mp4"
 
 
-def _check_files(source: str, output: Path, *, is_url: bool) -> None:
-    if is_url:
-        if not source.startswith(("http://", "https://")):
-            raise click.UsageError("only http and https URLs can be encoded")
-    elif not Path(source).is_file():
-        raise click.UsageError(f"{source} is a folder" if Path(source).is_dir() else f"there is no file {source}")
-    elif not os.access(source, os.R_OK):
-        raise click.UsageError(f"{source} cannot be read: permission denied")
-    elif output.exists() and output.samefile(source):
-        raise click.UsageError(f"{output} is the source itself")
-    if not output.parent.is_dir():
-        raise click.UsageError(f"there is no folder {output.parent}")
+def _check_url(source: str) -> None:
+    if not source.startswith(("http://", "https://")):
+        raise click.UsageError("only http and https URLs can be encoded")
+
+
+def _check_file(source: str, path: Path) -> None:
+    readable_file(source)
+    if path.exists() and path.samefile(source):
+        raise click.UsageError(f"{path} is the source itself")
 
 
 def _metadata(given: tuple[str, ...]) -> dict[str, Any] | None:
@@ -180,28 +244,6 @@ def _metadata(given: tuple[str, ...]) -> dict[str, Any] | None:
     return metadata or None
 
 
-@asynccontextmanager
-async def _client(*, sandbox: bool) -> AsyncGenerator[AsyncClient]:
-    """Yield a client of the real service, or of a sandbox that lives as long."""
-    if not sandbox:
-        if not os.environ.get("CONVERTRILO_API_KEY"):
-            raise ConfigurationError("no API key: set CONVERTRILO_API_KEY, or encode on this machine with --sandbox")
-        async with AsyncClient() as client:
-            yield client
-        return
-    with needing_the_sandbox():
-        from convertrilo.sandbox import Sandbox, serve
-    from convertrilo.transport import PoolTransport
-
-    # Its own connections: a proxy that the environment names is not for this machine.
-    async with (
-        Sandbox(encoder="ffmpeg", allow_private_sources=True) as service,
-        serve(service) as base_url,
-        AsyncClient(service.api_key, base_url=base_url, transport=PoolTransport()) as client,
-    ):
-        yield client
-
-
 async def _probed(path: Path) -> dict[str, Any]:
     """Return what ffmpeg finds in the output; nothing, where there is no ffmpeg."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
@@ -213,3 +255,11 @@ async def _probed(path: Path) -> dict[str, Any]:
     except MediaError:
         return {}
     return {"codec": info.codec, "width": info.width, "height": info.height, "durationSec": info.duration}
+
+
+def _for_people(result: Any) -> None:
+    parts = [size_text(result["size"])]
+    if result.get("codec"):
+        parts.append(f"{result['codec']} {result['width']}x{result['height']}, {result['durationSec']:.1f} s long")
+    parts.append(f"took {result['tookSec']:.1f} s")
+    print_line(f"{result['output']}: {', '.join(parts)}")

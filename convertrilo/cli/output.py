@@ -1,79 +1,149 @@
-"""What the command shows: progress on stderr, the result on stdout."""
+"""What the commands print: the result on stdout, for people or for programs; all else on stderr."""
 
+import errno
 import json
+import os
 import sys
-import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
-from typing import Any, TextIO
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from convertrilo.transfers import Progress
+import click
 
-Show = Callable[[Progress], None]
+if TYPE_CHECKING:
+    from convertrilo._model import Model
 
-_DOING = {"upload": "uploading", "encode": "encoding", "download": "downloading"}
-_SECONDS_BETWEEN_LINES = 5.0
+_COLOURS = {
+    **dict.fromkeys(("success", "answered", "ok", "active"), "green"),
+    **dict.fromkeys(("failed", "unknown", "off", "missing"), "red"),
+    **dict.fromkeys(("canceled", "pending", "warning", "failing"), "yellow"),
+    **dict.fromkeys(("running", "queued"), "cyan"),
+}
+"""What a state looks like on a terminal."""
 
+_FIRST = frozenset({"jobId", "status", "available"})
 
-@contextmanager
-def progress(*, quiet: bool) -> Generator[Show]:
-    """Yield what shows progress: as a bar on a terminal, as a line now and then elsewhere, not at all if quiet."""
-    if quiet:
-        yield lambda _: None
-    elif sys.stderr.isatty():
-        with _bars(sys.stderr) as show:
-            yield show
-    else:
-        yield _lines(sys.stderr)
+_ENDLESS = 10_000
+"""Columns of what is no terminal: nothing is wrapped, and nothing cut off."""
 
 
-@contextmanager
-def _bars(stream: TextIO) -> Generator[Show]:
+class Output:
+    """How the result of a command is printed.
+
+    Args:
+        as_json: As JSON, for programs.
+        field: This field of it only.
+    """
+
+    def __init__(self, *, as_json: bool, field: str | None = None) -> None:
+        self.as_json = as_json
+        self.field = field
+
+    def show(
+        self,
+        result: "Model | Mapping[str, Any]",
+        for_people: Callable[[Mapping[str, Any]], None] | None = None,
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """Print a result, under the names of the wire.
+
+        Args:
+            result: What came out.
+            for_people: Prints it when nobody asked for JSON or a field; by default each field has a line.
+            quiet: Whether people want to see nothing.
+        """
+        wire = result if isinstance(result, Mapping) else wire_of(result)
+        if self.field is not None:
+            value = wire.get(self.field)
+            print_line("" if value is None else value if isinstance(value, str) else json.dumps(value))
+        elif self.as_json:
+            print_line(json.dumps(wire, indent=2))
+        elif not quiet:
+            (for_people or facts)(wire)
+
+
+def wire_of(model: "Model") -> dict[str, Any]:
+    """Return an answer in the wire's shape; what says which job it is about says it as `jobId`."""
+    from convertrilo.codec import to_wire
+    from convertrilo.models import StatusResponse
+
+    wire = to_wire(model)
+    return {"jobId": model.id, **wire} if isinstance(model, StatusResponse) else wire
+
+
+def facts(wire: Mapping[str, Any]) -> None:
+    """Print a line for each field that is set, what matters most first."""
+    for name, value in sorted(wire.items(), key=lambda field: field[0] not in _FIRST):
+        if value is not None and not (name == "id" and "jobId" in wire):
+            print_line(f"{click.style(name, bold=True)}: {_text(value)}")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Print a table, or what is said when there is nothing in it.
+
+    Args:
+        columns: Their heads.
+        rows: Their values.
+        empty: What to say if there are no rows; on stderr, as it is no result.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.table import Column, Table
+    from rich.text import Text
 
-    columns = (
-        TextColumn("{task.description:<11}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[amount]:<20}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Bars(*columns, console=Console(file=stream)) as bars:
-
-        def show(at: Progress) -> None:
-            if at.stage not in tasks:
-                for task in tasks.values():
-                    bars.stop_task(task)
-                tasks[at.stage] = bars.add_task(_DOING[at.stage], total=at.total, amount="")
-            bars.update(tasks[at.stage], completed=at.done, total=at.total, amount=_amount(at))
-
-        yield show
+    heads = [Column(each, overflow="fold") for each in columns]
+    grid = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for row in rows:
+        grid.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in map(_plain, row)))
+    if not grid.rows:
+        note(empty)
+        return
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = _ENDLESS
+    with console.capture() as capture:
+        console.print(grid)
+    for line in capture.get().splitlines():
+        print_line(line.rstrip())
 
 
-def _lines(stream: TextIO) -> Show:
-    stage, at_latest = "", 0.0
-
-    def show(at: Progress) -> None:
-        nonlocal stage, at_latest
-        now = time.monotonic()
-        if at.stage == stage and now < at_latest:
-            return
-        stage, at_latest = at.stage, now + _SECONDS_BETWEEN_LINES
-        percent = f" {100 * at.done / at.total:.0f} %" if at.total else ""
-        stream.write(f"{_DOING[at.stage]}{percent} {_amount(at)}".rstrip() + "\n")
-        stream.flush()
-
-    return show
+def _text(value: Any) -> str:
+    text = _plain(value)
+    return click.style(text, fg=_COLOURS[text]) if text in _COLOURS else text
 
 
-def _amount(at: Progress) -> str:
-    if at.stage == "encode":
+def _plain(value: Any) -> str:
+    """Return a value as people read it."""
+    if value is None:
         return ""
-    return size_text(at.done) if at.total is None else f"{size_text(at.done)} of {size_text(at.total)}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float) and value.is_integer():
+        return f"{value:.0f}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, cast("Sequence[Any]", value)))
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stdout; whoever has read enough of it, or closed the terminal, need not be told the rest."""
+    try:
+        click.echo(text)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        _give_up(sys.stdout)
+
+
+def note(text: str) -> None:
+    """Say something that is no result: on stderr."""
+    with suppress(OSError):  # the terminal has been closed
+        click.echo(text, err=True)
+
+
+def is_interactive() -> bool:
+    """Return whether somebody is there who can be asked."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
 
 
 def size_text(size: float) -> str:
@@ -85,13 +155,8 @@ def size_text(size: float) -> str:
     return f"{size:.1f} TB"
 
 
-def result(facts: Mapping[str, Any], *, as_json: bool, quiet: bool) -> None:
-    """Print what came out: `output`, `size`, `tookSec`; `codec`, `width`, `height` and `durationSec` if known."""
-    if as_json:
-        sys.stdout.write(json.dumps(facts) + "\n")
-    elif not quiet:
-        parts = [size_text(facts["size"])]
-        if facts.get("codec"):
-            parts.append(f"{facts['codec']} {facts['width']}x{facts['height']}, {facts['durationSec']:.1f} s long")
-        parts.append(f"took {facts['tookSec']:.1f} s")
-        sys.stdout.write(f"{facts['output']}: {', '.join(parts)}\n")
+def _give_up(stream: TextIO) -> None:
+    """Let what a stream still holds, and what is written to it from now on, go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import (
+    bench_cli,
     bench_codec,
     bench_import,
     bench_journal,
@@ -35,6 +36,7 @@ _SECTIONS = {
     "webhooks": bench_webhooks.run,
     "transfers": bench_transfers.run,
     "waiting": bench_waiting.run,
+    "cli": bench_cli.run,
 }
 _PACKAGES = [
     *("convertrilo", "httpx", "httpcore", "h11", "anyio", "attrs", "cattrs", "tenacity"),

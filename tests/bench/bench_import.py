@@ -19,7 +19,9 @@ _OURS = (
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
-def _interpreter(statement: str) -> Measure:
+def interpreter(statement: str) -> Measure:
+    """Measure a fresh interpreter that carries out a statement: the CPU is that process's."""
+
     async def measure() -> Sample:
         started = time.perf_counter()
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -34,7 +36,7 @@ def _interpreter(statement: str) -> Measure:
 async def run(bench: Bench) -> None:
     """Print the CPU of each import, and how many times that of the dependencies ours is."""
     page = bench.page
-    contestants = {statement: _interpreter(statement) for statement in (_NOTHING, _DEPENDENCIES, *_OURS)}
+    contestants = {statement: interpreter(statement) for statement in (_NOTHING, _DEPENDENCIES, *_OURS)}
     await in_turns(contestants, 1)  # writes the .pyc files
     rounds = await in_turns(contestants, bench.scale.rounds(25))
     needed = {

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -16,35 +17,16 @@ from typing import Any
 
 import anyio
 import pytest
+from cli_help import CLIP, COMMAND, convertrilo, names_in, read_terminal
 from support import encoders_of, lives
 
-from convertrilo import errors
-from convertrilo.cli.app import COMMANDS, exit_code, run
+from convertrilo.cli.app import COMMANDS, run
 from convertrilo.sandbox import Sandbox, serve_in_thread
 from convertrilo.sandbox.probe import MediaInfo, probe
-
-CLIP = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
-COMMAND = [sys.executable, "-m", "convertrilo.cli"]
-
-
-def convertrilo(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        cwd=cwd,
-        env={name: value for name, value in os.environ.items() if not name.startswith("CONVERTRILO_")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
 
 
 def media(path: Path) -> MediaInfo:
     return anyio.run(probe, path)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
 
 
 # ---- in the sandbox, with the real encoder
@@ -100,11 +82,20 @@ def web() -> Iterator[str]:
 
 def test_a_url_is_encoded_on_demand(tmp_path: Path, web: str) -> None:
     done = convertrilo(
-        "encode", f"{web}/{CLIP.name}", "--sandbox", "--resolution", "480p", "--priority", "high", cwd=tmp_path
+        "encode",
+        f"{web}/{CLIP.name}",
+        "--sandbox",
+        "--resolution",
+        "480p",
+        "--priority",
+        "high",
+        "-o",
+        "out.mp4",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    assert names_in(tmp_path) == ["big-buck-bunny-5s.h264.mp4"]
-    assert media(tmp_path / "big-buck-bunny-5s.h264.mp4").height == 480
+    assert names_in(tmp_path) == ["out.mp4"]
+    assert media(tmp_path / "out.mp4").height == 480
 
 
 def bad_files(folder: Path) -> dict[str, Path]:
@@ -133,13 +124,12 @@ def test_what_the_service_refuses_is_another_matter_than_a_job_that_fails(tmp_pa
     assert done.stderr == "convertrilo: container webm cannot carry h264; it carries av1 (400 invalid_body)\n"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_leaves_no_ffmpeg_and_no_file(number: signal.Signals, tmp_path: Path) -> None:
+def test_interrupted_it_leaves_no_ffmpeg_and_goes_on_when_run_again(tmp_path: Path, home: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    options = ("--sandbox", "--codec", "av1", "--resolution", "1080p", "--preset", "slow", "-o", "out.mp4")
+    arguments = ["encode", str(CLIP), "--sandbox", "--preset", "slow", "-o", "out.mp4", "--json"]
     process = subprocess.Popen(
-        [*COMMAND, "encode", str(CLIP), *options],
+        [*COMMAND, *arguments],
         cwd=tmp_path,
         env={**os.environ, "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
@@ -153,14 +143,20 @@ def test_interrupted_it_leaves_no_ffmpeg_and_no_file(number: signal.Signals, tmp
     while not children:
         assert process.poll() is None
         children = encoders_of(process.pid)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert err.splitlines()[-1] == "convertrilo: interrupted; the job has ended with the sandbox"
-    assert out == ""
+    assert (process.returncode, out) == (130, "")
+    said = re.fullmatch(
+        r"convertrilo: interrupted; job (\S+) is kept: the same command with --idempotency-key (\S+) goes on",
+        err.splitlines()[-1],
+    )
+    assert said is not None, err
     assert not [each for each in children if lives(each)]
-    assert names_in(scratch) == []
-    assert names_in(tmp_path) == ["tmp"]
+    assert (names_in(scratch), names_in(tmp_path)) == ([], ["tmp"])
+    done = convertrilo(*arguments, "--idempotency-key", said[2], cwd=tmp_path)
+    assert json.loads(done.stdout)["jobId"] == said[1], done.stderr
+    assert media(tmp_path / "out.mp4").height == 720
+    assert list((home / "state").glob("convertrilo/sandbox/files/out/*")) != []
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
@@ -175,24 +171,20 @@ def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
     )
     os.close(theirs)
     shown = b""
-    while chunk := _read_terminal(ours):
+    while chunk := read_terminal(ours):
         shown += chunk
     os.close(ours)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert out.startswith("out.mp4: ")
-    for each in ("uploading", "encoding", "downloading", "━", "100%"):
+    for each in ("uploading", "encoding", "downloading", "━", "100%", "MB/s", " %/s", "0:00:0"):
         assert each in shown.decode()
 
 
-def _read_terminal(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux says that the other side is closed
-        return b""
-
-
 # ---- against a service on a port, with the instant encoder
+
+
+URL = "https://example.com/in.mp4"
 
 
 @pytest.fixture
@@ -248,12 +240,73 @@ def test_the_defaults_are_sensible(service: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("same", [["--external-id", "holiday"], ["--idempotency-key", "k-1"]])
-@pytest.mark.parametrize("source", ["in.mp4", "https://example.com/in.mp4"])
+@pytest.mark.parametrize("source", ["in.mp4", URL])
 def test_the_same_name_twice_is_the_same_job(source: str, same: list[str], service: Sandbox) -> None:
     for name in ("first.mp4", "second.mp4"):
         assert run(["encode", source, *same, "-o", name, "--quiet"]) == 0
     assert len(service.jobs) == 1
     assert Path("first.mp4").read_bytes() == Path("second.mp4").read_bytes()
+
+
+def test_a_url_is_only_sent_unless_it_is_waited_for(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--priority", "high", "--webhook", "https://hooks.example/in", "--output-expiry", "7200"]
+    assert run(["encode", URL, *options, "--metadata", "a=b", "--json"]) == 0
+    created = json.loads(capsys.readouterr().out)
+    (job,) = service.jobs
+    assert (created["jobId"], created["status"], created["webhook"]) == (job.id, "queued", "https://hooks.example/in")
+    assert (job.kind, job.high_priority, job.output_expiry, job.metadata) == ("ondemand", True, 7200, {"a": "b"})
+    assert names_in(Path()) == ["in.mp4"]
+    assert run(["encode", URL, "--wait", "--poll-interval-ms", "50", "--timeout-ms", "60000", "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done["status"], done["progress"], done["destination"]["type"]) == ("success", 100, "cdn")
+    assert names_in(Path()) == ["in.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("option", "field"),
+    [("--job-id-only", "jobId"), ("--download-url-only", "downloadUrl"), ("--field=sourceFilename", "sourceFilename")],
+)
+def test_one_field_alone_is_for_scripts(
+    option: str, field: str, service: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["encode", URL, "--wait", "--quiet", option]) == 0
+    out, err = capsys.readouterr()
+    (job,) = service.jobs
+    assert run(["status", job.id, "--json"]) == 0
+    wanted = json.loads(capsys.readouterr().out)[field].partition("?")[0]
+    assert out.partition("?")[0].strip() == wanted
+    assert (out.count("\n"), err) == (1, "")
+
+
+def test_what_only_a_job_of_its_own_can_be_told_makes_one(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["encode", URL, "--optimize", "vmaf", "--vmaf-target", "93", "--wait", "--json"]) == 0
+    (job,) = service.jobs
+    assert json.loads(capsys.readouterr().out)["jobId"] == job.id
+    assert (job.kind, job.settings["optimize"], job.settings["vmafTarget"], job.status) == (
+        "url",
+        "vmaf",
+        93,
+        "success",
+    )
+
+
+def test_an_output_in_s3_is_told_to_the_service_and_its_secret_to_nobody_else(
+    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CONVERTRILO_OUTPUT_S3_SECRET_ACCESS_KEY", "a-secret-of-s3")
+    place = {
+        "bucket": "bucket",
+        "key": "k.mp4",
+        "region": "eu",
+        "endpoint": "https://127.0.0.1:9",
+        "access-key-id": "AK",
+    }
+    place["access-key-id"] = "AK"
+    options = [f"--output-s3-{name}={value}" for name, value in place.items()]
+    assert run(["encode", URL, *options, "--output-s3-force-path-style"]) == 3  # the sandbox does not go to such places
+    said = "".join(capsys.readouterr())
+    assert "private_ip_blocked" in said
+    assert "a-secret-of-s3" not in said
 
 
 def test_quiet_is_quiet(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -268,24 +321,38 @@ def test_a_job_that_fails_says_why(service: Sandbox, capsys: pytest.CaptureFixtu
     assert not Path("out.mp4").exists()
 
 
-def test_an_interrupted_upload_cancels_its_job(service: Sandbox, tmp_path: Path) -> None:
-    service.faults.stall("putObject", times=None)
+def test_an_interrupted_upload_is_gone_on_with_or_given_up(
+    service: Sandbox, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service.faults.stall("putObject")
     process = subprocess.Popen([*COMMAND, "encode", "in.mp4", "-o", "out.mp4"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("uploading")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     (job,) = service.jobs
     assert process.returncode == 130
-    assert err.splitlines()[-1] == f"convertrilo: interrupted; job {job.id} is canceled"
-    assert job.status == "canceled"
+    key = err.partition("--idempotency-key ")[2].partition(" ")[0]
+    assert err.splitlines()[-1] == (
+        f"convertrilo: interrupted; job {job.id} is kept: the same command with --idempotency-key {key} goes on, "
+        f"convertrilo cancel {job.id} gives it up"
+    )
     assert names_in(tmp_path) == ["in.mp4"]
+    assert run(["encode", "in.mp4", "-o", "out.mp4", "--idempotency-key", key]) == 0
+    assert [each.status for each in service.jobs] == ["success"]
 
 
-def test_a_wait_has_an_end(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    service.faults.status("jobStatus", 503, times=None)
-    assert run(["encode", "in.mp4", "--quiet", "--timeout", "0.5"]) == 4
-    assert "after 0.5 seconds" in capsys.readouterr().err
+def test_a_wait_has_an_end(
+    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serve_in_thread(slow := Sandbox(encode_seconds=3600)) as base_url:
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        monkeypatch.setenv("CONVERTRILO_API_KEY", slow.api_key)
+        assert run(["encode", "in.mp4", "--quiet", "--timeout-ms", "500", "--external-id", "e"]) == 4
+        (job,) = slow.jobs
+    said = capsys.readouterr().err
+    assert "running after 0.5 seconds; " in said
+    assert said.endswith(f"job {job.id} is kept: the same command goes on\n")
 
 
 # ---- what is said before anything is done
@@ -296,19 +363,22 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "."], ". is a folder"),
     (["encode", "in.mp4", "--codec", "vp9"], "'vp9' is not one of 'h264', 'h265', 'av1'"),
     (["encode", "in.mp4", "--fps", "0"], "0 is not in the range"),
-    (["encode", "in.mp4", "--timeout", "0"], "0.0 is not in the range"),
+    (["encode", "in.mp4", "--timeout-ms", "0"], "0 is not in the range"),
+    (["encode", "in.mp4", "--json", "--job-id-only"], "exclude each other"),
     (["encode", "in.mp4", "-o", "none/out.mp4"], "there is no folder none"),
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv says mkv, and --container mp4"),
-    (["encode", "in.mp4", "--priority", "high"], "--priority is for URLs only"),
-    (["encode", "https://a.test/in.mp4", "--passes", "2"], "--passes is for files only"),
+    (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-bucket: for URLs"),
+    (["encode", URL, "--passes", "2", "--webhook", URL], "--passes cannot be given together with --webhook"),
+    (["encode", URL, "--output-s3-bucket", "b", "--output-s3-key", "k", "-o", "out.mp4"], "the result is in one place"),
+    (["encode", URL, "--output-s3-key", "k"], "outputS3.bucket: is required"),
     (["encode", "https://a.test/in.mp4", "--resolution", "4320p"], "resolution"),
     (["encode", "ftp://a.test/in.mp4"], "only http and https"),
     (["encode", "in.mp4", "--metadata", "nothing"], "KEY=VALUE or a JSON object"),
     (["encode", "in.mp4", "--metadata", "{"], "no JSON object"),
     (["encode", "in.mp4", "--external-id", "x" * 256], "externalId: must have at most 255"),
-    (["encode", "in.mp4"], "no API key: set CONVERTRILO_API_KEY, or encode on this machine with --sandbox"),
+    (["encode", "in.mp4"], "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or work on this"),
     (["unknown"], "No such command 'unknown'"),
     (["encode", "in.mp4", "--unknown"], "No such option"),
 ]
@@ -330,30 +400,6 @@ def test_what_is_not_right_is_one_line(
     assert says in err
     assert out == ""
     assert names_in(tmp_path) == ["in.mp4"]
-
-
-API = {"status": 400, "code": "c"}
-CODES: list[tuple[errors.ConvertriloError, int]] = [
-    (errors.JobFailedError("m", job_id="j"), 1),
-    (errors.JobCanceledError("m", job_id="j"), 1),
-    (errors.InvalidRequestError("m", status=400, code="probe_failed"), 1),
-    (errors.ValidationError("s", []), 2),
-    (errors.ConfigurationError("m"), 2),
-    (errors.InvalidRequestError("m", status=400, code="invalid_body"), 3),
-    (errors.InsufficientTokensError("m", status=402, code="insufficient_tokens"), 3),
-    (errors.RateLimitError("m", status=429, code="rate_limit_exceeded"), 3),
-    (errors.ServerError("m", status=502, code="http_502"), 4),
-    (errors.TransportError("m"), 4),
-    (errors.TransferError("m"), 4),
-    (errors.WaitTimeoutError("m", job_id="j"), 4),
-    (errors.DecodeError("m"), 4),
-    (errors.OutcomeUnknownError("m", find_out="f"), 4),
-]
-
-
-@pytest.mark.parametrize(("error", "code"), CODES, ids=lambda value: type(value).__name__)
-def test_the_exit_code_tells_the_kind_of_failure(error: errors.ConvertriloError, code: int) -> None:
-    assert exit_code(error) == code
 
 
 # ---- help, and what is missing

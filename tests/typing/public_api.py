@@ -48,6 +48,7 @@ from convertrilo.models import (
     ConfirmRequest,
     OnDemandCancelResponse,
     OnDemandFolderIngestResponse,
+    OnDemandStatusResponse,
     ProbeDurationResponse,
     TokenBalanceResponse,
     WebhookResponse,
@@ -152,6 +153,7 @@ async def methods_return_their_models(client: AsyncClient, job: JobCreateRequest
     assert_type(await client.create_job({"codec": "av1", "resolution": "720p", "fps": 24}), JobCreateResponse)
     assert_type(await client.create_jobs_bulk(BulkCreateRequest(jobs=[job]), idempotency_key="k"), BulkCreateResponse)
     assert_type(await client.job_status("id"), StatusResponse)
+    assert_type(await client.find_job("id"), StatusResponse | OnDemandStatusResponse)
     assert_type(await client.bulk_status(["id"]), BulkStatusResponse)
     assert_type(await client.probe_duration("id"), ProbeDurationResponse)
     assert_type(await client.get_balance(), TokenBalanceResponse)

@@ -1,0 +1,22 @@
+"""`convertrilo completion`: what a shell needs to complete commands and options."""
+
+import click
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    r"""Print what SHELL needs to complete commands and options.
+
+    \b
+    bash   eval "$(convertrilo completion bash)" in ~/.bashrc
+    zsh    eval "$(convertrilo completion zsh)" in ~/.zshrc
+    fish   convertrilo completion fish > ~/.config/fish/completions/convertrilo.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from convertrilo.cli.app import convertrilo
+
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(convertrilo, {}, "convertrilo", "_CONVERTRILO_COMPLETE").source())

@@ -1,0 +1,65 @@
+"""`convertrilo config`: the saved settings."""
+
+import sys
+
+import click
+
+from convertrilo.cli.options import of_output
+from convertrilo.cli.output import Output
+
+_NAMES = click.Choice(["apiKey", "accessToken", "baseUrl"])
+_PROFILE = click.option("--profile", metavar="NAME", help="Which account.  [default: default]")
+_SAVED = "[saved]"
+
+
+@click.group()
+def config() -> None:
+    """Show and change saved settings."""
+
+
+@config.command("get")
+@click.argument("name", required=False, type=_NAMES)
+@_PROFILE
+@of_output
+def get(name: str | None, profile: str | None, output: Output) -> None:
+    """Show which settings hold, and where each comes from; or the value of one. Credentials are never shown."""
+    from convertrilo.cli import settings
+
+    account = settings.account(profile)
+    values = {
+        "apiKey": account.api_key and _SAVED,
+        "accessToken": account.access_token and _SAVED,
+        "baseUrl": account.base_url,
+    }
+    if name is not None:
+        Output(as_json=output.as_json, field=None if output.as_json else name).show({name: values[name]})
+        return
+    output.show(
+        {
+            "path": str(settings.saved()[0]),
+            "profile": account.profile,
+            "profiles": sorted(settings.saved()[1]),
+            **{key: value for key, value in values.items() if value is not None},
+            "origins": dict(account.origins),
+        }
+    )
+
+
+@config.command("set")
+@click.argument("name", type=_NAMES)
+@click.argument("value")
+@_PROFILE
+@of_output
+def set_one(name: str, value: str, profile: str | None, output: Output) -> None:
+    """Save a setting; an empty VALUE removes it, and - reads it from stdin, where no other user sees it."""
+    from convertrilo.cli import settings
+    from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
+
+    text = (sys.stdin.readline() if value == "-" else value).strip()
+    if text and name == "baseUrl":
+        AsyncClient("unused", base_url=text)  # raises what is wrong with it
+    elif text:
+        AsyncClient(text, base_url=DEFAULT_BASE_URL)
+    which = settings.profile_name(profile)
+    file = settings.save(which, {name: text or None})
+    output.show({"profile": which, "path": str(file), name: (text if name == "baseUrl" else _SAVED) if text else None})

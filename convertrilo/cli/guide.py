@@ -1,0 +1,45 @@
+"""`convertrilo` without a command: asks what to encode, and shows the command that does it."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convertrilo.cli.options import choice
+from convertrilo.cli.output import note
+from convertrilo.models import Codec, OnDemandResolution, Quality
+
+
+def ask() -> list[str]:
+    """Ask on the terminal, and return the arguments of the command that was meant."""
+    note("What shall be encoded? (Ctrl-C ends this; convertrilo --help shows all commands.)")
+    source = _prompt("A file, or a URL", value_proc=_source)
+    codec = _prompt("Codec", type=choice(Codec), default="h264")
+    resolution = _prompt("At most so high", type=choice(OnDemandResolution), default="1080p")
+    quality = _prompt("Quality", type=choice(Quality), default="better")
+    stem = Path(source.partition("?")[0].rpartition("/")[2]).stem or "output"
+    path = _prompt("Where to put the result", default=f"{stem}.{codec}.mp4")
+    arguments = ["encode", source, "--codec", codec, "--resolution", resolution, "--quality", quality, "-o", path]
+    if not _has_account() and click.confirm("No account is known. Encode on this machine?", default=True, err=True):
+        arguments.append("--sandbox")
+    note(f"The same in one line: convertrilo {shlex.join(arguments)}")
+    return arguments
+
+
+def _prompt(text: str, **options: Any) -> str:
+    return str(click.prompt(text, err=True, **options))
+
+
+def _source(text: str) -> str:
+    source = text.strip()
+    if "://" not in source and not Path(source).expanduser().is_file():
+        raise click.BadParameter(f"there is no file {source}")
+    return source if "://" in source else str(Path(source).expanduser())
+
+
+def _has_account() -> bool:
+    from convertrilo.cli.settings import account
+
+    who = account(None)
+    return bool(who.api_key or who.access_token)

@@ -1,0 +1,95 @@
+"""`convertrilo login`: from credentials to a saved profile."""
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convertrilo.cli.options import SANDBOX_HELP, of_output
+from convertrilo.cli.output import Output, is_interactive, note
+from convertrilo.cli.service import Service
+
+if TYPE_CHECKING:
+    from convertrilo.client import AsyncClient
+
+
+@click.command()
+@click.option("--api-key", metavar="KEY", help="The key; other users can read it here, so better let it be asked for.")
+@click.option("--email", help="Log in with the account's password instead, for an access token, which `keys` needs.")
+@click.option("--base-url", metavar="URL", help="Where the service is.")
+@click.option("--profile", metavar="NAME", help="The name to save it under, for several accounts.  [default: default]")
+@click.option("--sandbox", is_flag=True, help=f"{SANDBOX_HELP} Nothing is saved: it needs no login.")
+@of_output
+def login(
+    api_key: str | None,
+    email: str | None,
+    base_url: str | None,
+    profile: str | None,
+    output: Output,
+    *,
+    sandbox: bool,
+) -> None:
+    """Save an API key, or log in by e-mail address and password, once the service has accepted it.
+
+    The key or the password is asked for on a terminal, and read from stdin elsewhere.
+    """
+    from functools import partial
+
+    import anyio
+
+    from convertrilo.cli import settings
+    from convertrilo.cli.interrupt import interruptible
+    from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
+    from convertrilo.retry import RetryPolicy
+
+    if api_key is not None and email is not None:
+        raise click.UsageError("--api-key and --email exclude each other")
+    name = settings.profile_name(profile)
+    where = base_url or os.environ.get("CONVERTRILO_BASE_URL") or _known(name) or DEFAULT_BASE_URL
+    password = None if email is None else _secret("Password")
+    key = (api_key or _secret("API key")) if email is None else None
+    client = (
+        Service(None, sandbox=True).client(api_key=key)
+        if sandbox
+        else AsyncClient(key, base_url=where, retry=RetryPolicy.none())
+    )
+    changes = anyio.run(interruptible, client, partial(_accepted, key, email, password), str)
+    result: dict[str, Any] = {"profile": name, "baseUrl": where}
+    if not sandbox:
+        changes["baseUrl"] = None if where == DEFAULT_BASE_URL else where
+        result["path"] = str(settings.save(name, changes))
+    output.show(result)
+    if os.environ.get("CONVERTRILO_API_KEY") and profile is None:
+        note("CONVERTRILO_API_KEY is set, and stands before what is saved.")
+
+
+def _known(profile: str) -> str | None:
+    from convertrilo.cli.settings import saved
+
+    return saved()[1].get(profile, {}).get("baseUrl")
+
+
+def _secret(what: str) -> str:
+    asked = is_interactive()
+    value = str(click.prompt(what, hide_input=True, err=True) if asked else sys.stdin.readline()).strip()
+    if not value:
+        raise click.UsageError(f"no {what}: give it on stdin, as in convertrilo login < FILE")
+    return value
+
+
+async def _accepted(
+    key: str | None, email: str | None, password: str | None, client: "AsyncClient"
+) -> dict[str, str | None]:
+    """Have the service check the credentials, and return what is to be saved."""
+    from convertrilo.errors import PermissionDeniedError
+
+    if key is None:
+        answer = await client.login({"email": email, "password": password})
+        return {"accessToken": answer.access_token}
+    try:
+        await client.get_balance()
+    except PermissionDeniedError as error:
+        if error.required_scope is None:  # a key that lacks just this scope is a good one
+            raise
+    return {"apiKey": key}

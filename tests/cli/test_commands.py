@@ -1,0 +1,314 @@
+"""Every command as people and scripts run it: a process of its own, against a sandbox on a port."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from cli_help import COMMAND, convertrilo, names_in, read_terminal
+
+from convertrilo import AsyncClient, JobCreateRequest, Journal
+from convertrilo.cli.app import run
+from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
+
+URL = "https://example.com/holiday.mov"
+NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SandboxServer]:
+    sandbox = Sandbox(seed=1)
+    with serve_in_thread(sandbox) as base_url:
+        yield SandboxServer(base_url, sandbox.api_key, sandbox)
+
+
+@pytest.fixture(autouse=True)
+def here(server: SandboxServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder to work in, with the service in the environment."""
+    monkeypatch.setenv("CONVERTRILO_API_KEY", server.api_key)
+    monkeypatch.setenv("CONVERTRILO_BASE_URL", server.base_url)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def token(server: SandboxServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An access token in the environment."""
+    body = {"email": server.sandbox.email, "password": server.sandbox.password}
+    answer = httpx.post(f"{server.base_url}/auth/login", json=body, trust_env=False)
+    monkeypatch.setenv("CONVERTRILO_ACCESS_TOKEN", answer.json()["accessToken"])
+    return str(answer.json()["accessToken"])
+
+
+def answered(*arguments: str, stdin: str = "") -> Any:
+    """What a command that works prints with --json: JSON alone, and the exit code 0."""
+    done = convertrilo(*arguments, "--json", cwd=Path(), stdin=stdin)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def text(*arguments: str) -> str:
+    """What it prints for people, from within: a process costs a third of a second."""
+    done = convertrilo(*arguments, cwd=Path())
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def failed(code: int, *arguments: str) -> str:
+    """What a command that fails says: one line on stderr, nothing on stdout, and the exit code of its kind."""
+    done = convertrilo(*arguments, cwd=Path())
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.startswith("convertrilo: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def on_demand() -> str:
+    done = convertrilo("encode", URL, "--job-id-only", cwd=Path())
+    return done.stdout.strip()
+
+
+def test_status_wait_and_download_of_a_job(server: SandboxServer, here: Path) -> None:
+    job_id = on_demand()
+    done = answered("wait", job_id, "--poll-interval-ms", "100")
+    assert (done["jobId"], done["status"], done["sourceFilename"]) == (job_id, "success", "holiday.mov")
+    assert text("status", job_id).splitlines()[0] == f"jobId: {job_id}"
+    fetched = answered("download", job_id, "--wait")
+    size = len(Path(fetched["output"]).read_bytes())
+    assert fetched == {"jobId": job_id, "output": done["outputFilename"], "size": size, "status": "success"}
+    assert names_in(here) == [done["outputFilename"]]
+    assert "404 not_found" in failed(3, "status", NOBODY)
+    assert "404 not_found" in failed(3, "wait", NOBODY)
+    assert "404 not_found" in failed(3, "download", NOBODY)
+
+
+def test_wait_tells_a_job_that_failed_by_its_exit_code(server: SandboxServer) -> None:
+    server.sandbox.fail_jobs("the picture is upside down")
+    assert failed(1, "wait", on_demand(), "--quiet").endswith("failed: the picture is upside down\n")
+
+
+def test_cancel(server: SandboxServer) -> None:
+    async def create() -> str:
+        async with AsyncClient() as client:
+            return (await client.create_job(JobCreateRequest(codec="h264", resolution="720p", fps=30))).job_id
+
+    job_id = anyio.run(create)
+    assert answered("cancel", job_id) == {"jobId": job_id, "status": "canceled"}
+    done = on_demand()
+    assert answered("wait", done)["status"] == "success"
+    refused = convertrilo("cancel", done, cwd=Path())
+    assert refused.returncode == 1
+    assert refused.stderr == f"convertrilo: job {done} is success, and can be canceled no more\n"
+
+
+def test_balance_for_scripts_and_people_and_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    balance = answered("balance")
+    assert set(balance) == {"available", "reserved", "trialExpiresAt", "trialGrantRemaining"}
+    assert text("balance").startswith(f"available: {balance['available']}\n")
+    monkeypatch.setenv("CONVERTRILO_API_KEY", "cvr_wrong")
+    assert failed(5, "balance").endswith("; log in with convertrilo login, or set CONVERTRILO_API_KEY\n")
+
+
+def test_upload_and_confirm_a_job_that_waits_for_its_file(server: SandboxServer, here: Path) -> None:
+    async def create() -> str:
+        async with AsyncClient() as client:
+            return (await client.create_job(JobCreateRequest(codec="h264", resolution="720p", fps=30))).job_id
+
+    job_id = anyio.run(create)
+    (here / "in.mp4").write_bytes(b"some video")
+    done = answered("upload", job_id, "in.mp4", "--confirm", "--journal", "run.db")
+    assert (done["jobId"], done["size"]) == (job_id, 10)
+    assert answered("wait", job_id)["status"] == "success"
+    assert names_in(here) == ["in.mp4", "run.db"]
+    assert "there is no file none.mp4 (see convertrilo upload --help)" in failed(2, "upload", job_id, "none.mp4")
+
+
+def test_webhooks(server: SandboxServer) -> None:
+    made = answered("webhooks", "create", "https://hooks.example/in", "--event", "job.failed")
+    assert (made["url"], made["events"], made["isActive"]) == ("https://hooks.example/in", ["job.failed"], True)
+    assert made["secret"]
+    webhook_id = made["id"]
+    changed = answered("webhooks", "update", webhook_id, "--inactive", "--event", "job.created")
+    assert (changed["isActive"], changed["events"]) == (False, ["job.created"])
+    listed = text("webhooks", "list").splitlines()
+    assert listed[0].split() == ["id", "state", "failures", "url", "events", "last", "failure"]
+    assert listed[1].split()[:5] == [webhook_id, "off", "0", "https://hooks.example/in", "created"]
+    assert answered("webhooks", "update", webhook_id, "--active")["isActive"] is True
+    assert answered("webhooks", "test", webhook_id) == {"webhookId": webhook_id, "sent": True}
+    (attempt,) = answered("webhooks", "deliveries", webhook_id)["deliveries"]
+    assert (attempt["event"], attempt["webhookId"]) == ("webhook.test", webhook_id)
+    assert answered("webhooks", "delete", webhook_id) == {"webhookId": webhook_id, "deleted": True}
+    assert answered("webhooks", "list") == {"webhooks": []}
+
+
+def test_what_webhooks_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    cases: list[tuple[int, Sequence[str], str]] = [
+        (2, ["update", NOBODY], "nothing to change"),
+        (2, ["create", "https://a.test", "--event", "job.lost"], "'job.lost' is not one of"),
+        *((3, [name, NOBODY], "404 webhook_not_found") for name in ("delete", "test", "deliveries")),
+    ]
+    for code, arguments, says in cases:
+        assert run(["webhooks", *arguments]) == code
+        out, err = capsys.readouterr()
+        assert says in err
+        assert out == ""
+    assert failed(2, "webhooks", "create", "nowhere") == "convertrilo: url: must be an absolute URL, not 'nowhere'\n"
+
+
+@pytest.mark.usefixtures("token")
+def test_keys(capsys: pytest.CaptureFixture[str]) -> None:
+    made = answered("keys", "create", "ci", "--scope", "jobs:read", "--expires-in-days", "30")
+    assert (made["name"], made["scopes"]) == ("ci", ["jobs:read"])
+    assert made["key"].startswith(made["prefix"])
+    listed = convertrilo("keys", "list", cwd=Path()).stdout
+    assert "begins with" in listed
+    assert made["id"] in listed
+    assert made["key"] not in listed
+    assert answered("keys", "revoke", made["id"]) == {"keyId": made["id"], "revoked": True}
+    assert "404 not_found" in failed(3, "keys", "revoke", made["id"])
+
+
+def test_keys_need_more_than_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "log in with convertrilo login --email" in failed(2, "keys", "list")
+    monkeypatch.setenv("CONVERTRILO_ACCESS_TOKEN", "expired")
+    assert failed(5, "keys", "list").endswith("log in with convertrilo login --email YOU@EXAMPLE.COM\n")
+
+
+def test_journal(server: SandboxServer, here: Path) -> None:
+    job = JobCreateRequest(codec="h264", resolution="720p", fps=30, external_id="clip-1")
+
+    async def fill() -> None:
+        async with AsyncClient(journal=Journal("run.db")) as client:
+            await client.create_job(job)
+        async with Journal("run.db") as journal:
+            await journal.begin(
+                service="localhost", operation="createJob", key="k-1", body=b"{}", identity="key", name=None
+            )
+        async with Journal("run.db", replay_window=0) as journal:
+            assert [each.key async for each in journal.unknown()] == ["k-1"]
+
+    anyio.run(fill)
+    (entry,) = answered("journal", "answered", "run.db")["operations"]
+    assert (entry["operation"], entry["state"], entry["identity"]) == ("createJob", "answered", "external_id")
+    shown = answered("journal", "show", "run.db", entry["key"])
+    assert shown["request"]["externalId"] == "clip-1"
+    assert shown["answer"]["jobId"] == server.sandbox.assert_created_once(external_id="clip-1").id
+    assert "signature=" not in json.dumps(shown)  # the upload URL is a permission
+    assert "k-1" in text("journal", "pending", "run.db")
+    assert answered("journal", "unknown", "run.db") == {"operations": []}
+    assert answered("journal", "drop", "run.db", "k-1") == {"key": "k-1", "dropped": True}
+    assert failed(2, "journal", "drop", "run.db", "k-1") == "convertrilo: the journal run.db holds no key k-1\n"
+
+
+def test_a_journal_that_is_none_is_left_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "notes.txt").write_text("no journal")
+    for name in ("pending", "answered", "unknown"):
+        assert run(["journal", name, "missing.db"]) == 2
+        assert "there is no file missing.db" in capsys.readouterr().err
+        assert run(["journal", name, "notes.txt"]) == 2
+        assert "notes.txt cannot be used: it is no SQLite file" in capsys.readouterr().err
+    assert names_in(here) == ["notes.txt"]
+
+
+def test_config_login_and_logout(server: SandboxServer, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.delenv("CONVERTRILO_API_KEY")
+    monkeypatch.delenv("CONVERTRILO_BASE_URL")
+    file = home / "config" / "convertrilo" / "config.json"
+    assert answered("config", "set", "baseUrl", server.base_url)["baseUrl"] == server.base_url
+    saved = answered("login", stdin=f"{server.api_key}\n")
+    assert saved == {"profile": "default", "baseUrl": server.base_url, "path": str(file)}
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert answered("balance")["available"] > 0
+    shown = convertrilo("config", "get", cwd=Path())
+    assert "apiKey: [saved]" in shown.stdout
+    assert server.api_key not in shown.stdout + shown.stderr
+    assert answered("logout")["loggedOut"] is True
+    assert server.api_key not in file.read_text()
+    assert "no API key: log in with convertrilo login" in failed(2, "balance")
+    assert "'url' is not one of" in failed(2, "config", "set", "url", "x")
+
+
+@pytest.mark.parametrize(("shell", "says"), [("bash", "complete -o"), ("zsh", "#compdef"), ("fish", "complete --no")])
+def test_completion(shell: str, says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert says in capsys.readouterr().out
+
+
+def test_a_shell_can_complete_commands_and_options() -> None:
+    def completed(words: str, word: str) -> list[str]:
+        asked = {"_CONVERTRILO_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": word}
+        done = subprocess.run(COMMAND, env={**os.environ, **asked}, capture_output=True, text=True, check=True)
+        return [line.partition(",")[2] for line in done.stdout.splitlines()]
+
+    assert completed("convertrilo wa", "1") == ["wait"]
+    assert completed("convertrilo webhooks del", "2") == ["delete", "deliveries"]
+    assert "--resolution" in completed("convertrilo encode --res", "2")
+    assert convertrilo("completion", "tcsh", cwd=Path()).returncode == 2
+
+
+# ---- what every command does with its surroundings
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    with subprocess.Popen([*COMMAND, "balance"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_colour_is_for_terminals_that_want_it(environment: dict[str, str], *, coloured: bool) -> None:
+    job_id = on_demand()
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "status", job_id],
+        env={**os.environ, "TERM": "xterm", **environment},
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(theirs)
+    shown = b""
+    while chunk := read_terminal(ours):
+        shown += chunk
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"holiday.mov" in shown
+    assert (b"\x1b[" in shown) is coloured
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
+def test_an_interrupted_wait_says_how_to_go_on(
+    end: signal.Signals | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with serve_in_thread(slow := Sandbox(encode_seconds=3600)) as base_url:
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        monkeypatch.setenv("CONVERTRILO_API_KEY", slow.api_key)
+        job_id = on_demand()
+        pid, terminal = pty.fork()
+        if pid == 0:
+            os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 1)
+            os.execv(COMMAND[0], [*COMMAND, "wait", job_id])
+        shown = b""
+        while b"encoding" not in shown:
+            shown += read_terminal(terminal)
+        if end is not None:
+            os.kill(pid, end)
+            while chunk := read_terminal(terminal):
+                shown += chunk
+        os.close(terminal)  # or the terminal is closed: SIGHUP, and nobody to say anything to
+        _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    if end is not None:
+        says = f"interrupted; the job goes on: wait for it again with convertrilo wait {job_id}"
+        assert says in " ".join(shown.decode().split())
+    assert (tmp_path / "said").read_bytes() == b""
