@@ -73,8 +73,11 @@ class Toolbox:
         timeout = arguments.get("timeoutMs", WAIT_MS) / 1000
 
         async def work(hear: Callable[[Progress], object]) -> Any:
+            def hear_of(status: StatusResponse | OnDemandStatusResponse) -> None:
+                hear(_progress(status))
+
             try:
-                return await wait(job_id, timeout=timeout, on_progress=lambda each: hear(_progress(each)))
+                return await wait(job_id, timeout=timeout, on_progress=hear_of)
             except (JobFailedError, JobCanceledError) as error:
                 return error.status
 
