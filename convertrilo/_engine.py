@@ -105,7 +105,7 @@ class Engine(Context):
             if identity is None or self.journal is None:
                 result, _, headers = await call.run()
                 return result, headers
-            return await self._journaled(self.journal, call, identity, bare)
+            return await self.journaled(self.journal, call, identity, bare)
 
     def watching(
         self, call: Call[Any], wire: dict[str, Any] | None, identity: Identity | None
@@ -141,9 +141,10 @@ class Engine(Context):
             raise ConfigurationError("the client is closed")
         return Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
 
-    async def _journaled(
+    async def journaled(
         self, journal: "Journal", call: "Call[R]", identity: Identity, bare: bytes
     ) -> tuple[R, httpx.Headers]:
+        """Carry out a keyed call, written down in a journal before it and after it."""
         await self.open_journal()
         writing = journal.begin(
             service=self.service,

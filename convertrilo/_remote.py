@@ -6,7 +6,8 @@ listed any number of times. API key and AWS's credentials are those of the worke
 
 import time
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
 
 import anyio
 
@@ -138,3 +139,57 @@ def _shortened(answer: bytes) -> bytes:
     wire: dict[str, Any] = loads(answer)
     jobs = [{name: each[name] for name in _KEPT if name in each} for each in wire.get("jobs") or ()]
     return dumps({"reserved": wire.get("reserved"), "jobs": jobs})
+
+
+# ---- who hands out the work
+
+
+class IngestEngine(Protocol):
+    """What lists pages and sends batches elsewhere; it may do so twice. Entered while a folder is worked on."""
+
+    async def __aenter__(self) -> Any: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Any: ...
+
+    async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
+        """List one page, as `find` does."""
+        ...
+
+    async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
+        """Send a frozen batch, as `send` does."""
+        ...
+
+
+class Elsewhere:
+    """The two steps of the work that an engine does."""
+
+    def __init__(self, client: AsyncClient, engine: IngestEngine, folder: Folder, *, anonymous: bool) -> None:
+        inner, options = engine_of(client)
+        self._engine = engine
+        self._folder = folder
+        self._anonymous = anonymous
+        self._service = Service(client.base_url, inner.credentials.sender, options.retry)
+
+    async def __aenter__(self) -> Any:
+        return await self._engine.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Any:
+        return await self._engine.__aexit__(kind, error, traceback)
+
+    @property
+    def _place(self) -> Place:
+        folder = self._folder
+        return Place(folder.bucket, folder.prefix, folder.endpoint, folder.region, folder.path_style, self._anonymous)
+
+    async def ask(self, after: str | None, token: str | None) -> Listed:
+        """List one page."""
+        listed, self._folder.region = await self._engine.find(self._place, self._service, after, token)
+        return listed
+
+    async def carry(self, key: str, body: bytes, last_resend: float | None) -> bytes:
+        """Send a frozen batch."""
+        return await self._engine.send(self._place, self._service, key, body, last_resend)

@@ -19,6 +19,7 @@ from convertrilo import (
     IngestRow,
     JobCreateRequest,
     RetryPolicy,
+    S3FolderOutput,
     S3FolderSource,
     TransferError,
     TransportError,
@@ -396,6 +397,55 @@ async def test_two_runs_on_one_journal_share_the_work(
     assert max(report.succeeded for report in reports) == 60
 
 
+# ---- listed by the service
+
+
+async def test_the_service_may_list_a_small_folder_itself(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.bucket(**videos(9), **{"films/a.txt": b""})
+    sandbox.fail_jobs("no video stream", times=2)
+    for _ in range(2):
+        report = await ingest_folder(
+            client,
+            source(object_store, bucket, prefix="films/"),
+            TEMPLATE,
+            journal=tmp_path / "run.db",
+            on_demand=True,
+            wait=True,
+        )
+        assert (report.listed, report.submitted, report.succeeded, report.failed) == (9, 9, 7, 2)
+    assert [each.operation for each in sandbox.requests].count("onDemandIngestFolder") == 1
+    found = await rows(report)
+    assert {each.external_id: each.job_id for each in found.values()} == made(sandbox)
+    assert found.keys() == {key.removeprefix("films/") for key in videos(9)}
+    assert sorted(each.error or "" for each in found.values()) == [""] * 7 + ["no video stream"] * 2
+
+
+async def test_the_service_writes_where_it_is_told(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket, other = object_store.bucket(**videos(2)), object_store.bucket()
+    output = S3FolderOutput(
+        bucket=other,
+        prefix="out/",
+        endpoint=object_store.endpoint,
+        access_key_id=object_store.access_key_id,
+        secret_access_key=object_store.secret_access_key,
+    )
+    options: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "output": output, "wait": True}
+    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, max_files=1, **options)
+    assert [each.output for each in (await rows(report)).values()] == object_store.keys(other)
+    assert len(object_store.keys(other)) == 1
+    assert SECRET not in (tmp_path / "run.db").read_bytes().decode(errors="replace")
+    with pytest.raises(ConfigurationError, match="the journal holds another ingest: its on_demand is"):
+        await ingest_folder(client, source(object_store, bucket), TEMPLATE, max_files=2, **options)
+    again = await ingest_folder(
+        client, source(object_store, bucket), TEMPLATE, max_files=2, from_scratch=True, **options
+    )
+    assert (again.submitted, len(sandbox.jobs)) == (2, 3)
+
+
 # ---- secrets
 
 
@@ -431,6 +481,15 @@ async def test_credentials_are_sent_and_stay_nowhere(
         (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
         (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
         ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
+        (TEMPLATE, {"on_demand": True}, "manifest: cannot be had with on_demand=True"),
+        (TEMPLATE, {"on_demand": True, "manifest": None, "dry_run": True}, "dry_run: cannot be had with on_demand"),
+        (
+            TEMPLATE,
+            {"on_demand": True, "manifest": None, "max_files": 1001},
+            "maxFiles: must be an integer from 1 to 1000",
+        ),
+        ({**TEMPLATE, "policy": "fastest"}, {"on_demand": True, "manifest": None}, "policy: must not be set with"),
+        (TEMPLATE, {"output": S3FolderOutput(bucket="b")}, "output: is for on_demand=True"),
     ],
 )
 async def test_what_makes_no_sense_is_said_and_nothing_is_sent(
@@ -443,8 +502,6 @@ async def test_what_makes_no_sense_is_said_and_nothing_is_sent(
             "s3://films",
             template,
             journal=tmp_path / "run.db",
-            manifest=tmp_path / "keys.txt",
-            anonymous=True,
-            **options,
+            **{"manifest": tmp_path / "keys.txt", "anonymous": True, **options},
         )
     assert sandbox.requests == []

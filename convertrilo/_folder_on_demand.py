@@ -1,0 +1,145 @@
+"""A small folder that the service lists itself: one request, at most 1,000 files, no cursor."""
+
+import hashlib
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import attrs
+
+from convertrilo import operations as rows
+from convertrilo._folder_record import FolderRecord
+from convertrilo._folder_rows import Ended, New, Submitted
+from convertrilo._folder_run import IngestProgress, OnIngest
+from convertrilo._json import encode
+from convertrilo._redaction import hider, secrets_in
+from convertrilo._reports import IngestReport
+from convertrilo._together import together
+from convertrilo.client import AsyncClient, engine_of
+from convertrilo.codec import from_request, to_wire
+from convertrilo.errors import Issue, JobError, ValidationError, WaitTimeoutError
+from convertrilo.idempotency import identify
+from convertrilo.models import (
+    JobCreateRequest,
+    OnDemandFolderIngestItem,
+    OnDemandFolderIngestRequest,
+    OnDemandFolderIngestResponse,
+    OnDemandStatusResponse,
+    S3FolderOutput,
+)
+from convertrilo.s3 import Folder
+
+_FOLLOWERS = 100
+_MAX_PREFIX = 200
+"""Characters of `externalIdPrefix`, as the contract says."""
+
+
+def on_demand_request(
+    folder: Folder, template: JobCreateRequest, output: S3FolderOutput | None, max_files: int | None
+) -> OnDemandFolderIngestRequest:
+    """Return what the service is asked for.
+
+    Raises:
+        ValidationError: The operation has no field for something in the template, or bounds of its own.
+    """
+    wire = to_wire(template)
+    alien = [Issue(name, "must not be set with on_demand=True") for name in ("policy", "confirm") if name in wire]
+    if alien:
+        raise ValidationError("template", alien)
+    source = to_wire(folder.source(""))
+    del source["key"]
+    wire |= {
+        "externalIdPrefix": _prefix(folder),
+        "maxFiles": max_files,
+        "sourceS3": {**source, "prefix": folder.prefix},
+    }
+    if output is not None:
+        wire |= {"outputDestination": "s3", "outputS3": to_wire(output)}
+    return from_request(OnDemandFolderIngestRequest, wire)
+
+
+def _prefix(folder: Folder) -> str:
+    """Return what the external ids of a folder begin with: its URL, or the SHA-256 of a long one."""
+    url = f"s3://{folder.bucket}/{quote(folder.prefix, safe='/-_.~')}"
+    return url if len(url) <= _MAX_PREFIX else f"s3-sha256:{hashlib.sha256(url.encode()).hexdigest()}"
+
+
+class OnDemandFolder:
+    """A folder that the service lists: asked for once on a journal, and followed."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        request: OnDemandFolderIngestRequest,
+        record: FolderRecord,
+        on_progress: OnIngest | None,
+    ) -> None:
+        self._client = client
+        self._request = request
+        self._record = record
+        self._on_progress = on_progress
+        self._wire = to_wire(request)
+
+    async def work(self, timeout: float | None) -> IngestReport:
+        """Have the folder encoded; and follow the jobs for so many seconds, if any are given."""
+        answer = await self._ask()
+        jobs = {self._name(each): each for each in answer.jobs or () if each.job_id}
+        await self._record.add([New(each.file_name or name, None, name, None) for name, each in jobs.items()], None)
+        await self._record.submitted(
+            [Submitted(name, each.job_id, "queued", None, None) for name, each in jobs.items()]
+        )
+        await self._tell()
+        if timeout is not None:
+            left = iter([job_id for _, job_id in await self._record.unended(0, len(jobs))])
+            await together([lambda: self._follow(left, timeout)] * _FOLLOWERS)
+        totals = await self._record.totals()
+        return IngestReport(**attrs.asdict(totals), passed_over=0, dry_run=False, journal=self._record.journal)
+
+    def _name(self, item: OnDemandFolderIngestItem) -> str:
+        """Return the external id of a file's job, as the contract makes it where the answer does not say."""
+        return item.external_id or f"{self._request.external_id_prefix}:{item.file_name or item.job_id}"
+
+    async def _ask(self) -> OnDemandFolderIngestResponse:
+        """Send the request, once on this journal: sent and answered before, the answer comes from there."""
+        engine, options = engine_of(self._client)
+        row, content = rows.ON_DEMAND_INGEST_FOLDER, encode(self._wire)
+        name = f"run {self._record.generation}" if self._record.generation else None
+        identity, bare = identify(row, self._wire, content, name=name)
+        call = engine.frozen_call(row, options, wire=self._wire, content=content, identity=identity)
+        with engine.watching(call, self._wire, identity):
+            answer, _ = await engine.journaled(self._record.journal, call, identity, bare)
+        return answer
+
+    async def _follow(self, left: Iterator[str], timeout: float) -> None:
+        for job_id in left:
+            status: OnDemandStatusResponse | None = None
+            error: str | None = None
+            try:
+                status = await self._client.wait_for_on_demand(job_id, timeout=timeout)
+            except WaitTimeoutError:
+                continue
+            except JobError as failed:
+                status = failed.status
+            assert status is not None
+            error = status.failure_message
+            if error is not None:
+                error = hider(error, secrets_in(self._wire))(error)
+            await self._record.ended([Ended(job_id, status.status, _output(status), error)])
+            await self._tell()
+
+    async def _tell(self) -> None:
+        if self._on_progress is not None:
+            totals = await self._record.totals()
+            self._on_progress(
+                IngestProgress(
+                    listed=totals.listed,
+                    submitted=totals.submitted,
+                    done=totals.succeeded,
+                    failed=totals.failed + totals.canceled,
+                    is_listed=True,
+                )
+            )
+
+
+def _output(status: OnDemandStatusResponse) -> str | None:
+    to = status.destination
+    return None if to is None else to.key or to.file_name
