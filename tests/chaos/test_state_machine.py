@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -353,7 +354,7 @@ def run(backend: str, *, examples: int, phases: Sequence[Phase] = tuple(Phase), 
 
 
 def test_no_crash_retry_or_rerun_makes_a_second_job(anyio_backend: str) -> None:
-    run(anyio_backend, examples=80)
+    run(anyio_backend, examples=1_000 if os.environ.get("CHAOS_SCALE") == "full" else 80)
 
 
 @pytest.mark.parametrize(
