@@ -241,7 +241,7 @@ _DIGESTS = (  # which header has a digest of the whole file, even in a partial a
 def digest_in(headers: httpx.Headers) -> tuple[str, str] | None:
     """Return algorithm and value (in hexadecimal) of the digest that an answer gives of the whole file, if any.
 
-    An ETag is not taken for one: often it is the MD5; of an encrypted or composed object it is not, and does not say.
+    An ETag is taken for one only where Amazon S3 says enough to be sure that it is the MD5.
     """
     for name, pattern, algorithm in _DIGESTS:
         found = re.search(rf"(?:^|[,\s]){pattern}(?:$|[,\s])", headers.get(name, ""))
@@ -250,7 +250,19 @@ def digest_in(headers: httpx.Headers) -> tuple[str, str] | None:
                 return algorithm, base64.b64decode(found[1], validate=True).hex()
             except ValueError:
                 continue
-    return None
+    return _md5_in_etag(headers)
+
+
+def _md5_in_etag(headers: httpx.Headers) -> tuple[str, str] | None:
+    """Return the MD5 that is an ETag of S3's: of an object that was put whole, and has no key of its own."""
+    found = re.fullmatch(r'"([0-9a-f]{32})"', headers.get("etag", ""))
+    is_md5 = (
+        headers.get("server") == "AmazonS3"
+        and headers.get("x-amz-server-side-encryption", "AES256") == "AES256"
+        and "x-amz-server-side-encryption-customer-algorithm" not in headers
+        and headers.get("x-amz-storage-class") != "EXPRESS_ONEZONE"
+    )
+    return ("md5", found[1]) if found is not None and is_md5 else None
 
 
 def checked_url(name: str, text: str) -> httpx.URL:

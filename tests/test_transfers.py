@@ -827,6 +827,43 @@ async def test_a_file_that_is_not_what_its_digest_says_is_fetched_again(kind: st
     assert script.attempts == (3 if cut else 2)
 
 
+S3_SAYS = {"Server": "AmazonS3", "x-amz-server-side-encryption": "AES256"}
+
+
+async def test_an_etag_that_is_the_md5_is_held_to(tmp_path: Path) -> None:
+    etag = f'"{hashlib.md5(DATA).hexdigest()}"'
+    storage = Storage(etag=etag)
+    storage.headers = S3_SAYS
+    storage.failures = [Answer(200, NEW, {"Content-Length": str(len(NEW)), "ETag": etag, **S3_SAYS})]
+    script = Script(storage)
+    async with client_of(script) as client:
+        path = await client.download(STATUS, tmp_path / "out")
+    assert path.read_bytes() == DATA
+    assert script.attempts == 2
+
+
+@pytest.mark.parametrize(
+    ("etag", "headers"),
+    [
+        ("d" * 32 + "-3", {}),
+        ("v1", {}),
+        ("d" * 32, {"Server": "another"}),
+        ("d" * 32, {"x-amz-server-side-encryption": "aws:kms"}),
+        ("d" * 32, {"x-amz-server-side-encryption-customer-algorithm": "AES256"}),
+        ("d" * 32, {"x-amz-storage-class": "EXPRESS_ONEZONE"}),
+    ],
+)
+async def test_an_etag_that_may_be_something_else_is_no_digest(
+    etag: str, headers: dict[str, str], tmp_path: Path
+) -> None:
+    storage = Storage(etag=f'"{etag}"')
+    storage.headers = {**S3_SAYS, **headers}
+    script = Script(storage)
+    async with client_of(script) as client:
+        assert (await client.download(STATUS, tmp_path / "out")).read_bytes() == DATA
+    assert script.attempts == 1
+
+
 @pytest.mark.parametrize(
     "headers",
     [{"Repr-Digest": "sha-256=:no base64:"}, {"x-amz-checksum-sha256": "AAAA-3"}, {"Digest": "unixsum=30637"}],

@@ -183,9 +183,9 @@ def counted(work: Awaitable[Any], countdown: Countdown) -> Generator[Any, Any, A
         try:
             value = yield waits_for
         except BaseException as error:  # noqa: BLE001  # it is the work's to handle
-            resume = partial(steps.throw, error)  # type: ignore[attr-defined]  # generators have it
+            resume = partial(steps.throw, error)
         else:
-            resume = partial(steps.send, value)  # type: ignore[attr-defined]
+            resume = partial(steps.send, value)
 
 
 @contextmanager
