@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Self
 
@@ -109,14 +109,16 @@ class FolderRun:
         timeout: float | None,
     ) -> None:
         """List and submit; and follow the jobs for so many seconds, if any are given."""
-        outgoing, incoming = anyio.create_memory_object_stream[list[Row]](_PAGES_AHEAD)
+        rows, new = anyio.create_memory_object_stream[list[Row]](_PAGES_AHEAD)
+        results, said = anyio.create_memory_object_stream[SubmittedJob](_RESULTS)
         steps = [
-            partial(self._find, is_wanted, manifest, outgoing),
-            partial(self._submit, incoming, batch_size=batch_size, concurrency=concurrency),
+            partial(self._find, is_wanted, manifest, rows),
+            partial(self._submit, new, results, batch_size=batch_size, concurrency=concurrency),
+            partial(self._note, said),
         ]
         if timeout is not None and not self._dry_run:
             steps.append(partial(self._follow_all, timeout))
-        with outgoing, incoming:
+        with rows, new, results, said:
             async with self._elsewhere or nullcontext():
                 await together(steps)
 
@@ -167,17 +169,22 @@ class FolderRun:
     # ---- submission
 
     async def _submit(
-        self, incoming: MemoryObjectReceiveStream[list[Row]], *, batch_size: int, concurrency: int
+        self,
+        new: MemoryObjectReceiveStream[list[Row]],
+        results: MemoryObjectSendStream[SubmittedJob],
+        *,
+        batch_size: int,
+        concurrency: int,
     ) -> None:
-        """Submit what has no job yet, and write down what came of it."""
+        """Submit what has no job yet, and hand on what comes of it."""
         settings = None
         if self._dry_run:
             settings = BulkCreateSettings(dry_run=True)
         elif self._template.confirm is None:
             settings = BulkCreateSettings(confirm=True)
-        results = submit_jobs(
+        submitted = submit_jobs(
             self._client,
-            _Requests(self._record, self._last_known, incoming, self._job, self._ready),
+            _Requests(self._record, self._last_known, new, self._job, self._ready),
             settings=settings,
             batch_size=batch_size,
             concurrency=concurrency,
@@ -185,13 +192,21 @@ class FolderRun:
             on_progress=None,
             carry=None if self._elsewhere is None else self._elsewhere.carry,
         )
-        waiting: list[SubmittedJob] = []
-        async for result in results:
-            waiting.append(result)
-            if len(waiting) >= _RESULTS:
-                await self._put(waiting)
-                waiting = []
-        await self._put(waiting)
+        with results:
+            async for result in submitted:
+                try:
+                    results.send_nowait(result)
+                except anyio.WouldBlock:
+                    await results.send(result)
+
+    async def _note(self, said: MemoryObjectReceiveStream[SubmittedJob]) -> None:
+        """Write down what came of the jobs; what comes meanwhile is written together."""
+        async for result in said:
+            results = [result]
+            with suppress(anyio.WouldBlock, anyio.EndOfStream):
+                while len(results) < _RESULTS:
+                    results.append(said.receive_nowait())
+            await self._put(results)
         self._is_submitted = True
         self._news.set()
 

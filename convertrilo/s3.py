@@ -4,6 +4,7 @@ A big folder is listed in several ranges of keys at a time. tests/bench/bench_li
 CPU that boto3 needs, on any event loop.
 """
 
+import os
 import re
 from bisect import bisect_left
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -102,7 +103,7 @@ async def open_folder(source: str | S3FolderSource, *, anonymous: bool = False) 
     """Find out with which credentials, and in which region, a folder is read.
 
     Those that the source gives; else those of AWS's standard chain (environment, profile, role of the machine); else
-    none.
+    none. `AWS_ENDPOINT_URL_S3` and `AWS_ENDPOINT_URL` name another store than Amazon's where the source names none.
 
     Args:
         source: The folder, or `s3://bucket/prefix`.
@@ -144,11 +145,13 @@ def _open(source: S3FolderSource, *, anonymous: bool) -> Folder:
         raise ConfigurationError(
             f'listing S3 needs {error.name}; install it with: pip install "convertrilo[s3]"'
         ) from None
-    keys, region = None, source.region
+    keys, region, endpoint = None, source.region, source.endpoint
     try:
         session = Session()
         if region is None:
             region = session.get_config_variable("region")
+        if endpoint is None:
+            endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
         if source.access_key_id is not None and source.secret_access_key is not None:
             keys = Credentials(source.access_key_id, source.secret_access_key)
         elif not anonymous:
@@ -158,7 +161,7 @@ def _open(source: S3FolderSource, *, anonymous: bool) -> Folder:
     return Folder(
         bucket=source.bucket,
         prefix=source.prefix or "",
-        endpoint=source.endpoint,
+        endpoint=endpoint or None,
         region=region or _REGION,
         path_style=source.force_path_style is not False,  # the contract's default for a folder
         keys=keys,

@@ -40,6 +40,8 @@ KEYS = [
 def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let nothing of this machine's own AWS configuration count."""
     for name in (
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
         "AWS_ACCESS_KEY_ID",
         "AWS_SECRET_ACCESS_KEY",
         "AWS_SESSION_TOKEN",
@@ -186,6 +188,15 @@ async def test_credentials_and_region_come_from_the_standard_chain(monkeypatch: 
     assert (made.access_key_id, made.secret_access_key) == ("AKID", SECRET)
     assert SECRET not in f"{folder!r}{made!r}"
     assert (await open_folder("s3://films", anonymous=True)).source("a.mp4").access_key_id is None
+
+
+async def test_another_store_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "https://all.test")
+    assert (await open_folder("s3://films")).source("a.mp4").endpoint == "https://all.test"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "https://s3.test")
+    assert (await open_folder("s3://films")).url({"a": "b"}) == "https://s3.test/films?a=b"
+    named = S3FolderSource(bucket="films", endpoint="https://named.test")
+    assert (await open_folder(named)).source("a.mp4").endpoint == "https://named.test"
 
 
 async def test_temporary_credentials_list_and_are_not_sent_on(
