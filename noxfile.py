@@ -1,10 +1,11 @@
-"""The project's checks: `nox` runs lint, types and tests; `nox -s chaos`, `s3` and `bench` are further ones."""
+"""The project's checks: `nox` runs lint, types, tests, docs and package; `nox -s chaos`, `s3` and `bench` do more."""
 
 import shutil
+from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests"]
+nox.options.sessions = ["lint", "types", "tests", "package"]
 nox.options.reuse_existing_virtualenvs = True
 
 GROUPS = nox.project.dependency_groups
@@ -21,10 +22,13 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """Check types with mypy and pyright, both strict."""
+    """Check types with mypy and pyright, both strict, and that every public name has one."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test", "types"))
     session.run("mypy")
     session.run("pyright")
+    session.install("--no-deps", "--force-reinstall", ".")  # as users have it: pyright looks for no editable one
+    session.chdir(session.create_tmp())
+    session.run("pyright", "--verifytypes", "convertrilo", "--ignoreexternal")
 
 
 @nox.session
@@ -50,6 +54,17 @@ def s3(session: nox.Session) -> None:
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
     files = [f"tests/{name}.py" for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "test_s3")]
     session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build wheel and sdist, look into them, and install them bare, with each extra, and on each Python there is."""
+    session.install("build", "twine")
+    folder = session.create_tmp()
+    shutil.rmtree(folder)
+    session.run("python", "-m", "build", "--outdir", folder)
+    session.run("twine", "check", "--strict", *map(str, Path(folder).iterdir()))
+    session.run("python", "tests/package.py", folder, *session.posargs)
 
 
 @nox.session

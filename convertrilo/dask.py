@@ -22,9 +22,9 @@ from convertrilo.errors import ConfigurationError, ConvertriloError, TransportEr
 
 try:
     import distributed
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ConfigurationError(
-        f'a Dask cluster needs {error.name}; install it with: pip install "convertrilo[dask]"'
+        f'a Dask cluster needs {_error.name}; install it with: pip install "convertrilo[dask]"'
     ) from None
 
 T = TypeVar("T")

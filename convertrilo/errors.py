@@ -75,7 +75,7 @@ class ConvertriloError(Exception):
         self.message = message
         self.operation = operation
         self.idempotency_key = idempotency_key
-        self.attempts = attempts
+        self.attempts: int = attempts
 
     def _context(self) -> list[tuple[str, object]]:
         return [
@@ -93,7 +93,9 @@ class ConvertriloError(Exception):
 
     def with_call(self, *, operation: str, idempotency_key: str | None, attempts: int) -> Self:
         """Set which call this error ended, and return the error."""
-        self.operation, self.idempotency_key, self.attempts = operation, idempotency_key, attempts
+        self.operation = operation
+        self.idempotency_key = idempotency_key
+        self.attempts = attempts
         return self
 
 
@@ -112,7 +114,7 @@ class ValidationError(ConvertriloError, ValueError):
     """
 
     def __init__(self, subject: str, issues: Sequence[Issue], **call: Any) -> None:
-        self.issues = tuple(issues)
+        self.issues: tuple[Issue, ...] = tuple(issues)
         listed = "; ".join(str(issue) for issue in self.issues[:_SHOWN])
         more = len(self.issues) - _SHOWN
         super().__init__(f"{subject}: {listed}" + (f"; and {more} more" if more > 0 else ""), **call)

@@ -22,9 +22,9 @@ from convertrilo.transport import PoolTransport
 
 try:
     from opentelemetry import context, metrics, propagate, trace
-except ModuleNotFoundError as error:
+except ModuleNotFoundError as _error:
     raise ConfigurationError(
-        f'telemetry needs {error.name}; install it with: pip install "convertrilo[otel]"'
+        f'telemetry needs {_error.name}; install it with: pip install "convertrilo[otel]"'
     ) from None
 
 C = TypeVar("C", bound=AsyncClient)

@@ -47,9 +47,9 @@ class _Connection:
     """One connection to one origin, for one request at a time."""
 
     def __init__(self, origin: _Origin, stream: anyio.abc.ByteStream) -> None:
-        self.origin = origin
-        self.idle_since = 0.0
-        self.silent = True
+        self.origin: _Origin = origin
+        self.idle_since: float = 0.0
+        self.silent: bool = True
         self._stream = stream
         self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  # anyio's extra, not Django's
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
@@ -170,9 +170,9 @@ class _Exchange(httpx.AsyncByteStream):
             raise httpx.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}", request=request)
         extensions: dict[str, Any] = request.extensions  # pyright: ignore[reportUnknownMemberType]  # httpx has no type
         self.request = request
-        self.origin = _Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+        self.origin: _Origin = _Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
         self.timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
-        self.repeatable = extensions.get("repeatable") is True and isinstance(request.stream, httpx.ByteStream)
+        self.repeatable: bool = extensions.get("repeatable") is True and isinstance(request.stream, httpx.ByteStream)
         self._pool: PoolTransport | None = pool
 
     def __aiter__(self) -> Self:

@@ -50,7 +50,22 @@ _BLOCK = re.compile(
     r"^(?P<indent> *)(?:```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$|<!-- setup\n(?P<setup>.*?)^ *-->$)",
     re.DOTALL | re.MULTILINE,
 )
-_KNOWN = {"cd", "claude", "curl", "export", "git", "hypercorn", "kill", "nox", "pip", "pytest", "python", "uvicorn"}
+_KNOWN = {
+    "cd",
+    "claude",
+    "curl",
+    "export",
+    "git",
+    "hypercorn",
+    "kill",
+    "mypy",
+    "nox",
+    "pip",
+    "pytest",
+    "python",
+    "ruff",
+    "uvicorn",
+}
 
 
 @attrs.frozen
@@ -130,6 +145,7 @@ def check(snippet: Snippet) -> None:
 def commands_of(script: str) -> Iterator[list[str]]:
     """Yield the commands of a script, in words, without the variables that are set for one alone."""
     for line in script.replace("\\\n", " ").splitlines():
+        line = re.sub(r"^\w+=\$\((.+)\)$", r"\1", line)
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&|;<>")
         lexer.whitespace_split = True
         command: list[str] = []

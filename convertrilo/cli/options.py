@@ -68,7 +68,11 @@ def _output(as_json: bool, *fields: str | None) -> Output:
     return Output(as_json=as_json, field=given[0] if given else None)
 
 
-of_quiet = click.option("--quiet", is_flag=True, help="Show errors, and what --json and its like ask for, only.")
+def of_quiet(command: Command[R]) -> Command[R]:
+    """Add --quiet."""
+    return click.option("--quiet", is_flag=True, help="Show errors, and what --json and its like ask for, only.")(
+        command
+    )
 
 
 def of_journal(command: Command[R]) -> Command[R]:

@@ -27,7 +27,7 @@ from convertrilo.mcp.schemas import check
 from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import Tool
 
-logger = logging.getLogger("convertrilo.mcp")
+logger: logging.Logger = logging.getLogger("convertrilo.mcp")
 
 _INSTRUCTIONS = """\
 Encodes videos with Convertrilo. Jobs cost tokens: read get_token_balance first, and make no job that was not asked for.

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import httpx
 
+import convertrilo.sandbox.extra  # noqa: F401  # before anything else, so that its message is the one that is seen
 from convertrilo.sandbox import accounts, deliveries, inspect, replay
 from convertrilo.sandbox import tokens as books
 from convertrilo.sandbox.app import make_app
@@ -113,11 +114,11 @@ class Sandbox:
         password: str = "sandbox-password",  # noqa: S107 - it opens nothing but a sandbox
     ) -> None:
         self.clock: Clock = clock or RealClock()
-        self.faults = Faults(seed)
+        self.faults: Faults = Faults(seed)
         self.base_url = base_url
         self.email = email
         self.password = password
-        self.api_key = ""
+        self.api_key: str = ""
         """A key with all scopes; set once the sandbox is entered."""
         self._encoder: Encoder = encoder
         self._state = None if state is None else Path(state)
@@ -144,11 +145,14 @@ class Sandbox:
                 end_orphans(self._state / "files")
             files = Files(None if self._state is None else self._state / "files")
             stack.callback(files.close)
-            self.folder = files.folder
-            self.account_id, self.api_key, secret = await self._store.transaction(self._prepare)
+            self.folder: Path = files.folder
+            prepared: tuple[str, str, str] = await self._store.transaction(self._prepare)
+            self.account_id: str = prepared[0]
+            self.api_key = prepared[1]
+            secret = prepared[2]
             await self._store.transaction(lambda tx: sweep(tx, files))
             limit = self._rules.max_source_bytes
-            self.drive = DriveStandIn(self._store, files, limit=limit, secret=secret.encode())
+            self.drive: DriveStandIn = DriveStandIn(self._store, files, limit=limit, secret=secret.encode())
             fetches = self._encoder == "ffmpeg" or self._source_transport is not None
             network = Network(self._source_transport, allow_private=self._allow_private_sources)
             places = Places(
@@ -180,7 +184,7 @@ class Sandbox:
             self.app: ASGIApp = make_app(service, self._requests.append, self.drive.routes())
             self._store.before_commit = deliveries.emit
             self._store.on_commit = self._committed
-            self.task_group = await stack.enter_async_context(anyio.create_task_group())
+            self.task_group: anyio.abc.TaskGroup = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self.task_group.cancel_scope.cancel)
             self.task_group.start_soon(self._worker.run)
             self.task_group.start_soon(self._deliverer.run)

@@ -51,9 +51,9 @@ class DriveStandIn:
         self._store = store
         self._files = files
         self._limit = limit
-        self.access_token = f"ya29.{_token(secret, 'access')}"
+        self.access_token: str = f"ya29.{_token(secret, 'access')}"
         """The access token that is valid."""
-        self.refresh_token = f"1//{_token(secret, 'refresh')}"
+        self.refresh_token: str = f"1//{_token(secret, 'refresh')}"
         """The refresh token that is valid."""
 
     # ---- for tests

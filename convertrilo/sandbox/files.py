@@ -61,7 +61,7 @@ class Files:
 
     def __init__(self, folder: Path | None) -> None:
         self._temporary = folder is None
-        self.folder = Path(tempfile.mkdtemp(prefix="convertrilo-")) if folder is None else folder
+        self.folder: Path = Path(tempfile.mkdtemp(prefix="convertrilo-")) if folder is None else folder
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.folder.glob("*/.*.part"), *self.folder.glob("*/*/.*.part")):
             leftover.unlink()
