@@ -42,7 +42,9 @@ def tests(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Run the tests under faults and kills at their full scale, for minutes; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    session.run("pytest", *(session.posargs or ["tests/chaos"]), env={"CHAOS_SCALE": "full"})
+    session.run(
+        "pytest", *(session.posargs or ["tests/chaos", "tests/test_webhook_fuzz.py"]), env={"CHAOS_SCALE": "full"}
+    )
 
 
 @nox.session

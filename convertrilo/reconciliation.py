@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 
 from convertrilo._clock import SYSTEM_CLOCK, Clock
+from convertrilo._together import together
 from convertrilo.client import AsyncClient
 from convertrilo.codec import read_answer
 from convertrilo.dedupe import DedupeStore, once
@@ -24,6 +25,7 @@ EVENTS = {"success": "job.completed", "failed": "job.failed", "canceled": "job.c
 """The event that tells of each end of a job."""
 
 _AT_ONCE = 100
+_SINGLE_READS = 8  # at the same time
 _ON_DEMAND = frozenset({"onDemandEncode", "onDemandIngestFolder"})
 
 
@@ -112,11 +114,10 @@ async def _ends(
 ) -> AsyncIterator[tuple[str, WebhookEvent]]:
     """Iterate over those of the jobs that have ended, and the events that tell of it."""
     statuses = {status.id: status for status in await _read_together(client, job_ids)}
+    # bulkStatus may know nothing of on-demand jobs
+    on_demand = await _read_on_demand(client, [each for each in job_ids if jobs[each] and each not in statuses])
     for job_id in job_ids:
-        status: StatusResponse | OnDemandStatusResponse | None = statuses.get(job_id)
-        if status is None and jobs[job_id]:  # bulkStatus may know nothing of on-demand jobs
-            with contextlib.suppress(NotFoundError):
-                status = await client.on_demand_status(job_id)
+        status = statuses.get(job_id) or on_demand.get(job_id)
         if status is not None and status.status in EVENTS:
             yield job_id, _event(job_id, status, clock)
 
@@ -131,6 +132,21 @@ async def _read_together(client: AsyncClient, job_ids: Sequence[str]) -> list[St
         if not half:
             return []
     return [*await _read_together(client, job_ids[:half]), *await _read_together(client, job_ids[half:])]
+
+
+async def _read_on_demand(client: AsyncClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:
+    """Read the statuses of on-demand jobs, one request for each and some at a time; those that are known."""
+    found: dict[str, OnDemandStatusResponse] = {}
+    waiting = list(reversed(job_ids))
+
+    async def read() -> None:
+        while waiting:
+            job_id = waiting.pop()
+            with contextlib.suppress(NotFoundError):
+                found[job_id] = await client.on_demand_status(job_id)
+
+    await together([read] * min(_SINGLE_READS, len(waiting)))
+    return found
 
 
 def _event(job_id: str, status: StatusResponse | OnDemandStatusResponse, clock: Clock) -> WebhookEvent:

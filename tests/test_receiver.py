@@ -684,5 +684,26 @@ async def test_it_can_be_mounted_in_fastapi_and_starlette(clock: Clock) -> None:
         assert len(handler.events) == 4
 
 
+async def test_it_can_be_mounted_in_litestar_and_quart(clock: Clock) -> None:
+    from hypercorn.middleware import DispatcherMiddleware
+    from litestar import Litestar, asgi
+    from quart import Quart
+
+    handler = Handler()
+    receiver = receiver_of(handler, clock, path="/convertrilo")
+    litestar = Litestar(route_handlers=[asgi("/webhooks", is_mount=True, copy_scope=True)(receiver)])
+    mounts: Any = {"/webhooks": receiver, "": Quart("app")}
+    apps: dict[str, Any] = {"litestar": litestar, "quart": DispatcherMiddleware(mounts)}
+    for name, app in apps.items():
+        body = body_of(jobId=name)
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://app.test") as http:
+            answers = [
+                await http.post(f"/webhooks{path}", content=body, headers=headers)
+                for path, headers in (("/convertrilo", headers_of(body)), ("/convertrilo", {}), ("/other", {}))
+            ]
+        assert [each.status_code for each in answers] == [204, 401, 404]
+    assert [event.job_id for event in handler.events] == ["litestar", "quart"]
+
+
 def scope_of(path: str) -> dict[str, Any]:
     return {"path": path, "raw_path": path.encode(), "query_string": b"", "root_path": "", "http_version": "1.1"}

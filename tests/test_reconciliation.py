@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from support import Script, Sent, client_of, ok, problem
 from webhook_help import NOW, SECRET, Clock, ask, headers_of
@@ -73,6 +74,18 @@ async def test_the_ends_of_all_kinds_of_jobs_are_handed_over_once(
     assert len(events) == 5
 
 
+async def test_jobs_that_were_submitted_in_batches_are_among_them(
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
+) -> None:
+    jobs = [{**JOB, "externalId": f"video-{number}"} for number in range(250)]
+    made = {each.job_id async for each in client.submit_jobs(jobs, settings={"confirm": True}, batch_size=100)}
+    await sandbox.wait_until_idle()
+    events: list[WebhookEvent] = []
+    result = await reconcile(client, journal, events.append, dedupe=MemoryDedupe(), clock=clock)
+    assert result == Reconciliation(open=0, handled=250, failed=0)
+    assert {event.job_id for event in events} == made
+
+
 async def test_what_the_receiver_handled_is_not_handed_over_and_what_was_is_not_received_again(
     sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
 ) -> None:
@@ -130,10 +143,11 @@ async def test_jobs_of_long_ago_are_left_alone(
 # ---- what a service may be like
 
 
-async def made(journal: Journal, operation: str, answer: Any) -> None:
+async def made(journal: Journal, operation: str, answer: Any, key: str | None = None) -> None:
     """Write an operation down as answered."""
-    await journal.begin(service="localhost", operation=operation, key=operation, body=b"{}", identity="key", name=None)
-    await journal.answer(operation, json.dumps(answer).encode())
+    key = key or operation
+    await journal.begin(service="localhost", operation=operation, key=key, body=b"{}", identity="key", name=None)
+    await journal.answer(key, json.dumps(answer).encode())
 
 
 def bulk_answer(count: int) -> dict[str, Any]:
@@ -199,3 +213,30 @@ async def test_an_answer_in_the_journal_that_makes_no_sense_stops_nothing(journa
     async with client_of(Script(ok({"jobs": [{"id": "j-0", "status": "success"}]}))) as client:
         result = await reconcile(client, journal, print, dedupe=MemoryDedupe(), clock=clock)
     assert result == Reconciliation(open=0, handled=1, failed=0)
+
+
+async def test_on_demand_jobs_are_read_some_at_a_time(journal: Journal, clock: Clock) -> None:
+    together, most = anyio.Event(), 0
+
+    async def answer(sent: Sent) -> Any:
+        nonlocal most
+        if "bulk" in sent.target:
+            return ok({"jobs": [], "missing": []})
+        most += 1
+        if most == 8:
+            together.set()
+        await together.wait()  # for ever, if they come one after the other
+        most -= 1
+        return ok({"jobId": sent.target.rpartition("/")[2], "status": "success"})
+
+    for number in range(20):
+        await made(
+            journal, "onDemandEncode", {"jobId": f"j-{number}", "status": "queued", "statusUrl": "/"}, f"k-{number}"
+        )
+    events: list[WebhookEvent] = []
+    script = Script(answer)
+    async with client_of(script, journal=None) as client:
+        with anyio.fail_after(60):
+            result = await reconcile(client, journal, events.append, dedupe=MemoryDedupe(), clock=clock)
+    assert result == Reconciliation(open=0, handled=20, failed=0)
+    assert [event.job_id for event in events] == [f"j-{number}" for number in range(20)]
