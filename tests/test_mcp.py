@@ -403,7 +403,7 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) ->
 
 FAILURES: list[tuple[Callable[[Sandbox], object], str, str, dict[str, Any]]] = [
     (lambda sandbox: sandbox.faults.status("onDemandEncode", 401, body={"code": "invalid_api_key", "message": "no"}),
-     "invalid_api_key", "settings of this MCP server", {"httpStatus": 401}),
+     "invalid_api_key", "this MCP server's settings", {"httpStatus": 401}),
     (lambda sandbox: sandbox.faults.status("onDemandEncode", 403, body={
         "code": "missing_required_scope", "message": "no", "requiredScope": "jobs:create"}),
      "missing_required_scope", "with this scope", {"requiredScope": "jobs:create"}),
@@ -455,7 +455,7 @@ async def test_without_an_api_key_every_call_says_how_to_set_one(tmp_path: Path)
         told = problem_of(await talking.call_tool("get_token_balance"))
     assert told["code"] == "configuration"
     assert "CONVERTRILO_API_KEY" in told["message"]
-    assert "settings of this MCP server" in told["next"]
+    assert "this MCP server's settings" in told["next"]
 
 
 WRONG: list[tuple[str, dict[str, Any], str, str]] = [

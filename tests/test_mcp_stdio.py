@@ -66,8 +66,14 @@ def clip() -> Iterator[str]:
 def environment(server: SandboxServer | None, **more: str) -> dict[str, str]:
     """Return what the host gives the server to know."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("CONVERTRILO_")}
+    nowhere = {"HOME": "/nonexistent", "XDG_CONFIG_HOME": "/nonexistent"}
     given = {} if server is None else {"CONVERTRILO_API_KEY": server.api_key, "CONVERTRILO_BASE_URL": server.base_url}
-    return {**inherited, **given, **more}
+    return {**inherited, **nowhere, **given, **more}
+
+
+def save(file: Path, settings: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(settings))
 
 
 class Hosted:
@@ -203,7 +209,9 @@ async def test_a_cancelled_wait_ends_on_the_server_and_other_calls_go_on_meanwhi
     convertrilo_server: SandboxServer, tmp_path: Path
 ) -> None:
     sandbox = convertrilo_server.sandbox
-    async with hosted(tmp_path, env=environment(convertrilo_server)) as host:
+    account = {"apiKey": convertrilo_server.api_key, "baseUrl": convertrilo_server.base_url}
+    save(tmp_path / ".convertrilo" / "config.json", account)  # as the TypeScript command does
+    async with hosted(tmp_path, env=environment(None, HOME=str(tmp_path))) as host:
         url = "https://media.example/a.mov"
         results: dict[str, str] = {}
         waiting, other = anyio.Event(), anyio.Event()
@@ -242,9 +250,11 @@ async def test_a_cancelled_wait_ends_on_the_server_and_other_calls_go_on_meanwhi
 
 
 async def test_a_call_repeated_after_kill_9_is_the_same_job(convertrilo_server: SandboxServer, tmp_path: Path) -> None:
-    sandbox, env = convertrilo_server.sandbox, environment(convertrilo_server)
+    sandbox, env = convertrilo_server.sandbox, environment(None, XDG_CONFIG_HOME=str(tmp_path / "config"))
+    account = {"apiKey": convertrilo_server.api_key, "baseUrl": convertrilo_server.base_url}
+    save(tmp_path / "config" / "convertrilo" / "config.json", {"profiles": {"work": account}})
     answered, unanswered = ({"sourceUrl": f"https://media.example/{name}.mov"} for name in "ab")
-    async with hosted(tmp_path, env=env) as host:
+    async with hosted(tmp_path, "--profile", "work", env=env) as host:
         first = await host.call("create_encode_job", **answered)
         sandbox.faults.lose_response("onDemandEncode", times=None)
 
@@ -261,7 +271,7 @@ async def test_a_call_repeated_after_kill_9_is_the_same_job(convertrilo_server: 
             server.kill()
     sandbox.faults.clear()
     seen = [each.idempotency_key for each in sandbox.requests].count(first["idempotencyKey"])
-    async with hosted(tmp_path, env=env) as host:
+    async with hosted(tmp_path, "--profile", "work", env=env) as host:
         [pending] = (await host.call("list_pending_operations"))["operations"]
         assert (pending["tool"], pending["request"]) == ("create_encode_job", unanswered)
         assert await host.call("create_encode_job", **answered) == {**first, "replayed": True}
@@ -367,7 +377,14 @@ def test_help_and_version_say_what_there_is_to_know(capsys: pytest.CaptureFixtur
             run([option])
         assert end.value.code == 0
     said = capsys.readouterr().out
-    for word in ("--read-only", "--sandbox", "--journal FILE", "CONVERTRILO_API_KEY", "CONVERTRILO_S3_<NAME>_REGION"):
+    for word in (
+        "--profile NAME",
+        "--read-only",
+        "--sandbox",
+        "--journal FILE",
+        "CONVERTRILO_API_KEY",
+        "CONVERTRILO_S3_<NAME>_REGION",
+    ):
         assert word in said
     assert said.endswith(f"convertrilo-mcp {__version__}\n")
 
@@ -386,6 +403,8 @@ def test_a_journal_that_is_none_is_one_line_although_stdin_is_open(tmp_path: Pat
     ("variable", "value", "says"),
     [
         ("CONVERTRILO_BASE_URL", "ftp://somewhere", "the base URL must begin with https:// or http://"),
+        ("CONVERTRILO_BASE_URL", "http://host:port", "the base URL is no URL"),
+        ("CONVERTRILO_PROFILE", "work", "there is no profile 'work', none is saved: log in with convertrilo login"),
         ("CONVERTRILO_API_KEY", "two words", "the API key must be visible ASCII characters"),
         ("CONVERTRILO_S3_A_ACCESS_KEY_ID", "x", "a is not complete: set CONVERTRILO_S3_A_SECRET_ACCESS_KEY"),
         ("XDG_STATE_HOME", "/dev/null", "there can be no folder /dev/null/convertrilo for the journal"),
@@ -395,7 +414,8 @@ def test_a_setting_that_is_not_right_is_one_line(
     variable: str, value: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("convertrilo"), "level", logging.NOTSET)  # as it is to be again
-    for name, given in {"XDG_STATE_HOME": str(tmp_path), "CONVERTRILO_API_KEY": "k", variable: value}.items():
+    known = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path)}
+    for name, given in {**known, "CONVERTRILO_API_KEY": "k", variable: value}.items():
         monkeypatch.setenv(name, given)
     assert run([]) == 2
     said = capsys.readouterr()

@@ -6,7 +6,10 @@ from convertrilo import errors
 from convertrilo.errors import APIError, ConvertriloError
 
 _AGAIN = "Call the tool again with the same arguments; that makes no second job."
-_SETTINGS = "The user has to change it in the settings of this MCP server (its environment), and restart it."
+_SETTINGS = (
+    "The user has to mend it, by `convertrilo login` or in this MCP server's settings (its environment), and then to "
+    "restart the server."
+)
 
 _BY_CODE = {
     "insufficient_tokens": "Choose cheaper settings or fewer jobs, or ask the user to buy tokens.",

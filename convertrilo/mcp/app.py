@@ -1,6 +1,7 @@
 """The command: its options, where the journal is, and the life of the server."""
 
 import argparse
+import hashlib
 import logging
 import os
 import signal
@@ -18,7 +19,8 @@ from mcp.server.stdio import stdio_server
 
 from convertrilo._version import __version__
 from convertrilo.cli.extras import needing_the_sandbox
-from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
+from convertrilo.cli.settings import DEFAULT_PROFILE, Account, account
+from convertrilo.client import AsyncClient
 from convertrilo.errors import ConfigurationError, ConvertriloError
 from convertrilo.events import log_attempts
 from convertrilo.journal import Journal
@@ -30,8 +32,9 @@ from convertrilo.mcp.tools import tools
 
 _EPILOG = """\
 environment:
-  CONVERTRILO_API_KEY                      the API key
+  CONVERTRILO_API_KEY                      the API key; by default that of convertrilo login
   CONVERTRILO_BASE_URL                     another service than https://api.convertrilo.com
+  CONVERTRILO_PROFILE                      a saved account, as --profile
   CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID      a storage profile <name>: agents name it, and never see what is in it
   CONVERTRILO_S3_<NAME>_SECRET_ACCESS_KEY
   CONVERTRILO_S3_<NAME>_ENDPOINT           where its store is not Amazon's
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--profile", metavar="NAME", help="the account that was saved under this name")
     parser.add_argument("--read-only", action="store_true", help="offer no tool that makes or cancels anything")
     parser.add_argument(
         "--sandbox",
@@ -72,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="FILE",
         help="where to write down what is sent, so that nothing is made twice; one file for each account "
-        "[default: mcp-<host>.db in the user's state folder]",
+        "[default: mcp-<host>.db in the user's state folder, with --profile another one]",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -81,16 +85,18 @@ def _parser() -> argparse.ArgumentParser:
 async def _serve(options: argparse.Namespace) -> None:
     profiles = profiles_in(os.environ)
     table = tools(profiles)
-    secrets = [secret for each in profiles.values() for secret in (each.access_key_id, each.secret_access_key)]
-    path: Path = options.journal or _default_journal(sandbox=options.sandbox)
+    who = None if options.sandbox else account(options.profile)
+    path: Path = options.journal or _default_journal(who)
     journal = WatchedJournal(path)
+    secrets = [secret for each in profiles.values() for secret in (each.access_key_id, each.secret_access_key)]
+    secrets += [] if who is None else filter(None, (who.api_key, who.access_token))
     failure: ConvertriloError | None = None
     closing, closed = anyio.Event(), anyio.Event()
 
-    async def hold(*, task_status: TaskStatus[tuple[AsyncClient, str]]) -> None:
+    async def hold(*, task_status: TaskStatus[AsyncClient]) -> None:
         try:
-            async with _client(journal, path, sandbox=options.sandbox) as connected:
-                task_status.started(connected)
+            async with _client(who, journal, path.parent / "sandbox") as client:
+                task_status.started(client)
                 await closing.wait()
         finally:
             closed.set()
@@ -98,12 +104,12 @@ async def _serve(options: argparse.Namespace) -> None:
     # The client and what belongs to it has a task of its own, so that it can be closed before stdin is.
     async with anyio.create_task_group() as tasks:
         try:
-            client, api_key = await tasks.start(hold)
+            client = await tasks.start(hold)
         except ConvertriloError as error:
             failure = error
         else:
             toolbox = Toolbox(client, journal, profiles, path.with_name(f"{path.stem}-folders"))
-            server = make_server(toolbox, table, read_only=options.read_only, secrets=[*secrets, api_key])
+            server = make_server(toolbox, table, read_only=options.read_only, secrets=secrets)
             async with stdio_server() as (incoming, outgoing):
                 serving = partial(server.run, incoming, outgoing, server.create_initialization_options())
                 number = await _until_told(serving)
@@ -133,18 +139,22 @@ async def _until_told(serve: Callable[[], Awaitable[None]]) -> int | None:
 
 
 @asynccontextmanager
-async def _client(journal: Journal, path: Path, *, sandbox: bool) -> AsyncGenerator[tuple[AsyncClient, str]]:
-    """Yield a client of the service, or of a sandbox that lives as long, and its API key."""
-    if not sandbox:
-        async with AsyncClient(journal=journal, on_event=log_attempts) as client:
-            yield client, os.environ.get("CONVERTRILO_API_KEY", "")
+async def _client(who: Account | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
+    """Yield a client for an account; or, without one, of a sandbox in a folder that is served as long."""
+    if who is not None:
+        token = who.access_token
+        get_token = None if token is None else lambda: token
+        async with AsyncClient(
+            who.api_key, get_token=get_token, base_url=who.base_url, journal=journal, on_event=log_attempts
+        ) as client:
+            yield client
         return
     with needing_the_sandbox():
         from convertrilo.sandbox import Sandbox, serve
     from convertrilo.transport import PoolTransport
 
     async with AsyncExitStack() as stack:
-        service = Sandbox(encoder="ffmpeg", state=path.parent / "sandbox", allow_private_sources=True)
+        service = Sandbox(encoder="ffmpeg", state=folder, allow_private_sources=True)
         try:
             await stack.enter_async_context(service)
         except (OSError, RuntimeError) as error:  # another one has this state
@@ -154,14 +164,20 @@ async def _client(journal: Journal, path: Path, *, sandbox: bool) -> AsyncGenera
         client = AsyncClient(
             service.api_key, base_url=base_url, transport=PoolTransport(), journal=journal, on_event=log_attempts
         )
-        yield await stack.enter_async_context(client), service.api_key
+        yield await stack.enter_async_context(client)
 
 
-def _default_journal(*, sandbox: bool) -> Path:
-    host = "sandbox" if sandbox else httpx.URL(os.environ.get("CONVERTRILO_BASE_URL") or DEFAULT_BASE_URL).host
+def _default_journal(who: Account | None) -> Path:
+    """Return a file for an account on a service; nothing tells API keys of one account from those of another."""
+    try:
+        name = "sandbox" if who is None else httpx.URL(who.base_url).host
+    except httpx.InvalidURL as error:
+        raise ConfigurationError(f"the base URL is no URL: {error}") from None
+    if who is not None and who.profile != DEFAULT_PROFILE:
+        name += f"-{hashlib.sha256(who.profile.encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("convertrilo", appauthor=False)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"there can be no folder {folder} for the journal: {error.strerror}") from error
-    return folder / f"mcp-{host}.db"
+    return folder / f"mcp-{name}.db"
