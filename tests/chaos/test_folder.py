@@ -5,15 +5,17 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
 import dask_folder
@@ -60,19 +62,19 @@ class Mayhem:
     def __init__(self, name: str, faults: Mapping[str, Plan], killer: Killer) -> None:
         self.killer = killer
         self.struck: Counter[str] = Counter()
+        self.requests: list[Request] = []
         self._name = name
         self._faults = faults
-        self._seen = 0
 
-    def __call__(self, _: Request) -> Plan:
-        self._seen += 1
+    def __call__(self, request: Request) -> Plan:
+        self.requests.append(request)
         if self.killer.at is not None:
             self.killer.at -= 1
             if self.killer.at == 0:
                 return replace(self.killer.plan, end=self.killer.kill)
             if self.killer.at < 0:
                 return Plan(sent=0, answered=None, end=stall)  # or the script could end before it is killed
-        random = Random(f"{SEED}/{self._name}/{self._seen}")
+        random = Random(f"{SEED}/{self._name}/{len(self.requests)}")
         if random.random() >= FAULTY:
             return Plan()
         fault = random.choice(sorted(self._faults))
@@ -105,6 +107,9 @@ class Script:
         assert code in (0, -signal.SIGKILL)
         return code != 0
 
+    async def rows(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
+
     async def run_to_the_end(self) -> dict[str, str]:
         """Let it come to its end, and return the job of each external id."""
         self.killer.at = None
@@ -113,7 +118,7 @@ class Script:
 
     async def reported(self) -> dict[str, str]:
         """Return the job of each external id as the report says: all have succeeded."""
-        rows = [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
+        rows = await self.rows()
         assert {row["status"] for row in rows} == {"success"}
         assert len({row["key"] for row in rows}) == len(rows)
         return {row["external_id"]: row["job_id"] for row in rows}
@@ -199,3 +204,31 @@ async def test_a_folder_on_a_cluster_that_loses_workers_has_every_video_encoded_
     assert service.struck
     assert s3.struck
     assert await jobs_of(tmp_path / "state") == told
+
+
+async def test_two_processes_on_one_journal_share_the_work(tmp_path: Path, anyio_backend: str) -> None:
+    codes: list[int] = []
+
+    async def run(one: Script) -> None:
+        codes.append(await one.run())
+
+    with objects(VIDEOS) as store:
+        async with script(tmp_path, anyio_backend, store) as (first, service, _):
+            second = replace(first, report=tmp_path / "second.jsonl")
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run, first)
+                tasks.start_soon(run, second)
+            assert codes == [0, 0]
+            told = [
+                {row["external_id"]: row["job_id"] for row in await one.rows() if row["job_id"]}
+                for one in (first, second)
+            ]
+    made = await jobs_of(tmp_path / "state")
+    assert len(made) == VIDEOS
+    assert all(each.items() <= made.items() for each in told)
+    assert max(len(each) for each in told) == VIDEOS
+    batches: dict[str, set[str | None]] = defaultdict(set)
+    for request in service.requests:
+        for name in re.findall(rb'"externalId":"([^"]+)"', request.message if request.key else b""):
+            batches[name.decode()].add(request.key)
+    assert {len(keys) for keys in batches.values()} == {1}, "an object went out in two batches"
