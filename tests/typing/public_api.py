@@ -40,6 +40,7 @@ from convertrilo import (
     ingest_folder,
 )
 from convertrilo.codec import from_request, read_answer, to_wire
+from convertrilo.dask import DaskEngine
 from convertrilo.errors import Issue, api_error_class
 from convertrilo.models import (
     BulkCreateItem,
@@ -218,7 +219,9 @@ async def a_folder_becomes_a_report(client: AsyncClient, job: JobCreateRequest) 
         assert_type(row.job_id, str | None)
     await report.write("out.csv")
     await ingest_folder(client, S3FolderSource(bucket="films"), {"codec": "av1"}, journal=Journal("run.db"))
+    await ingest_folder(client, "s3://films", job, journal="run.db", engine=DaskEngine("tcp://scheduler:8786"))
     await ingest_folder(client, "s3://films", job)  # type: ignore[call-arg]
+    await ingest_folder(client, "s3://films", job, journal="run.db", engine="tcp://x")  # type: ignore[arg-type]
 
 
 def _show_ingest(progress: IngestProgress) -> None:
