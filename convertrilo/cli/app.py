@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "encode": "Encode a local file, or a URL.",
+    "ingest": "Encode every video of an S3 folder, each exactly once.",
+    "bulk": "Create the jobs of a JSON Lines file.",
     "status": "Show where a job stands.",
     "wait": "Wait until a job has ended.",
     "cancel": "Cancel a job.",
@@ -36,7 +38,7 @@ COMMANDS = {
 EPILOG = """\b
 Exit codes:
   0    it worked
-  1    the job failed or was canceled, or the source is no video
+  1    the job failed or was canceled, or the source is no video; of many, one did
   2    an option, a file or a setting is not right
   3    the service refused
   4    no answer, or not in time

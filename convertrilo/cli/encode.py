@@ -5,10 +5,8 @@ from typing import Any
 
 import click
 
-from convertrilo.cli.options import choice, of_encoding, of_job_output, of_service, of_waiting
+from convertrilo.cli.options import choice, of_encoding, of_job_output, of_s3_output, of_service, of_waiting
 from convertrilo.models import Priority
-
-_S3 = "For a URL: write the result to this"
 
 
 @click.command()
@@ -25,19 +23,7 @@ _S3 = "For a URL: write the result to this"
 @click.option(
     "--output-expiry", type=click.IntRange(3600, 604800), help="For a URL: seconds for which the result stays."
 )
-@click.option("--output-s3-bucket", metavar="BUCKET", help=f"{_S3} bucket, and not to a file.")
-@click.option("--output-s3-key", metavar="KEY", help=f"{_S3} key.")
-@click.option("--output-s3-region", metavar="REGION")
-@click.option("--output-s3-endpoint", metavar="URL", help="Of an S3-compatible store.")
-@click.option("--output-s3-access-key-id", metavar="ID", envvar="CONVERTRILO_OUTPUT_S3_ACCESS_KEY_ID", show_envvar=True)
-@click.option(
-    "--output-s3-secret-access-key",
-    metavar="SECRET",
-    envvar="CONVERTRILO_OUTPUT_S3_SECRET_ACCESS_KEY",
-    show_envvar=True,
-    help="Better in the environment, where no other user can read it.",
-)
-@click.option("--output-s3-force-path-style", is_flag=True, default=None)
+@of_s3_output("key", "For a URL")
 @click.option("--wait", "waits", is_flag=True, help="For a URL: wait until the job has ended. For a file always.")
 @of_waiting
 @of_job_output

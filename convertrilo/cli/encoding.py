@@ -35,7 +35,6 @@ _OF_JOBS = ("passes", "optimize", "vmaf_target")
 """What `createJob` takes and `onDemandEncode` does not."""
 _OF_ON_DEMAND = ("priority", "webhook", "output_expiry")
 """What `onDemandEncode` takes and `createJob` does not."""
-_OF_S3 = ("bucket", "key", "region", "endpoint", "access_key_id", "secret_access_key", "force_path_style")
 
 
 @attrs.define(kw_only=True)
@@ -181,11 +180,10 @@ def _request(
 ) -> JobCreateRequest | OnDemandEncodeRequest:
     """Choose the operation by what the options need, and return its body."""
     jobs = [name for name in _OF_JOBS if options[name] is not None]
-    s3 = {name: options[f"output_s3_{name}"] for name in _OF_S3 if options[f"output_s3_{name}"] is not None}
-    on_demand = [name for name in _OF_ON_DEMAND if options[name] is not None]
-    on_demand += [f"output_s3_{name}" for name in s3]
+    s3: dict[str, Any] = options["output_s3"]
+    on_demand = [name for name in _OF_ON_DEMAND if options[name] is not None] + (["output-s3-…"] if s3 else [])
     wire = {wire_name(name): options[name] for name in _SETTINGS}
-    wire |= {"container": container, "metadata": _metadata(options["metadata"])}
+    wire |= {"container": container, "metadata": metadata_of(options["metadata"])}
     if not is_url:
         if on_demand:
             raise click.UsageError(f"{_flags(on_demand)}: for URLs only, not for files")
@@ -200,7 +198,7 @@ def _request(
     if s3 and options["path"] is not None:
         raise click.UsageError("--output and --output-s3-… exclude each other: the result is in one place")
     wire |= {wire_name(name): options[name] for name in _OF_ON_DEMAND}
-    wire["outputS3"] = {wire_name(name): value for name, value in s3.items()} or None
+    wire["outputS3"] = s3 or None
     return from_request(OnDemandEncodeRequest, wire)
 
 
@@ -228,7 +226,12 @@ def _check_file(source: str, path: Path) -> None:
         raise click.UsageError(f"{path} is the source itself")
 
 
-def _metadata(given: tuple[str, ...]) -> dict[str, Any] | None:
+def metadata_of(given: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return what `--metadata` was given as one object.
+
+    Raises:
+        click.UsageError: It is none.
+    """
     metadata: dict[str, Any] = {}
     for each in given:
         name, mark, value = each.partition("=")

@@ -12,6 +12,8 @@ from convertrilo.cli.output import Output
 from convertrilo.cli.service import Service
 from convertrilo.cli.waits import Waiting
 
+A_WEEK_MS = 7 * 86_400_000
+
 R = TypeVar("R")
 Command = Callable[..., R]
 
@@ -93,16 +95,30 @@ def of_journal(command: Command[R]) -> Command[R]:
     return wrapped
 
 
-def of_waiting(command: Command[R]) -> Command[R]:
-    """Add what says how long to wait, and how often to ask, as the argument `waiting`."""
+def of_timeout(default_ms: int) -> Callable[[Command[R]], Command[R]]:
+    """Add what says how long to wait at most, as the argument `timeout`, in seconds."""
 
-    @click.option(
-        "--timeout-ms",
-        type=click.IntRange(1),
-        default=3_600_000,
-        show_default=True,
-        help="Milliseconds to wait for the encode at most.",
-    )
+    def decorate(command: Command[R]) -> Command[R]:
+        @click.option(
+            "--timeout-ms",
+            type=click.IntRange(1),
+            default=default_ms,
+            show_default=True,
+            help="Milliseconds to wait for the encode at most.",
+        )
+        @wraps(command)
+        def wrapped(*arguments: Any, timeout_ms: int, **options: Any) -> R:
+            return command(*arguments, timeout=timeout_ms / 1000, **options)
+
+        return wrapped
+
+    return decorate
+
+
+def of_waiting(command: Command[R]) -> Command[R]:
+    """Add what says how long to wait for one job, and how often to ask, as the argument `waiting`."""
+
+    @of_timeout(3_600_000)
     @click.option(
         "--poll-interval-ms",
         type=click.IntRange(1),
@@ -110,11 +126,18 @@ def of_waiting(command: Command[R]) -> Command[R]:
     )
     @of_quiet
     @wraps(command)
-    def wrapped(*arguments: Any, timeout_ms: int, poll_interval_ms: int | None, quiet: bool, **options: Any) -> R:
+    def wrapped(*arguments: Any, timeout: float, poll_interval_ms: int | None, quiet: bool, **options: Any) -> R:
         interval = None if poll_interval_ms is None else poll_interval_ms / 1000
-        return command(*arguments, waiting=Waiting(timeout_ms / 1000, interval, quiet=quiet), **options)
+        return command(*arguments, waiting=Waiting(timeout, interval, quiet=quiet), **options)
 
     return wrapped
+
+
+ENCODING = (
+    *("codec", "resolution", "fps", "container", "preset", "bitrate_tier", "quality"),
+    *("passes", "optimize", "vmaf_target"),
+)
+"""The arguments of `of_encoding`."""
 
 
 def of_encoding(command: Command[R]) -> Command[R]:
@@ -140,6 +163,42 @@ def of_encoding(command: Command[R]) -> Command[R]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def of_s3_output(place: str, whose: str) -> Callable[[Command[R]], Command[R]]:
+    """Add what says where in S3 the result goes, as the argument `output_s3`, in the wire's shape.
+
+    Args:
+        place: What is named in the bucket: `key`, or `prefix`.
+        whose: What it is for, for the help.
+    """
+    names = ("bucket", place, "region", "endpoint", "access_key_id", "secret_access_key", "force_path_style")
+
+    def decorate(command: Command[R]) -> Command[R]:
+        @click.option("--output-s3-bucket", metavar="BUCKET", help=f"{whose}: where to write instead.")
+        @click.option(f"--output-s3-{place}", metavar=place.upper())
+        @click.option("--output-s3-region", metavar="REGION")
+        @click.option("--output-s3-endpoint", metavar="URL", help="Of an S3-compatible store.")
+        @click.option("--output-s3-access-key-id", metavar="ID", envvar="CONVERTRILO_OUTPUT_S3_ACCESS_KEY_ID")
+        @click.option(
+            "--output-s3-secret-access-key",
+            metavar="SECRET",
+            envvar="CONVERTRILO_OUTPUT_S3_SECRET_ACCESS_KEY",
+            show_envvar=True,
+            help="Better in the environment, where no other user can read it.",
+        )
+        @click.option("--output-s3-force-path-style", is_flag=True, default=None)
+        @wraps(command)
+        def wrapped(*arguments: Any, **options: Any) -> R:
+            from convertrilo.codec import wire_name
+
+            given = {wire_name(name): options.pop(f"output_s3_{name}") for name in names}
+            found = {name: value for name, value in given.items() if value is not None}
+            return command(*arguments, output_s3=found, **options)
+
+        return wrapped
+
+    return decorate
 
 
 def choice(literal: Any) -> click.Choice[str]:

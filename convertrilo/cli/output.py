@@ -39,6 +39,22 @@ class Output:
         self.as_json = as_json
         self.field = field
 
+    @property
+    def is_for_programs(self) -> bool:
+        """Whether JSON or a field was asked for."""
+        return self.as_json or self.field is not None
+
+    def line(self, result: Mapping[str, Any]) -> None:
+        """Print one of many results for programs: a line of JSON, or a field."""
+        self._print(result, indent=None)
+
+    def _print(self, wire: Mapping[str, Any], *, indent: int | None) -> None:
+        if self.field is None:
+            print_line(json.dumps(wire, indent=indent))
+            return
+        value = wire.get(self.field)
+        print_line("" if value is None else value if isinstance(value, str) else json.dumps(value))
+
     def show(
         self,
         result: "Model | Mapping[str, Any]",
@@ -54,11 +70,8 @@ class Output:
             quiet: Whether people want to see nothing.
         """
         wire = result if isinstance(result, Mapping) else wire_of(result)
-        if self.field is not None:
-            value = wire.get(self.field)
-            print_line("" if value is None else value if isinstance(value, str) else json.dumps(value))
-        elif self.as_json:
-            print_line(json.dumps(wire, indent=2))
+        if self.is_for_programs:
+            self._print(wire, indent=2)
         elif not quiet:
             (for_people or facts)(wire)
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO, cast
 
+import attrs
+
 from convertrilo.cli.output import note, size_text
 from convertrilo.transfers import Progress
 
@@ -15,16 +17,45 @@ _DOING = {"upload": "uploading", "encode": "encoding", "download": "downloading"
 _SECONDS_BETWEEN_LINES = 5.0
 
 
+@attrs.frozen
+class Step:
+    """How far one step of a command is, for people."""
+
+    name: str
+    done: float
+    total: float | None
+    """`None` if it is not known."""
+    amount: str = ""
+    """What is done, of what."""
+    unit: Callable[[float], str] = "{:.1f} %".format
+    """Writes how much of it is done in a second."""
+
+
 @contextmanager
 def progress(*, quiet: bool) -> Generator[Show]:
-    """Yield what shows progress: as a bar on a terminal, as a line now and then elsewhere, not at all if quiet."""
+    """Yield what shows how far the transfers and the encode of one job are."""
+    with steps(quiet=quiet) as show:
+        yield lambda at: show(_step_of(at))
+
+
+def _step_of(at: Progress) -> Step:
+    if at.stage == "encode":
+        return Step(_DOING[at.stage], at.done, at.total)
+    amount = size_text(at.done) if at.total is None else f"{size_text(at.done)} of {size_text(at.total)}"
+    return Step(_DOING[at.stage], at.done, at.total, amount, size_text)
+
+
+@contextmanager
+def steps(*, quiet: bool) -> Generator[Callable[[Step], None]]:
+    """Yield what shows steps: as a bar on a terminal, as a line now and then elsewhere, not at all if quiet."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
         with _bars() as show:
             yield show
     else:
-        yield _lines()
+        with _lines() as show:
+            yield show
 
 
 class Steadfast:
@@ -49,28 +80,25 @@ class Steadfast:
 
 
 class _Pace:
-    """How fast one stage goes."""
+    """How fast one step goes."""
 
-    def __init__(self, at: Progress) -> None:
-        self.stage = at.stage
+    def __init__(self, at: Step) -> None:
+        self.name = at.name
         self._began = time.monotonic()
         self._first = at.done
 
-    def rate(self, at: Progress) -> float | None:
-        """Return how much is done in a second."""
+    def _rate(self, at: Step) -> float | None:
         passed, done = time.monotonic() - self._began, at.done - self._first
         return done / passed if passed > 0 and done > 0 else None
 
-    def text(self, at: Progress) -> str:
-        """Return the same for people."""
-        rate = self.rate(at)
-        if rate is None:
-            return ""
-        return f"{rate:.1f} %/s" if at.stage == "encode" else f"{size_text(rate)}/s"
+    def rate(self, at: Step) -> str:
+        """Return how much is done in a second."""
+        rate = self._rate(at)
+        return "" if rate is None else f"{at.unit(rate)}/s"
 
-    def left(self, at: Progress) -> str:
-        """Return how much time is left, for people."""
-        rate = self.rate(at)
+    def left(self, at: Step) -> str:
+        """Return how much time is left."""
+        rate = self._rate(at)
         if rate is None or at.total is None:
             return ""
         minutes, seconds = divmod(round((at.total - at.done) / rate), 60)
@@ -78,14 +106,14 @@ class _Pace:
 
 
 @contextmanager
-def _bars() -> Generator[Show]:
+def _bars() -> Generator[Callable[[Step], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
     columns = (
         TextColumn("{task.description:<11}"),
-        BarColumn(),
+        BarColumn(bar_width=24),
         TaskProgressColumn(),
         TextColumn("{task.fields[amount]:<20}"),
         TextColumn("{task.fields[rate]:>10}"),
@@ -96,39 +124,42 @@ def _bars() -> Generator[Show]:
     console = Console(file=cast("TextIO", Steadfast(sys.stderr)))
     with Bars(*columns, console=console) as bars:
 
-        def show(at: Progress) -> None:
+        def show(at: Step) -> None:
             nonlocal pace
-            if at.stage not in tasks:
+            if at.name not in tasks:
                 for task in tasks.values():
                     bars.stop_task(task)
-                tasks[at.stage] = bars.add_task(_DOING[at.stage], total=at.total, amount="", rate="")
+                tasks[at.name] = bars.add_task(at.name, total=at.total, amount="", rate="")
                 pace = _Pace(at)
             assert pace is not None
-            fields = {"amount": _amount(at), "rate": pace.text(at)}
-            bars.update(tasks[at.stage], completed=at.done, total=at.total, **cast("dict[str, Any]", fields))
+            fields: dict[str, Any] = {"amount": at.amount, "rate": pace.rate(at)}
+            bars.update(tasks[at.name], completed=at.done, total=at.total, **fields)
 
         yield show
 
 
-def _lines() -> Show:
+@contextmanager
+def _lines() -> Generator[Callable[[Step], None]]:
     pace: _Pace | None = None
     due = 0.0
+    unsaid: Step | None = None
 
-    def show(at: Progress) -> None:
-        nonlocal pace, due
-        now = time.monotonic()
-        if pace is not None and at.stage == pace.stage and now < due:
-            return
-        if pace is None or at.stage != pace.stage:
-            pace = _Pace(at)
-        due = now + _SECONDS_BETWEEN_LINES
+    def say(at: Step) -> None:
+        assert pace is not None
         percent = f"{100 * at.done / at.total:.0f} %" if at.total else ""
-        note(" ".join(filter(None, (_DOING[at.stage], percent, _amount(at), pace.text(at), pace.left(at)))))
+        note(" ".join(filter(None, (at.name, percent, at.amount, pace.rate(at), pace.left(at)))))
 
-    return show
+    def show(at: Step) -> None:
+        nonlocal pace, due, unsaid
+        now = time.monotonic()
+        unsaid = at
+        if pace is not None and at.name == pace.name and now < due:
+            return
+        if pace is None or at.name != pace.name:
+            pace = _Pace(at)
+        due, unsaid = now + _SECONDS_BETWEEN_LINES, None
+        say(at)
 
-
-def _amount(at: Progress) -> str:
-    if at.stage == "encode":
-        return ""
-    return size_text(at.done) if at.total is None else f"{size_text(at.done)} of {size_text(at.total)}"
+    yield show
+    if unsaid is not None:
+        say(unsaid)

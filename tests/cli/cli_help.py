@@ -1,8 +1,11 @@
 """How the tests of the command run it, and what they look for."""
 
 import os
+import pty
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CLIP = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
@@ -25,13 +28,67 @@ def convertrilo(
     )
 
 
+_WITH_TERMINAL = (
+    "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(2, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+class Terminal:
+    """The command in a terminal of its own, whose user we are; stdout is a pipe unless it is the terminal too."""
+
+    def __init__(self, *arguments: str, cwd: Path, stdout: bool = False, **environment: str) -> None:
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _WITH_TERMINAL, *COMMAND, *arguments],
+            cwd=cwd,
+            env={**os.environ, "TERM": "xterm", "COLUMNS": "200", **environment},
+            stdin=theirs,
+            stdout=theirs if stdout else subprocess.PIPE,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def read_until(self, text: str) -> None:
+        """Read until something is to be seen that was not there before."""
+        seen = len(self.shown)
+        while text not in self.shown[seen:]:
+            piece = self._read()
+            assert piece, f"it ended without {text!r}: {self.shown}"
+            self.shown += piece
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait until something is so elsewhere, while the command runs."""
+        while not condition():
+            assert self.process.poll() is None, "it ended early"
+            time.sleep(0.01)
+
+    def type(self, text: str) -> None:
+        os.write(self._ours, text.encode())
+
+    def _read(self) -> str:
+        """Read what was written to the terminal; nothing once the other side is closed."""
+        try:
+            return os.read(self._ours, 65536).decode(errors="replace")
+        except OSError:  # how Linux says so
+            return ""
+
+    def close(self) -> None:
+        """Close the terminal: whoever uses it is hung up on."""
+        os.close(self._ours)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for the end, and return the exit code and what came out of the pipe."""
+        while piece := self._read():
+            self.shown += piece
+        self.close()
+        return self.ended()
+
+    def ended(self) -> tuple[int, str]:
+        out, _ = self.process.communicate(timeout=60)
+        return self.process.returncode, (out or b"").decode()
+
+
 def names_in(folder: Path) -> list[str]:
     return sorted(each.name for each in folder.iterdir())
-
-
-def read_terminal(terminal: int) -> bytes:
-    """Read what a process has written to its terminal; nothing once the other side is closed."""
-    try:
-        return os.read(terminal, 65536)
-    except OSError:  # how Linux says so
-        return b""

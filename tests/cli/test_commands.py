@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from cli_help import COMMAND, convertrilo, names_in, read_terminal
+from cli_help import COMMAND, Terminal, convertrilo, names_in
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal
 from convertrilo.cli.app import run
@@ -266,49 +265,29 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_colour_is_for_terminals_that_want_it(environment: dict[str, str], *, coloured: bool) -> None:
-    job_id = on_demand()
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "status", job_id],
-        env={**os.environ, "TERM": "xterm", **environment},
-        stdout=theirs,
-        stderr=subprocess.DEVNULL,
-        stdin=subprocess.DEVNULL,
-    )
-    os.close(theirs)
-    shown = b""
-    while chunk := read_terminal(ours):
-        shown += chunk
-    os.close(ours)
-    assert process.wait(timeout=60) == 0
-    assert b"holiday.mov" in shown
-    assert (b"\x1b[" in shown) is coloured
+def test_colour_is_for_terminals_that_want_it(environment: dict[str, str], here: Path, *, coloured: bool) -> None:
+    terminal = Terminal("status", on_demand(), cwd=here, stdout=True, **environment)
+    code, _ = terminal.end()
+    assert code == 0
+    assert "holiday.mov" in terminal.shown
+    assert ("\x1b[" in terminal.shown) is coloured
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, None])
 def test_an_interrupted_wait_says_how_to_go_on(
-    end: signal.Signals | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    end: signal.Signals | None, monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:
     with serve_in_thread(slow := Sandbox(encode_seconds=3600)) as base_url:
         monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
         monkeypatch.setenv("CONVERTRILO_API_KEY", slow.api_key)
         job_id = on_demand()
-        pid, terminal = pty.fork()
-        if pid == 0:
-            os.dup2(os.open(tmp_path / "said", os.O_CREAT | os.O_WRONLY), 1)
-            os.execv(COMMAND[0], [*COMMAND, "wait", job_id])
-        shown = b""
-        while b"encoding" not in shown:
-            shown += read_terminal(terminal)
-        if end is not None:
-            os.kill(pid, end)
-            while chunk := read_terminal(terminal):
-                shown += chunk
-        os.close(terminal)  # or the terminal is closed: SIGHUP, and nobody to say anything to
-        _, status = os.waitpid(pid, 0)
-    assert os.waitstatus_to_exitcode(status) == 130
-    if end is not None:
-        says = f"interrupted; the job goes on: wait for it again with convertrilo wait {job_id}"
-        assert says in " ".join(shown.decode().split())
-    assert (tmp_path / "said").read_bytes() == b""
+        terminal = Terminal("wait", job_id, cwd=here)
+        terminal.read_until("encoding")
+        if end is None:
+            terminal.close()  # SIGHUP, and nobody is left to say anything to
+            assert terminal.ended() == (130, "")
+            return
+        terminal.process.send_signal(end)
+        assert terminal.end() == (130, "")
+    says = f"interrupted; the job goes on: wait for it again with convertrilo wait {job_id}"
+    assert says in " ".join(terminal.shown.split())

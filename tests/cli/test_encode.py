@@ -2,7 +2,6 @@
 
 import json
 import os
-import pty
 import re
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 
 import anyio
 import pytest
-from cli_help import CLIP, COMMAND, convertrilo, names_in, read_terminal
+from cli_help import CLIP, COMMAND, Terminal, convertrilo, names_in
 from support import encoders_of, lives
 
 from convertrilo.cli.app import COMMANDS, run
@@ -160,25 +159,12 @@ def test_interrupted_it_leaves_no_ffmpeg_and_goes_on_when_run_again(tmp_path: Pa
 
 
 def test_on_a_terminal_there_is_a_bar(tmp_path: Path) -> None:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*COMMAND, "encode", str(CLIP), "--sandbox", "--resolution", "480p", "-o", "out.mp4"],
-        cwd=tmp_path,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        text=True,
-    )
-    os.close(theirs)
-    shown = b""
-    while chunk := read_terminal(ours):
-        shown += chunk
-    os.close(ours)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
+    terminal = Terminal("encode", str(CLIP), "--sandbox", "--resolution", "480p", "-o", "out.mp4", cwd=tmp_path)
+    code, out = terminal.end()
+    assert code == 0, terminal.shown
     assert out.startswith("out.mp4: ")
-    for each in ("uploading", "encoding", "downloading", "━", "100%", "MB/s", " %/s", "0:00:0"):
-        assert each in shown.decode()
+    for each in ("uploading", "encoding", "downloading", "━", "100%", "B/s", " %/s", "0:00:0"):
+        assert each in terminal.shown
 
 
 # ---- against a service on a port, with the instant encoder
@@ -369,7 +355,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv says mkv, and --container mp4"),
-    (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-bucket: for URLs"),
+    (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-…: for URLs"),
     (["encode", URL, "--passes", "2", "--webhook", URL], "--passes cannot be given together with --webhook"),
     (["encode", URL, "--output-s3-bucket", "b", "--output-s3-key", "k", "-o", "out.mp4"], "the result is in one place"),
     (["encode", URL, "--output-s3-key", "k"], "outputS3.bucket: is required"),

@@ -1,31 +1,19 @@
 """`convertrilo` without a command, on a terminal: a few questions, and an encode."""
 
-import os
-import pty
 import shutil
 from pathlib import Path
 
-from cli_help import CLIP, COMMAND, convertrilo, names_in, read_terminal
+from cli_help import CLIP, Terminal, convertrilo, names_in
 
 
 def asked(answers: list[tuple[str, str]], folder: Path) -> tuple[int, str]:
-    """Answer the questions of a command in a terminal, and return its exit code and all that was to be seen."""
-    pid, terminal = pty.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.environ |= {"TERM": "xterm", "COLUMNS": "200"}
-        os.execv(COMMAND[0], COMMAND)
-    shown = ""
+    """Answer the questions of the command in a terminal, and return its exit code and all that was to be seen."""
+    terminal = Terminal(cwd=folder, stdout=True)
     for question, answer in answers:
-        seen = len(shown)
-        while question not in shown[seen:]:
-            shown += read_terminal(terminal).decode()
-        os.write(terminal, answer.encode())
-    while chunk := read_terminal(terminal):
-        shown += chunk.decode()
-    os.close(terminal)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), shown
+        terminal.read_until(question)
+        terminal.type(answer)
+    code, _ = terminal.end()
+    return code, terminal.shown
 
 
 def test_the_questions_lead_to_an_encode_and_to_its_command(tmp_path: Path) -> None:
@@ -47,8 +35,8 @@ def test_the_questions_lead_to_an_encode_and_to_its_command(tmp_path: Path) -> N
     assert names_in(tmp_path) == ["in.mp4", "out.mp4"]
 
 
-def test_ctrl_c_ends_the_questions(tmp_path: Path) -> None:
-    code, shown = asked([("A file, or a URL: ", "\x03")], tmp_path)
+def test_who_answers_no_more_ends_it(tmp_path: Path) -> None:
+    code, shown = asked([("A file, or a URL: ", "\x04")], tmp_path)  # Ctrl-D
     assert code == 130
     assert "convertrilo: interrupted" in shown
 

@@ -1,0 +1,45 @@
+"""`convertrilo bulk`: the jobs of a JSON Lines file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convertrilo.cli.options import (
+    A_WEEK_MS,
+    of_job_output,
+    of_journal,
+    of_quiet,
+    of_service,
+    of_timeout,
+    readable_file,
+)
+
+if TYPE_CHECKING:
+    from convertrilo.journal import Journal
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--confirm", is_flag=True, help="Queue the jobs; else only those that say so themselves.")
+@click.option("--dry-run", is_flag=True, help="Check and estimate; create nothing.")
+@click.option("--wait", "waits", is_flag=True, help="Wait until the jobs have ended; with --confirm.")
+@of_journal
+@of_timeout(A_WEEK_MS)
+@of_quiet
+@of_job_output
+@of_service
+def bulk(file: Path, journal: "Journal | None", **options: Any) -> None:
+    """Create the jobs of FILE (or of stdin: -), a JSON object of `createJob` in each line.
+
+    Each job needs an externalId, so that no rerun makes it twice. With --json each job is a
+    line of JSON on stdout: line, externalId, jobId, status, estimate, downloadUrl, code, error. Exit code 1 if one was
+    refused or has failed, 4 if one goes on after --timeout-ms.
+    """
+    from convertrilo.cli.bulking import Bulk
+
+    if str(file) != "-":
+        readable_file(file)
+    if options["waits"] and not options["confirm"]:
+        raise click.UsageError("--wait would wait for ever without --confirm")
+    Bulk(file, journal, options).run()

@@ -1,0 +1,161 @@
+"""What `convertrilo bulk` does: hands the lines of a file to `submit_jobs`, and prints what comes back."""
+
+import json
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import IO, Any, cast
+
+import anyio.to_thread
+import click
+
+from convertrilo.cli import failures
+from convertrilo.cli.output import Output, note, print_line
+from convertrilo.cli.progress import Step, steps
+from convertrilo.cli.service import Service
+from convertrilo.client import AsyncClient
+from convertrilo.errors import ConvertriloError, JobRefusedError, WaitTimeoutError
+from convertrilo.journal import Journal
+
+_READ_BYTES = 1 << 16
+
+
+class _Line(dict[str, Any]):
+    """A job, and in which line of the file it is."""
+
+    number = 0
+
+
+class Bulk:
+    """One run of `convertrilo bulk`."""
+
+    def __init__(self, file: Path, journal: Journal | None, options: dict[str, Any]) -> None:
+        self._file = file
+        self._journal = journal
+        self._dry_run: bool = options["dry_run"]
+        self._settings = {"confirm": options["confirm"], "dryRun": self._dry_run}
+        self._waits: bool = options["waits"] and not self._dry_run
+        self._timeout: float = options["timeout"]
+        self._quiet: bool = options["quiet"]
+        self._output: Output = options["output"]
+        self._service: Service = options["service"]
+        self._taken = self._submitted = self._done = self._failed = self._unfinished = 0
+        self._estimate = 0.0
+        self._is_read = False
+
+    def run(self) -> None:
+        """Submit the jobs and print what becomes of each; the exit code says whether all went well.
+
+        Raises:
+            click.exceptions.Exit: Not all did.
+        """
+        self._service.run(self._work, state=self._how_to_go_on, journal=self._journal)
+        what = "would be created" if self._dry_run else "submitted"
+        done = f", {self._done:,} succeeded" if self._waits else ""
+        summary = f"{self._submitted:,} {what}{done}, {self._failed:,} failed; {self._estimate:,g} tokens estimated"
+        if not self._quiet:
+            (note if self._output.is_for_programs else print_line)(summary)
+        if self._failed:
+            raise click.exceptions.Exit(failures.JOB_FAILED)
+        if self._unfinished:
+            raise click.exceptions.Exit(failures.NO_ANSWER)
+
+    async def _work(self, client: AsyncClient) -> None:
+        with steps(quiet=self._quiet) as show:
+            try:
+                await self._submit(client, show)
+            except ConvertriloError as error:
+                error.add_note(self._how_to_go_on())
+                raise
+
+    async def _submit(self, client: AsyncClient, show: Any) -> None:
+        made: dict[str, dict[str, Any]] = {}
+        async for each in client.submit_jobs(self._lines(), settings=self._settings):
+            job: dict[str, Any] = {
+                "line": cast("_Line", each.request).number,
+                "externalId": each.external_id,
+                "jobId": each.job_id,
+            }
+            job |= {"status": each.status, "estimate": each.estimate}
+            if each.error is not None:
+                self._fail(job, each.error)
+            else:
+                self._submitted += 1
+                self._estimate += each.estimate or 0.0
+                if self._waits and each.job_id is not None:
+                    made[each.job_id] = job
+                else:
+                    self._tell(job)
+            show(self._step())
+        if not made:
+            return
+        async for result in client.wait_for_jobs(made, timeout=self._timeout):
+            job = made[result.job_id]
+            if result.status is not None:
+                job |= {"status": result.status.status, "downloadUrl": result.status.download_url}
+            if isinstance(result.error, WaitTimeoutError):
+                self._unfinished += 1
+                self._tell({**job, "error": result.error.message})
+            elif isinstance(result.error, ConvertriloError):
+                self._fail(job, result.error)
+            else:
+                self._done += 1
+                self._tell(job)
+            show(self._step())
+
+    async def _lines(self) -> AsyncIterator[_Line]:
+        """Read the file; a line that is no job, or would be one twice, is a failure of its own."""
+        number = 0
+        with self._open() as file:
+            # In pieces, as a thread costs more than a line; and abandoned, because a pipe may have nobody who writes.
+            while lines := await anyio.to_thread.run_sync(file.readlines, _READ_BYTES, abandon_on_cancel=True):
+                for line in lines:
+                    number += 1
+                    if not line.strip():
+                        continue
+                    self._taken += 1
+                    try:
+                        job = self._job(number, line)
+                    except ValueError as error:
+                        self._failed += 1
+                        self._tell({"line": number, "code": "invalid_line", "error": str(error)})
+                        continue
+                    yield job
+        self._is_read = True
+
+    def _open(self) -> AbstractContextManager[IO[bytes]]:
+        return nullcontext(sys.stdin.buffer) if str(self._file) == "-" else self._file.open("rb")
+
+    def _job(self, number: int, line: bytes) -> _Line:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"is no JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ValueError("is no JSON object")
+        job = _Line(cast("dict[str, Any]", value))
+        job.number = number
+        if not self._dry_run and not job.get("externalId"):
+            raise ValueError("has no externalId: give it one, or a rerun would make it twice")
+        return job
+
+    def _fail(self, job: dict[str, Any], error: ConvertriloError) -> None:
+        self._failed += 1
+        code = error.code if isinstance(error, JobRefusedError) else ""
+        self._tell({**job, "code": code or None, "error": error.message})
+
+    def _tell(self, job: Mapping[str, Any]) -> None:
+        job = {name: value for name, value in job.items() if value is not None}
+        if self._output.is_for_programs:
+            self._output.line(job)
+        elif "error" in job:
+            note(f"line {job['line']}: {job['error']}")
+
+    def _step(self) -> Step:
+        done = self._done + self._failed if self._waits else self._submitted + self._failed
+        amount = f"{self._taken:,} read, {self._submitted:,} submitted, {self._done:,} done, {self._failed:,} failed"
+        return Step("submitting", done, self._taken if self._is_read else None, amount, "{:,.1f} jobs".format)
+
+    def _how_to_go_on(self) -> str:
+        return f"{self._submitted:,} jobs are submitted; the same command again goes on, and makes none of them twice"

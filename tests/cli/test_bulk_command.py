@@ -1,0 +1,118 @@
+"""`convertrilo bulk`: a file of jobs, a result for each, and no job twice however often it is run."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_help import Terminal, convertrilo
+
+from convertrilo.cli.app import run
+from convertrilo.sandbox import Sandbox, serve_in_thread
+
+URL = "https://example.com/in.mp4"
+JOB = {"codec": "h264", "resolution": "720p", "fps": 30, "sourceUrl": URL}
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    sandbox = Sandbox(seed=1)
+    with serve_in_thread(sandbox) as base_url:
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        monkeypatch.setenv("CONVERTRILO_API_KEY", sandbox.api_key)
+        monkeypatch.chdir(tmp_path)
+        yield sandbox
+
+
+def write(*jobs: Any, name: str = "jobs.jsonl") -> None:
+    lines = (each if isinstance(each, str) else json.dumps(each) for each in jobs)
+    Path(name).write_text("\n".join(lines) + "\n")
+
+
+def named(number: int, **more: Any) -> dict[str, Any]:
+    return {**JOB, "externalId": f"clip-{number}", **more}
+
+
+def test_each_line_has_a_result_and_bad_ones_are_their_own(service: Sandbox, tmp_path: Path) -> None:
+    write(named(1), "", "{", named(3, fps=1000), JOB, named(5, resolution="999p"), named(6))
+    done = convertrilo("bulk", "jobs.jsonl", "--confirm", "--wait", "--json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    results = {each["line"]: each for each in map(json.loads, done.stdout.splitlines())}
+    assert sorted(results) == [1, 3, 4, 5, 6, 7]
+    assert {line for line, each in results.items() if "error" not in each} == {1, 7}
+    assert results[1]["status"] == "success"
+    assert results[1]["jobId"] == service.assert_created_once(external_id="clip-1").id
+    assert results[3]["error"].startswith("is no JSON")
+    assert "fps" in results[4]["error"]
+    assert results[5]["error"].startswith("has no externalId")
+    assert done.stderr.splitlines()[-1].startswith("2 submitted, 2 succeeded, 4 failed; ")
+    assert [job.status for job in service.jobs] == ["success", "success"]
+
+
+def test_for_people_there_is_a_summary_and_what_failed(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    service.fail_jobs("no picture")
+    write(named(1), named(2))
+    assert run(["bulk", "jobs.jsonl", "--confirm", "--wait"]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith("2 submitted, 1 succeeded, 1 failed; ")
+    assert "failed: no picture\n" in err
+    assert "submitting" in err
+
+
+def test_run_again_it_makes_no_job_twice(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    write(named(1), named(2))
+    ids = []
+    for _ in range(2):
+        assert run(["bulk", "jobs.jsonl", "--job-id-only", "--quiet"]) == 0
+        ids.append(capsys.readouterr().out)
+    assert ids[0] == ids[1] == "".join(f"{job.id}\n" for job in service.jobs)
+
+
+def test_from_stdin_and_only_to_estimate(service: Sandbox, tmp_path: Path) -> None:
+    done = convertrilo("bulk", "-", "--dry-run", cwd=tmp_path, stdin=json.dumps(JOB))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 would be created, 0 failed; ")
+    assert service.jobs == []
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, None])
+def test_interrupted_it_is_run_again_and_makes_no_job_twice(
+    end: signal.Signals | None, service: Sandbox, tmp_path: Path
+) -> None:
+    service.faults.lose_response("createJobsBulk")
+    service.faults.stall("createJobsBulk")
+    write(*map(named, range(5)))
+    command = ["bulk", "jobs.jsonl", "--confirm", "--wait", "--journal", "run.db"]
+    terminal = Terminal(*command, cwd=tmp_path)
+    terminal.wait_until(lambda: any(each.fault == "stall" for each in service.requests))
+    if end is None:
+        terminal.close()
+        assert terminal.ended() == (130, "")
+    else:
+        terminal.process.send_signal(end)
+        assert terminal.end() == (130, "")
+        assert "the same command again goes on, and makes none of them twice" in " ".join(terminal.shown.split())
+    assert convertrilo(*command, cwd=tmp_path).stdout.startswith("5 submitted, 5 succeeded, 0 failed")
+    assert len(service.jobs) == 5
+    service.assert_no_duplicates()
+
+
+WRONG = [
+    (["none.jsonl"], 2, "there is no file none.jsonl"),
+    (["jobs.jsonl", "--wait"], 2, "--wait would wait for ever without --confirm"),
+    (["jobs.jsonl", "--json", "--job-id-only"], 2, "exclude each other"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "says"), WRONG)
+def test_what_is_not_right_is_one_line(
+    arguments: list[str], code: int, says: str, service: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(named(1))
+    assert run(["bulk", *arguments]) == code
+    out, err = capsys.readouterr()
+    assert says in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert service.jobs == []
