@@ -3,11 +3,14 @@
 import csv
 import json
 import time
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
+import httpx
 import pytest
 from object_store import ObjectStore
 
@@ -24,6 +27,7 @@ from convertrilo import (
     TransferError,
     TransportError,
     ValidationError,
+    _manifests,
     ingest_folder,
 )
 from convertrilo._objects import Shard
@@ -326,6 +330,34 @@ async def test_no_more_files_than_are_wanted(
             client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", max_files=most
         )
         assert (report.listed, len(made(sandbox))) == (expected, expected)
+
+
+class Counting(httpx.AsyncBaseTransport):
+    """A service that makes up a job for each one that it is asked for, and remembers none."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.lowlevel.checkpoint()
+        asked = json.loads(await request.aread())["jobs"]
+        jobs = [{"index": index, "jobId": f"job of {each['externalId']}"} for index, each in enumerate(asked)]
+        return httpx.Response(200, stream=httpx.ByteStream(json.dumps({"jobs": jobs}).encode()), request=request)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # it is the same memory on trio
+async def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_manifests, "_PAGE", 20)
+    peaks: list[int] = []
+    for count in (50, 600, 1_500):  # the first one makes what is made once
+        manifest = tmp_path / f"{count}.txt"
+        manifest.write_text("".join(f"films/{number:06}.mp4\n" for number in range(count)))
+        tracemalloc.start()
+        async with AsyncClient("key", base_url="https://api.test", transport=Counting()) as client:
+            options: dict[str, Any] = {"journal": tmp_path / f"{count}.db", "manifest": manifest, "anonymous": True}
+            report = await ingest_folder(client, "s3://films", TEMPLATE, batch_size=50, **options)
+            await report.write(tmp_path / "out.csv")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert report.submitted == count
+    assert peaks[2] < peaks[1] * 1.5, peaks
 
 
 # ---- interrupted
