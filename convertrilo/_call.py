@@ -15,6 +15,7 @@ from tenacity import AsyncRetrying, RetryCallState
 from convertrilo._clock import Clock
 from convertrilo._credentials import Credentials
 from convertrilo._json import loads
+from convertrilo._limiter import RateLimiter
 from convertrilo._model import Model
 from convertrilo._redaction import Hide, hider, secrets_in, without_secrets
 from convertrilo._version import __version__
@@ -33,10 +34,12 @@ from convertrilo.events import AttemptEvent, Listener, Observation, Observer, Ou
 from convertrilo.idempotency import Identity
 from convertrilo.operations import Auth, Operation, Repeat
 from convertrilo.retry import (
+    Allowance,
     FailureKind,
     RetryBudget,
     RetryPolicy,
     Verdict,
+    allowance,
     kind_of_answer,
     may_repeat,
     retry_after,
@@ -92,6 +95,9 @@ class Context:
         self.clock = clock
         self.on_event = on_event
         self.observer: Observer | None = None
+        self.limiter = RateLimiter()
+        self.line = anyio.Lock()
+        """Of the tasks that the limiter holds back."""
         self.random: Callable[[], float] = random.random
         self.closed = False
 
@@ -229,6 +235,28 @@ class Call(Generic[R]):
 
     async def _attempt(self) -> Answered[R] | None:
         """Return the answer to one request; without one, `_failure` says why and `_wait` when to try again."""
+        await self._turn()
+        try:
+            return await self._attempt_now()
+        finally:
+            self._context.limiter.end(self._context.clock.monotonic())
+
+    async def _turn(self) -> None:
+        """Wait for a turn; tasks that have to are in line, and only the first one asks again."""
+        context = self._context
+        if not context.line.locked() and not context.limiter.begin(context.clock.monotonic()):
+            return
+        with anyio.move_on_after(self._left()):
+            async with context.line:
+                while wait := context.limiter.begin(context.clock.monotonic()):
+                    if wait >= self._left():
+                        break
+                    await context.clock.sleep(wait)
+                else:
+                    return
+        raise self._no_turn()
+
+    async def _attempt_now(self) -> Answered[R] | None:
         authorization = await self._authorization()
         left = self._left()
         if left <= 0:
@@ -253,6 +281,7 @@ class Call(Generic[R]):
                         await response.aclose()
                     if response.status_code >= 300:
                         failure = self._answered(response, answer)
+                    self._learn_rate(response, failure)
                 except (httpx.HTTPError, OSError) as error:
                     failure = self._broken(error, request)
         except BaseException:
@@ -273,6 +302,17 @@ class Call(Generic[R]):
         self._wait = None if scope.cancelled_caught else self._decide(failure)
         self._notify(failure.kind.value, response, getattr(failure.error, "code", None))
         return None
+
+    def _learn_rate(self, response: httpx.Response, failure: _Failure | None) -> None:
+        context = self._context
+        now = context.clock.monotonic()
+        if response.status_code == 429 and failure is not None:
+            context.limiter.refused(failure.told, now)
+            return
+        told: Allowance | None = None
+        if any(b"ratelimit" in name.lower() for name, _ in response.headers.raw):  # most services say nothing
+            told = allowance(response.headers, context.clock.time())
+        context.limiter.taken(told, now)
 
     def _left(self) -> float:
         return self._deadline - self._context.clock.monotonic()
@@ -379,6 +419,16 @@ class Call(Generic[R]):
 
     def _too_late(self) -> DeadlineExceededError:
         return DeadlineExceededError(f"no answer within the deadline of {self._options.retry.deadline:g} seconds")
+
+    def _no_turn(self) -> ConvertriloError:
+        """Make the error of an attempt that the rate limit has no room for."""
+        if self._failure is not None:
+            return self._final_error(self._failure)
+        deadline = self._options.retry.deadline
+        error = DeadlineExceededError(
+            f"the service's rate limit leaves no room within the deadline of {deadline:g} seconds"
+        )
+        return self._final_error(_Failure(FailureKind.NOT_SENT, error))
 
     def _out_of_time(self) -> ConvertriloError:
         """Make the error of a deadline that passed before the attempt was made."""

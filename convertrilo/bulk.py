@@ -282,6 +282,8 @@ class _Run:
 
     async def _send(self, batch: Batch) -> dict[int, Outcome]:
         wire = {"jobs": [item.wire for item in batch.items]}
+        while wait := self._engine.limiter.wait(self._clock.monotonic()):
+            await self._clock.sleep(wait)  # the deadline of the call begins when it has a turn
         call = self._engine.frozen_call(_SEND, self._options, wire=wire, content=batch.content, identity=batch.identity)
         ledger = self._ledger
         if ledger is not None:

@@ -164,7 +164,7 @@ def retry_after(status: int, headers: Mapping[str, str], now: float) -> float | 
     for name in ("ratelimit-reset", "x-ratelimit-reset"):
         if (seconds := _number(headers.get(name, ""))) is not None:
             return _from_reset(seconds, now)
-    return _from_structured(headers.get("ratelimit", ""))
+    return _in_structured(headers.get("ratelimit", ""), ("reset", "t"))
 
 
 _SECONDS = re.compile(r"[0-9]{1,15}(\.[0-9]*)?")
@@ -193,10 +193,39 @@ def _from_reset(value: float, now: float) -> float:
     return max(0.0, (value / 1000 if value >= _EPOCH_MS_FROM else value) - now)
 
 
-def _from_structured(text: str) -> float | None:
+def _in_structured(text: str, names: tuple[str, ...]) -> float | None:
     """Read the drafts' `RateLimit: limit=100, remaining=0, reset=12` and `RateLimit: "default";r=0;t=12`."""
     for part in text.replace(";", ",").split(","):
         name, _, value = part.strip().partition("=")
-        if name in ("reset", "t") and (seconds := _number(value)) is not None:
+        if name in names and (seconds := _number(value)) is not None:
             return seconds
     return None
+
+
+@attrs.frozen
+class Allowance:
+    """What rate-limit headers say: how many more requests there may be, and in how many seconds there may be more."""
+
+    remaining: int
+    reset: float
+    limit: int | None = None
+
+
+def allowance(headers: Mapping[str, str], now: float) -> Allowance | None:
+    """Return what an answer's rate-limit headers say, or `None` if they do not say how many are left until when.
+
+    Args:
+        headers: The answer's headers, looked up without regard to case.
+        now: The time, in seconds since the epoch.
+    """
+    for prefix in ("ratelimit-", "x-ratelimit-"):
+        remaining, reset = (_number(headers.get(f"{prefix}{name}", "")) for name in ("remaining", "reset"))
+        if remaining is not None and reset is not None:
+            limit = _number(headers.get(f"{prefix}limit", "").partition(",")[0])
+            return Allowance(int(remaining), _from_reset(reset, now), None if limit is None else int(limit))
+    text = headers.get("ratelimit", "")
+    remaining, reset = _in_structured(text, ("remaining", "r")), _in_structured(text, ("reset", "t"))
+    if remaining is None or reset is None:
+        return None
+    limit = _in_structured(text, ("limit",))
+    return Allowance(int(remaining), reset, None if limit is None else int(limit))

@@ -122,6 +122,7 @@ async def test_a_cancelled_call_leaves_everything_consistent(
         assert script.open == 0
         assert [entry.name async for entry in journal.pending()] == (["n"] if pending else [])
         script.steps = (EXAMPLES["createJob"].answered,)
+        script.clock.now += 3  # as the service may have asked
         assert await client.create_job(JOB, operation="n") == CREATED_MODEL
         assert [entry.name async for entry in journal.answered()] == ["n"]
     assert script.sent[0].key == script.sent[-1].key

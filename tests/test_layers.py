@@ -22,7 +22,7 @@ FLOORS = """
     codec
     _objects events operations webhooks
     _manifests idempotency retry
-    _batches _claims _folder_rows _redaction _sent_parts _sqlite
+    _batches _limiter _claims _folder_rows _redaction _sent_parts _sqlite
     _content _dedupe_sqlite _frames dedupe journal transport
     _call _folder_record _results
     _engine _reports receiver
