@@ -70,6 +70,15 @@ async def _httpx_discarded(url: str, _: Path, size: int, __: int) -> float:
         return time.perf_counter() - started
 
 
+async def _written(_: str, path: Path, size: int, __: int) -> float:
+    piece = bytes(_READ)
+    started = time.perf_counter()
+    with path.open("wb", buffering=0) as file:
+        for start in range(0, size, _READ):
+            file.write(piece[: size - start])
+    return time.perf_counter() - started
+
+
 WAYS: Mapping[str, Callable[[str, Path, int, int], Awaitable[float]]] = {
     "upload": _upload,
     "httpx upload": _httpx_upload,
@@ -77,6 +86,7 @@ WAYS: Mapping[str, Callable[[str, Path, int, int], Awaitable[float]]] = {
     "download": _download,
     "httpx download, written": _httpx_written,
     "httpx download, discarded": _httpx_discarded,
+    "disk, without a download": _written,
 }
 
 
