@@ -286,6 +286,7 @@ async def test_a_call_repeated_after_kill_9_is_the_same_job(convertrilo_server: 
 # ---- with a sandbox of its own
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # of the client: the other one is shown above
 async def test_with_its_own_sandbox_it_encodes_on_this_machine_and_remembers(tmp_path: Path, clip: str) -> None:
     encode = {"sourceUrl": clip, "codec": "h264", "resolution": "480p", "fps": 5, "container": "mkv"}
     async with hosted(tmp_path, "--sandbox", env=environment(None)) as host:
