@@ -5,7 +5,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "package"]
+nox.options.sessions = ["lint", "types", "tests", "docs", "package"]
 nox.options.reuse_existing_virtualenvs = True
 
 GROUPS = nox.project.dependency_groups
@@ -56,6 +56,15 @@ def s3(session: nox.Session) -> None:
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
     files = [f"tests/{name}.py" for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "test_s3")]
     session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the site into site/; a warning is an error."""
+    session.install(*GROUPS(PROJECT, "docs"))
+    session.run(
+        "mkdocs", "build", "--quiet", "--config-file", "docs/theme/mkdocs.yml", env={"NO_MKDOCS_2_WARNING": "1"}
+    )
 
 
 @nox.session

@@ -11,7 +11,7 @@ from convertrilo._version import __version__
 if TYPE_CHECKING:
     from convertrilo._clock import Clock
     from convertrilo._dedupe_sqlite import SQLiteDedupe
-    from convertrilo.bulk import SubmitProgress, SubmittedJob
+    from convertrilo._results import SubmitProgress, SubmittedJob
     from convertrilo.client import AsyncClient
     from convertrilo.dedupe import MemoryDedupe
     from convertrilo.errors import (
@@ -274,8 +274,8 @@ _HOMES = {
     "Repeat": "operations",
     "RetryPolicy": "retry",
     "SQLiteDedupe": "_dedupe_sqlite",
-    "SubmitProgress": "bulk",
-    "SubmittedJob": "bulk",
+    "SubmitProgress": "_results",
+    "SubmittedJob": "_results",
     "WebhookEvent": "webhooks",
     "WebhookReceiver": "receiver",
     "IngestProgress": "ingest",

@@ -62,7 +62,8 @@ from convertrilo.retry import RetryBudget, RetryPolicy
 if TYPE_CHECKING:
     from convertrilo._content import Source
     from convertrilo._frames import Jobs
-    from convertrilo.bulk import OnSubmit, SubmittedJob
+    from convertrilo._results import SubmittedJob
+    from convertrilo.bulk import OnSubmit
     from convertrilo.journal import Journal
     from convertrilo.transfers import OnProgress, Target
     from convertrilo.waiting import HasJobId, JobResult

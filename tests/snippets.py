@@ -9,8 +9,9 @@ How a page's author sets a snippet up. A page is read from top to bottom, and it
 - A snippet that defines `test_…` functions is a test module of its own, run by pytest with anyio's plugin and the
   fixtures `convertrilo_*`.
 - The folder has a video, `in.mp4`. Any source URL is one too. Every bucket that the page names (`s3://name/…` or
-  `bucket="name"`) exists on a real S3 server, with videos in it below every prefix the page names; AWS_ENDPOINT_URL and
-  credentials are in the environment, and `*.amazonaws.com` leads the sandbox there.
+  `bucket="name"`) exists on a real S3 server, with videos in it below every prefix the page names; AWS_ENDPOINT_URL
+  and credentials are in the environment, and `*.amazonaws.com` leads the sandbox there. Google Drive's
+  `drive-folder-in` has a video; GOOGLE_ACCESS_TOKEN and GOOGLE_REFRESH_TOKEN open it.
 - What a reader need not see goes into a comment of the page, just before the snippet; it is executed first:
 
       <!-- setup
@@ -25,7 +26,6 @@ How a page's author sets a snippet up. A page is read from top to bottom, and it
 """
 
 import ast
-import contextlib
 import inspect
 import json
 import re
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import attrs
 import click
 
@@ -100,30 +101,22 @@ def snippets_of(page: Path) -> Iterator[Snippet]:
 
 
 class Page:
-    """The namespace that a page's snippets share."""
+    """The namespace that a page's snippets share, with an open `client` in it."""
 
-    def __init__(self) -> None:
-        self.names: dict[str, Any] = {"__name__": "a page"}
-        self._ours: AsyncClient | None = None
+    def __init__(self, client: AsyncClient) -> None:
+        self.names: dict[str, Any] = {"__name__": "a page", "client": client}
 
-    def run(self, snippet: Snippet) -> None:
+    async def run(self, snippet: Snippet) -> None:
         """Execute a snippet, and the `main` that it leaves to the reader to run."""
         source = "\n" * snippet.line + snippet.code  # so that a traceback has the page's lines
         code = compile(source, str(snippet.page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
         main = self.names.get("main")
-        if self.names.get("client") is self._ours:
-            self._ours = self.names["client"] = AsyncClient()
         if code.co_flags & inspect.CO_COROUTINE:
-            anyio.run(self._await, code)
-        else:
-            exec(code, self.names)
-        if self.names.get("main") is not main and "anyio.run(main" not in snippet.code:
-            anyio.run(self.names["main"])
-
-    async def _await(self, code: Any) -> None:
-        ours = self._ours
-        async with ours if self.names.get("client") is ours and ours else contextlib.nullcontext():
             await eval(code, self.names)
+        else:
+            await anyio.to_thread.run_sync(exec, code, self.names)  # where it can run an event loop of its own
+        if self.names.get("main") is not main and "anyio.run(main" not in snippet.code:
+            await self.names["main"]()
 
 
 # ---- everything else

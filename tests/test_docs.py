@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import anyio
 import httpx
 import pytest
 from credentials import WEBHOOK_SECRET
 from object_store import ObjectStore, moto_server
 from snippets import PAGES, ROOT, Page, Snippet, check, commands_of, snippets_of
 
+from convertrilo import AsyncClient
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
 CLIP = (ROOT / "examples" / "media" / "big-buck-bunny-5s.mp4").read_bytes()
@@ -60,6 +62,9 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: 
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.access_key_id)
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.secret_access_key)
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("GOOGLE_ACCESS_TOKEN", sandbox.drive.access_token)
+        monkeypatch.setenv("GOOGLE_REFRESH_TOKEN", sandbox.drive.refresh_token)
+        anyio.run(sandbox.drive.add, "drive-folder-in", "in.mp4", CLIP)
         yield
     logging.getLogger("convertrilo").setLevel(logging.NOTSET)
 
@@ -77,12 +82,20 @@ def make_buckets(text: str, store: ObjectStore) -> None:
 @pytest.mark.usefixtures("surroundings")
 def test_every_snippet_of_a_page_is_run_or_checked(page: Path, tmp_path: Path, object_store: ObjectStore) -> None:
     make_buckets(page.read_text(encoding="utf-8"), object_store)
-    names = Page()
-    for snippet in snippets_of(page):
-        if snippet.language in ("python", "setup") and not snippet.is_test:
-            names.run(snippet)
-        elif not snippet.is_test:
-            check(snippet)
+    anyio.run(run_page, list(snippets_of(page)))
+
+
+async def run_page(snippets: list[Snippet]) -> None:
+    async with AsyncClient() as client:
+        page = Page(client)
+        try:
+            for snippet in snippets:
+                if snippet.language in ("python", "setup") and not snippet.is_test:
+                    await page.run(snippet)
+                elif not snippet.is_test:
+                    check(snippet)
+        finally:
+            await page.names["client"].aclose()  # the page's own, it may be
 
 
 @pytest.mark.usefixtures("surroundings")
@@ -148,7 +161,7 @@ def test_what_a_page_holds_is_found(tmp_path: Path) -> None:
 def test_a_snippet_that_does_not_work_is_seen(code: str, tmp_path: Path) -> None:
     [snippet] = page_of(tmp_path, f"```python\n{code}\n```\n")
     with pytest.raises((ZeroDivisionError, NameError)):
-        Page().run(snippet)
+        anyio.run(run_page, [snippet])
 
 
 @pytest.mark.parametrize(

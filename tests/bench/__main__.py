@@ -1,9 +1,14 @@
-"""Prints the page: `python -m tests.bench [--quick] [SECTION …]`, from the project's root."""
+"""Prints the page: `python -m tests.bench [--quick] [SECTION …]`, from the project's root.
+
+A whole run, that is no quick one, writes docs/BENCHMARKS.md as well.
+"""
 
 import argparse
 import asyncio
 import os
 import platform
+import shutil
+import subprocess
 import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
@@ -40,8 +45,11 @@ _SECTIONS = {
 }
 _PACKAGES = [
     *("convertrilo", "httpx", "httpcore", "h11", "anyio", "attrs", "cattrs", "tenacity"),
-    *("orjson", "openapi-python-client", "botocore", "boto3", "moto"),
+    *("orjson", "openapi-python-client", "httpx-aiohttp", "aiohttp", "botocore", "boto3", "moto"),
 ]
+
+
+_PAGE = Path(__file__).parents[2] / "docs" / "BENCHMARKS.md"
 
 
 def _processor() -> str:
@@ -58,11 +66,18 @@ def _version(package: str) -> str:
         return f"no {package}"
 
 
+def _node_version() -> str:
+    if shutil.which("node") is None:
+        return "is not installed"
+    return subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def _head(page: Page) -> None:
     load = ", ".join(f"{each:.1f}" for each in os.getloadavg())
     page.line("# convertrilo: benchmarks")
     page.line(f"{platform.system()} {platform.release()}, {os.cpu_count()} x {_processor()}, load {load}")
     page.line(f"{platform.python_implementation()} {platform.python_version()}, {', '.join(map(_version, _PACKAGES))}")
+    page.line(f"Node {_node_version()}.")
     page.line(f"Seed {SEED}. Contestants take turns; a ratio is the median over the rounds (lowest-highest). Only")
     page.line("ratios mean something: they were measured side by side, the rest is this machine at this hour.")
 
@@ -89,6 +104,8 @@ def main() -> None:
     _head(page)
     asyncio.run(_run(page, Scale(arguments.quick), arguments.sections or list(_SECTIONS)))
     page.end()
+    if not arguments.quick and not arguments.sections:
+        _PAGE.write_text(page.markdown(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""Requests per second of `job_status`, whole call and decoded answer, against raw httpx and the generated client."""
+"""Requests per second of `job_status`, whole call and decoded answer, against httpx, the generated client and Node."""
 
+import importlib
+import importlib.util
 import itertools
+import json
+import math
+import shutil
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
+import anyio
 import httpx
 
 from convertrilo import AsyncClient
 
 from .data import JOB_IDS
 from .generated import Generated, load
-from .harness import Bench, Call, flooded, in_turns, micro, rate, ratios, typical
+from .harness import Bench, Call, Measure, Sample, flooded, in_turns, micro, rate, ratios, typical
 
 _TARGETS = {1: 1.2, 16: 3.0, 128: 5.0, 512: 5.0}
 _ROUNDS = {1: 9, 16: 7, 128: 7, 512: 1}  # httpx takes 10 s to have 512 in flight, and to give them up again
@@ -57,21 +64,40 @@ def _contestants(url: str, generated: Generated | None) -> dict[str, Contestant]
         "httpx": raw,
         "httpx, no limits": partial(raw, limits=_UNLIMITED),
     }
+    if importlib.util.find_spec("httpx_aiohttp") is not None:
+        aiohttp: Any = importlib.import_module("httpx_aiohttp")
+        made["httpx, aiohttp"] = lambda: raw(transport=aiohttp.AiohttpTransport(verify=tls, limits=_UNLIMITED))
     return made if generated is None else {**made, "generated": theirs}
+
+
+def _node(url: str, in_flight: int, seconds: float) -> Measure:
+    """Measure Node's fetch in a process of its own, as `flooded` does clients of Python."""
+    script = str(Path(__file__).with_name("fetch.mjs"))
+
+    async def measure() -> Sample:
+        done = await anyio.run_process(["node", script, url, str(in_flight), str(seconds), *JOB_IDS])
+        seen = json.loads(done.stdout)
+        count = seen["count"]
+        return Sample(seen["elapsed"] / count, seen["cpu"] / count) if count else Sample(math.inf, math.inf)
+
+    return measure
 
 
 async def run(bench: Bench) -> None:
     """Print a row for each number of requests in flight."""
     page, scale = bench.page, bench.scale
     contestants = _contestants(bench.url, load(bench.directory) if bench.generated else None)
-    columns = [f"{name:>16}" for name in contestants]
+    names = [*contestants, *(["Node's fetch"] if shutil.which("node") else [])]
+    columns = [f"{name:>16}" for name in names]
     page.table(
         "job_status on loopback: requests/s (CPU us a request)", ["in flight", *columns, "times httpx", "by CPU"]
     )
     for in_flight, target in itertools.islice(_TARGETS.items(), 2 if scale.quick else None):
         floods = {name: flooded(each, in_flight, scale.seconds(0.5)) for name, each in contestants.items()}
+        if "Node's fetch" in names:
+            floods["Node's fetch"] = _node(bench.url, in_flight, scale.seconds(1.0))
         rounds = await in_turns(floods, scale.rounds(_ROUNDS[in_flight]))
-        cells = [f"{rate(typical(rounds, name))} ({micro(typical(rounds, name, 'cpu'))})" for name in contestants]
+        cells = [f"{rate(typical(rounds, name))} ({micro(typical(rounds, name, 'cpu'))})" for name in names]
         speedup = page.against(str(in_flight), ratios(rounds, "httpx", "convertrilo"), at_least=target)
         by_cpu = median(ratios(rounds, "httpx", "convertrilo", "cpu"))
         page.row(str(in_flight), *cells, speedup, f"{by_cpu:.2f}")

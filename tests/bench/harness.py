@@ -160,8 +160,10 @@ class Page:
         self._title = ""
         self._targets = 0
         self._missed: list[str] = []
+        self._lines: list[str] = []
 
     def line(self, text: str = "") -> None:
+        self._lines += text.split("\n")
         self._out.write(f"{text}\n")
         self._out.flush()
 
@@ -198,6 +200,16 @@ class Page:
         self.line(f"\n{reached}, in {time.monotonic() - self._started:.0f} s")
         for each in self._missed:
             self.line(f"missed: {each}")
+
+    def markdown(self) -> str:
+        """Return what was printed as a page, with its tables as text."""
+        head, *sections = "\n".join(self._lines).split("\n## ")
+        title, *told = head.strip().splitlines()
+        texts = [title, "\n".join(told)]
+        for section in sections:
+            name, _, table = section.partition("\n")
+            texts += [f"## {name}", f"```text\n{table.rstrip()}\n```"]
+        return "\n\n".join(texts) + "\n"
 
 
 def micro(seconds: float) -> str:
