@@ -615,14 +615,27 @@ class AsyncClient:
     ) -> AsyncIterator["SubmittedJob"]:
         """Submit any number of jobs, and yield a `SubmittedJob` for each as its batch is answered (`createJobsBulk`).
 
+        Batches are frozen before they are sent. With a journal, a rerun goes on where the last run stopped, and of an
+        input that has grown only what is new is submitted; each job is known by its `external_id`. Without one, the
+        same input with the same `batch_size` makes the same batches under the same keys. See docs/INGEST.md.
+
+        It works while the next result is waited for: whoever stops reading leaves nothing running.
+
         Args:
-            jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read as
-                results are, never far ahead.
-            settings: Settings for all of them; `dry_run` estimates and creates nothing, `confirm` queues.
+            jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read no
+                faster than the results are.
+            settings: Settings for all of them; `dry_run` estimates and creates nothing, `confirm` queues. `fail_fast`
+                is refused: every job has an outcome of its own.
             batch_size: Jobs of a request; fewer once the service finds that many too many.
             concurrency: How many requests are under way at once.
             journal: Where batches are written down before they are sent; by default the client's, if it has one.
             on_progress: Called with a `SubmitProgress` after every batch.
+
+        Raises:
+            ValidationError: An argument is not what is allowed. (A job that is not is a result with this error.)
+            JournalError: The journal cannot be used.
+            APIError: The service refuses more than single jobs, as for `insufficient_tokens`. This, and what the input
+                itself raises, comes after the results that are there; its notes say where things stand.
         """
         from convertrilo.bulk import submit_jobs
 

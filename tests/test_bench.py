@@ -18,6 +18,7 @@ def test_the_benchmarks_print_every_section() -> None:
         "import",
         "key, retry loop and events",
         "journal",
+        "bulk",
         "listing",
         "webhooks",
         "transfers",

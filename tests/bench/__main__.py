@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from . import (
+    bench_bulk,
     bench_cli,
     bench_codec,
     bench_import,
@@ -37,6 +38,7 @@ _SECTIONS = {
     "import": bench_import.run,
     "overhead": bench_overhead.run,
     "journal": bench_journal.run,
+    "bulk": bench_bulk.run,
     "listing": bench_listing.run,
     "webhooks": bench_webhooks.run,
     "transfers": bench_transfers.run,

@@ -31,6 +31,7 @@ class Generated:
 
     client: Any
     job_status: Any
+    create_jobs_bulk: Any
     models: Any
 
 
@@ -41,5 +42,6 @@ def load(directory: Path) -> Generated:
     return Generated(
         client=importlib.import_module(f"{_PACKAGE}.client").AuthenticatedClient,
         job_status=importlib.import_module(f"{_PACKAGE}.api.jobs.job_status").asyncio,
+        create_jobs_bulk=importlib.import_module(f"{_PACKAGE}.api.bulk.create_jobs_bulk").asyncio,
         models=importlib.import_module(f"{_PACKAGE}.models"),
     )

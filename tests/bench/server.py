@@ -1,6 +1,10 @@
-"""A fast loopback server in a process of its own: GET is answered as a status, anything else as a new job."""
+"""A fast loopback server in a process of its own: GET is answered as a status, anything else as a new job.
+
+A bulk request is answered with a new job for each that is in it: it counts them.
+"""
 
 import asyncio
+import itertools
 import re
 import subprocess
 import sys
@@ -31,8 +35,21 @@ class _Connection(asyncio.Protocol):
             end += int(length[1]) if length else 0
             if len(self._received) < end:
                 return
-            self._transport.write(_STATUS if self._received.startswith(b"GET ") else _CREATED)
+            if self._received.startswith(b"POST /jobs/bulk "):
+                self._transport.write(_created(self._received.count(b'"codec":', 0, end)))
+            else:
+                self._transport.write(_STATUS if self._received.startswith(b"GET ") else _CREATED)
             self._received = self._received[end:]
+
+
+_ITEM = b'{"index":%d,"jobId":"00000000-0000-4000-8000-%012x","status":"created","estimate":{"neu":12.5}}'
+_numbers = itertools.count()
+
+
+def _created(count: int) -> bytes:
+    items = b",".join([_ITEM % (index, next(_numbers)) for index in range(count)])
+    body = b'{"totalJobs":%d,"totalEstimatedNeu":%.1f,"jobs":[%b]}' % (count, 12.5 * count, items)
+    return _HEAD % len(body) + body
 
 
 async def _serve() -> None:
