@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import anyio
 import httpx
 
-import convertrilo.sandbox.extra  # noqa: F401  # before anything else, so that its message is the one that is seen
+# Before anything else, so that its message is the one that is seen.
+import convertrilo.sandbox.extra  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from convertrilo.sandbox import accounts, deliveries, inspect, replay
 from convertrilo.sandbox import tokens as books
 from convertrilo.sandbox.app import make_app
