@@ -16,6 +16,7 @@ from convertrilo.codec import from_request, wire_name
 from convertrilo.errors import ConvertriloError, Issue, ValidationError
 from convertrilo.ingest import IngestProgress, IngestReport, ingest_folder
 from convertrilo.models import JobCreateRequest, S3FolderOutput, S3FolderSource
+from convertrilo.s3 import parse_url
 
 _FILTERS = ("exclude", "min_size", "max_size", "max_files", "shard", "manifest", "anonymous", "dry_run", "from_scratch")
 _COUNTS = ("listed", "passed_over", "submitted", "succeeded", "failed", "canceled", "refused", "unfinished")
@@ -26,7 +27,10 @@ class Ingestion:
     """One run of `convertrilo ingest`."""
 
     def __init__(self, source: str, modified_since: datetime | None, options: dict[str, Any]) -> None:
-        self._source = _folder(source, options)
+        folder = parse_url(source)
+        self._source = S3FolderSource(
+            bucket=folder.bucket, prefix=folder.prefix, endpoint=options["endpoint"], region=options["region"]
+        )
         wire = {wire_name(name): options[name] for name in ENCODING}
         self._template = from_request(JobCreateRequest, {**wire, "metadata": metadata_of(options["metadata"])})
         self._waits: bool = options["waits"]
@@ -91,15 +95,3 @@ class Ingestion:
         at = self._at
         known = "" if at is None else f"{at.listed:,} objects are listed and {at.submitted:,} submitted; "
         return f"{known}run the same command again to go on: {self._how['journal']} knows what is done"
-
-
-def _folder(source: str, options: dict[str, Any]) -> str | S3FolderSource:
-    """Return the folder, as the library takes it: with an endpoint or a region it is a model."""
-    where = {name: options[name] for name in ("endpoint", "region") if options[name] is not None}
-    if not where:
-        return source
-    scheme, _, rest = source.partition("://")
-    if scheme != "s3":
-        raise click.UsageError("a folder is s3://bucket/prefix")
-    bucket, _, prefix = rest.partition("/")
-    return from_request(S3FolderSource, {"bucket": bucket, "prefix": prefix, **where})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convertrilo.cli.options import SANDBOX_HELP, of_output
-from convertrilo.cli.output import Output, is_interactive, note
+from convertrilo.cli.output import Output, note
 from convertrilo.cli.service import Service
 
 if TYPE_CHECKING:
@@ -71,8 +71,8 @@ def _known(profile: str) -> str | None:
 
 
 def _secret(what: str) -> str:
-    asked = is_interactive()
-    value = str(click.prompt(what, hide_input=True, err=True) if asked else sys.stdin.readline()).strip()
+    is_asked = sys.stdin.isatty()
+    value = str(click.prompt(what, hide_input=True, err=True) if is_asked else sys.stdin.readline()).strip()
     if not value:
         raise click.UsageError(f"no {what}: give it on stdin, as in convertrilo login < FILE")
     return value

@@ -154,11 +154,6 @@ def note(text: str) -> None:
         click.echo(text, err=True)
 
 
-def is_interactive() -> bool:
-    """Return whether somebody is there who can be asked."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
-
-
 def size_text(size: float) -> str:
     """Return a number of bytes as people read it."""
     for unit in ("B", "kB", "MB", "GB"):

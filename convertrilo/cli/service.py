@@ -1,14 +1,21 @@
 """How a command talks to the service: to the real one as a saved account, or to the sandbox on this machine."""
 
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from convertrilo.cli.output import note
+
 if TYPE_CHECKING:
     from convertrilo.client import AsyncClient
+    from convertrilo.events import AttemptEvent
 
 T = TypeVar("T")
+
+_PATIENCE = 1.0
+"""Seconds for which somebody at a terminal waits without asking why."""
 
 
 class Service:
@@ -62,6 +69,8 @@ class Service:
         Raises:
             ConfigurationError: No credentials are known, or the sandbox cannot be used.
         """
+        if sys.stderr.isatty():
+            options.setdefault("on_event", _tell)
         open_client = self._of_the_sandbox if self.sandbox else partial(self._of_the_account, by_token)
         async with open_client(options) as client:
             yield client
@@ -112,3 +121,9 @@ class Service:
                 ) from error
             client = await stack.enter_async_context(sandbox.client(get_token=get_token, **options))
             yield client
+
+
+def _tell(event: "AttemptEvent") -> None:
+    """Say why nothing seems to happen."""
+    if event.wait is not None and event.wait >= _PATIENCE:
+        note(f"{event.operation}: no answer yet ({event.status or event.outcome}), again in {event.wait:.0f} s")

@@ -43,15 +43,23 @@ class Waiting:
             return
         import anyio
 
-        interval = self.interval
+        from convertrilo.client import engine_of
+
+        interval, clock = self.interval, engine_of(client)[0].clock
 
         async def ask() -> None:
             while True:
-                await anyio.sleep(interval)
+                await clock.sleep(interval)
                 if (known := job_id()) is not None:
                     client.notify(known)
 
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(ask)
-            yield
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001  # raised below, where the group does not wrap it
+                failure = error
             tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,27 @@ import httpx
 import pytest
 from cli_help import COMMAND, Terminal, convertrilo, names_in
 
-from convertrilo import AsyncClient, JobCreateRequest, Journal
+from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, RetryPolicy, WaitTimeoutError
 from convertrilo.cli.app import run
+from convertrilo.cli.settings import state_folder
+from convertrilo.cli.waits import Waiting
 from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"
 NOBODY = "00000000-0000-4000-8000-000000000000"
+
+
+class Quick:
+    """Time that passes a hundred times as fast, for all who wait."""
+
+    def monotonic(self) -> float:
+        return time.monotonic() * 100
+
+    def time(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds / 100)
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +70,11 @@ def answered(*arguments: str, stdin: str = "") -> Any:
     return json.loads(done.stdout)
 
 
-def text(*arguments: str) -> str:
-    """What it prints for people, from within: a process costs a third of a second."""
-    done = convertrilo(*arguments, cwd=Path())
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def text(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What it prints for people; in this process, as another one costs a third of a second."""
+    capsys.readouterr()
+    assert run(arguments) == 0
+    return capsys.readouterr().out
 
 
 def failed(code: int, *arguments: str) -> str:
@@ -70,22 +87,38 @@ def failed(code: int, *arguments: str) -> str:
 
 
 def on_demand() -> str:
-    done = convertrilo("encode", URL, "--job-id-only", cwd=Path())
-    return done.stdout.strip()
+    """Make a job of a URL."""
+
+    async def create() -> str:
+        async with AsyncClient() as client:
+            return (await client.on_demand_encode(OnDemandEncodeRequest(source_url=URL))).job_id
+
+    return anyio.run(create)
 
 
-def test_status_wait_and_download_of_a_job(server: SandboxServer, here: Path) -> None:
+def waiting_for_its_file() -> str:
+    """Make a job that is to be uploaded."""
+
+    async def create() -> str:
+        async with AsyncClient() as client:
+            return (await client.create_job(JobCreateRequest(codec="h264", resolution="720p", fps=30))).job_id
+
+    return anyio.run(create)
+
+
+def test_status_wait_and_download_of_a_job(
+    server: SandboxServer, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     job_id = on_demand()
     done = answered("wait", job_id, "--poll-interval-ms", "100")
     assert (done["jobId"], done["status"], done["sourceFilename"]) == (job_id, "success", "holiday.mov")
-    assert text("status", job_id).splitlines()[0] == f"jobId: {job_id}"
+    assert text(capsys, "status", job_id).splitlines()[0] == f"jobId: {job_id}"
     fetched = answered("download", job_id, "--wait")
     size = len(Path(fetched["output"]).read_bytes())
     assert fetched == {"jobId": job_id, "output": done["outputFilename"], "size": size, "status": "success"}
     assert names_in(here) == [done["outputFilename"]]
-    assert "404 not_found" in failed(3, "status", NOBODY)
-    assert "404 not_found" in failed(3, "wait", NOBODY)
-    assert "404 not_found" in failed(3, "download", NOBODY)
+    for command in ("status", "wait", "download"):
+        assert "404 not_found" in failed(3, command, NOBODY)
 
 
 def test_wait_tells_a_job_that_failed_by_its_exit_code(server: SandboxServer) -> None:
@@ -94,11 +127,7 @@ def test_wait_tells_a_job_that_failed_by_its_exit_code(server: SandboxServer) ->
 
 
 def test_cancel(server: SandboxServer) -> None:
-    async def create() -> str:
-        async with AsyncClient() as client:
-            return (await client.create_job(JobCreateRequest(codec="h264", resolution="720p", fps=30))).job_id
-
-    job_id = anyio.run(create)
+    job_id = waiting_for_its_file()
     assert answered("cancel", job_id) == {"jobId": job_id, "status": "canceled"}
     done = on_demand()
     assert answered("wait", done)["status"] == "success"
@@ -107,20 +136,16 @@ def test_cancel(server: SandboxServer) -> None:
     assert refused.stderr == f"convertrilo: job {done} is success, and can be canceled no more\n"
 
 
-def test_balance_for_scripts_and_people_and_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balance_and_a_key_that_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     balance = answered("balance")
     assert set(balance) == {"available", "reserved", "trialExpiresAt", "trialGrantRemaining"}
-    assert text("balance").startswith(f"available: {balance['available']}\n")
+    assert text(capsys, "balance").startswith(f"available: {balance['available']}\n")
     monkeypatch.setenv("CONVERTRILO_API_KEY", "cvr_wrong")
     assert failed(5, "balance").endswith("; log in with convertrilo login, or set CONVERTRILO_API_KEY\n")
 
 
 def test_upload_and_confirm_a_job_that_waits_for_its_file(server: SandboxServer, here: Path) -> None:
-    async def create() -> str:
-        async with AsyncClient() as client:
-            return (await client.create_job(JobCreateRequest(codec="h264", resolution="720p", fps=30))).job_id
-
-    job_id = anyio.run(create)
+    job_id = waiting_for_its_file()
     (here / "in.mp4").write_bytes(b"some video")
     done = answered("upload", job_id, "in.mp4", "--confirm", "--journal", "run.db")
     assert (done["jobId"], done["size"]) == (job_id, 10)
@@ -129,14 +154,14 @@ def test_upload_and_confirm_a_job_that_waits_for_its_file(server: SandboxServer,
     assert "there is no file none.mp4 (see convertrilo upload --help)" in failed(2, "upload", job_id, "none.mp4")
 
 
-def test_webhooks(server: SandboxServer) -> None:
+def test_webhooks(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> None:
     made = answered("webhooks", "create", "https://hooks.example/in", "--event", "job.failed")
     assert (made["url"], made["events"], made["isActive"]) == ("https://hooks.example/in", ["job.failed"], True)
     assert made["secret"]
     webhook_id = made["id"]
     changed = answered("webhooks", "update", webhook_id, "--inactive", "--event", "job.created")
     assert (changed["isActive"], changed["events"]) == (False, ["job.created"])
-    listed = text("webhooks", "list").splitlines()
+    listed = text(capsys, "webhooks", "list").splitlines()
     assert listed[0].split() == ["id", "state", "failures", "url", "events", "last", "failure"]
     assert listed[1].split()[:5] == [webhook_id, "off", "0", "https://hooks.example/in", "created"]
     assert answered("webhooks", "update", webhook_id, "--active")["isActive"] is True
@@ -180,7 +205,7 @@ def test_keys_need_more_than_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed(5, "keys", "list").endswith("log in with convertrilo login --email YOU@EXAMPLE.COM\n")
 
 
-def test_journal(server: SandboxServer, here: Path) -> None:
+def test_journal(server: SandboxServer, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     job = JobCreateRequest(codec="h264", resolution="720p", fps=30, external_id="clip-1")
 
     async def fill() -> None:
@@ -200,7 +225,7 @@ def test_journal(server: SandboxServer, here: Path) -> None:
     assert shown["request"]["externalId"] == "clip-1"
     assert shown["answer"]["jobId"] == server.sandbox.assert_created_once(external_id="clip-1").id
     assert "signature=" not in json.dumps(shown)  # the upload URL is a permission
-    assert "k-1" in text("journal", "pending", "run.db")
+    assert "k-1" in text(capsys, "journal", "pending", "run.db")
     assert answered("journal", "unknown", "run.db") == {"operations": []}
     assert answered("journal", "drop", "run.db", "k-1") == {"key": "k-1", "dropped": True}
     assert failed(2, "journal", "drop", "run.db", "k-1") == "convertrilo: the journal run.db holds no key k-1\n"
@@ -253,6 +278,45 @@ def test_a_shell_can_complete_commands_and_options() -> None:
 
 
 # ---- what every command does with its surroundings
+
+
+def test_what_may_have_happened_has_an_exit_code_of_its_own(
+    server: SandboxServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.sandbox.faults.lose_response("createWebhook")
+    assert run(["webhooks", "create", "https://hooks.example/lost"]) == 7
+    assert "webhooks" in capsys.readouterr().err
+
+
+def test_who_waits_at_a_terminal_hears_why(server: SandboxServer, here: Path) -> None:
+    server.sandbox.faults.status("getBalance", 503, headers={"retry-after": "1"})
+    terminal = Terminal("balance", "--json", cwd=here)
+    code, out = terminal.end()
+    assert (code, json.loads(out).keys()) == (0, {"available", "reserved", "trialExpiresAt", "trialGrantRemaining"})
+    assert "getBalance: no answer yet (503), again in 1 s" in terminal.shown
+
+
+def test_the_sandbox_serves_one_command_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    with serve_in_thread(Sandbox(state=state_folder())):
+        assert run(["balance", "--sandbox"]) == 2
+    assert "in use: another sandbox runs on it. Wait until the other command has ended" in capsys.readouterr().err
+    assert run(["balance", "--sandbox"]) == 0
+
+
+async def asked(*, interval: float | None) -> int:
+    """How often a job of which nothing becomes is asked for, in a hundred seconds that pass in one."""
+    async with (
+        Sandbox(encode_seconds=1e9) as sandbox,
+        sandbox.client(clock=Quick(), retry=RetryPolicy(deadline=1e6)) as client,
+    ):
+        job = await client.on_demand_encode(OnDemandEncodeRequest(source_url=URL))
+        with pytest.raises(WaitTimeoutError):
+            await Waiting(100.0, interval, quiet=True).wait(client, job.job_id, lambda _: None)
+        return sum("tatus" in each.operation for each in sandbox.requests)
+
+
+def test_a_poll_interval_has_it_asked_more_often() -> None:
+    assert anyio.run(partial(asked, interval=0.1)) > 2 * anyio.run(partial(asked, interval=None)) > 0
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -126,7 +127,18 @@ def test_what_the_service_refuses_is_another_matter_than_a_job_that_fails(tmp_pa
 def test_interrupted_it_leaves_no_ffmpeg_and_goes_on_when_run_again(tmp_path: Path, home: Path) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
-    arguments = ["encode", str(CLIP), "--sandbox", "--preset", "slow", "-o", "out.mp4", "--json"]
+    arguments = [
+        "encode",
+        str(CLIP),
+        "--sandbox",
+        "--resolution",
+        "480p",
+        "--preset",
+        "slow",
+        "-o",
+        "out.mp4",
+        "--json",
+    ]
     process = subprocess.Popen(
         [*COMMAND, *arguments],
         cwd=tmp_path,
@@ -154,7 +166,7 @@ def test_interrupted_it_leaves_no_ffmpeg_and_goes_on_when_run_again(tmp_path: Pa
     assert (names_in(scratch), names_in(tmp_path)) == ([], ["tmp"])
     done = convertrilo(*arguments, "--idempotency-key", said[2], cwd=tmp_path)
     assert json.loads(done.stdout)["jobId"] == said[1], done.stderr
-    assert media(tmp_path / "out.mp4").height == 720
+    assert media(tmp_path / "out.mp4").height == 480
     assert list((home / "state").glob("convertrilo/sandbox/files/out/*")) != []
 
 
@@ -314,6 +326,9 @@ def test_an_interrupted_upload_is_gone_on_with_or_given_up(
     process = subprocess.Popen([*COMMAND, "encode", "in.mp4", "-o", "out.mp4"], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert process.stderr.readline().startswith("uploading")
+    while not any(each.fault == "stall" for each in service.requests):
+        assert process.poll() is None
+        time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     (job,) = service.jobs
@@ -326,6 +341,21 @@ def test_an_interrupted_upload_is_gone_on_with_or_given_up(
     assert names_in(tmp_path) == ["in.mp4"]
     assert run(["encode", "in.mp4", "-o", "out.mp4", "--idempotency-key", key]) == 0
     assert [each.status for each in service.jobs] == ["success"]
+
+
+def test_too_few_tokens_and_a_key_of_another_request_are_told_apart(
+    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for fps, code in ((30, 0), (25, 3)):
+        assert run(["encode", URL, "--fps", str(fps), "--idempotency-key", "k", "--quiet"]) == code
+    err = capsys.readouterr().err
+    assert "(409 idempotency_conflict); this key or external id has stood for another request before" in err
+    with serve_in_thread(poor := Sandbox(tokens=0)) as base_url:
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        monkeypatch.setenv("CONVERTRILO_API_KEY", poor.api_key)
+        assert run(["encode", URL]) == 6
+    err = capsys.readouterr().err
+    assert re.search(r"\(402 insufficient_tokens\); \d+ tokens are required, 0 are available\n", err), err
 
 
 def test_a_wait_has_an_end(
