@@ -36,9 +36,9 @@ def job(name: str, **rest: Any) -> dict[str, Any]:
 
 
 def source_of(name: str, folder: Path) -> Path:
-    path = folder / "in.mp4"
-    if not path.exists():
-        path.write_bytes(content_of(name))
+    path, content = folder / "in.mp4", content_of(name)
+    if not path.exists() or path.stat().st_size < len(content):  # who wrote it may have been killed
+        path.write_bytes(content)
     return path
 
 
