@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,25 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         if not target.exists() or (anchor and anchor not in anchors_of(target)):
             dead.append(link)
     assert dead == []
+
+
+def test_every_page_is_reached_from_readme() -> None:
+    seen: set[Path] = set()
+    ahead = [ROOT / "README.md"]
+    while ahead:
+        page = ahead.pop()
+        if page not in seen:
+            seen.add(page)
+            links = LINK.findall(page.read_text(encoding="utf-8"))
+            paths = [(page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link]
+            ahead += [path for path in paths if path.suffix == ".md"]
+    assert {*PAGES, ROOT / "CHANGELOG.md"} - seen == set()
+
+
+def test_readme_lists_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = re.findall(r"^\| `(\w+)` \|", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(project["optional-dependencies"]) <= set(listed)
 
 
 # ---- the checks themselves
