@@ -28,14 +28,6 @@ _running: set[str] = set()
 
 
 @attrs.frozen
-class Claim:
-    """A batch that is this run's to send."""
-
-    number: int
-    entry: Entry
-
-
-@attrs.frozen
 class Known:
     """A batch that is in the journal, and what came of it."""
 
@@ -86,17 +78,28 @@ class Ledger:
         """Make the error of a batch that was not answered in the replay window."""
         return unknown_outcome(known.entry)
 
-    async def claim(self, batch: Batch) -> "Claim | dict[bytes, Place]":
+    async def claim(self, batch: Batch) -> dict[bytes, Place] | bytes | None:
         """Write a batch down as this run's; where some of its members are in others, return those, and write nothing.
 
+        Returns:
+            Where the members are that are in other batches; or the answer, if it was sent as an operation of its own
+            and answered; or `None`, if it is to be sent.
+
         Raises:
-            OutcomeUnknownError: It was sent as an operation of its own, never answered, and the replay window is over.
+            OutcomeUnknownError: It was sent as an operation of its own, and it is not known what became of it.
             JournalError: The journal cannot be used. Nothing was sent.
         """
         work = partial(self._claim, batch=batch, window=self.journal.open_window())
-        return await self.journal.do(work, "Nothing was sent.")
+        try:
+            return await self.journal.do(work, "Nothing was sent.")
+        except anyio.get_cancelled_exc_class():
+            if batch.number is not None and not batch.was_sent_before:
+                await self.free(batch)
+            raise
 
-    def _claim(self, connection: sqlite3.Connection, *, batch: Batch, window: Window) -> "Claim | dict[bytes, Place]":
+    def _claim(
+        self, connection: sqlite3.Connection, *, batch: Batch, window: Window
+    ) -> dict[bytes, Place] | bytes | None:
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
         places = _claims.find(connection, list(replaced))
@@ -115,7 +118,7 @@ class Ledger:
             service=self._service,
             sender=self._sender,
         )
-        number = _claims.add(
+        batch.number = _claims.add(
             connection,
             key=identity.key,
             round_number=batch.round,
@@ -123,7 +126,9 @@ class Ledger:
             owner=self.owner,
             members=[(item.identity, item.digest) for item in members],
         )
-        return Claim(number, entry)
+        batch.first_sent_at = entry.first_sent_at.timestamp()
+        batch.was_sent_before = not entry.fresh
+        return entry.answer
 
     async def read(self, number: int) -> Known | None:
         """Return a batch, or None if it is no longer there."""

@@ -9,7 +9,7 @@ from convertrilo.errors import ConvertriloError, DecodeError, JobRefusedError
 _OPERATION = "createJobsBulk"
 
 
-@attrs.define
+@attrs.frozen
 class SubmittedJob:
     """What became of one job of `submit_jobs`: it has a `job_id`, or an `error`."""
 

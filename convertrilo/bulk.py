@@ -261,11 +261,8 @@ class _Run:
                     self._frames.put_back(rest)
                     return True
                 return not rest or await self._submit(rest, tries)
-            batch.number = claimed.number
-            batch.first_sent_at = claimed.entry.first_sent_at.timestamp()
-            batch.was_sent_before = not claimed.entry.fresh
-            if claimed.entry.answer is not None:  # sent as an operation of its own
-                return await self._take(batch, read_outcomes(claimed.entry.answer), tries)
+            if claimed is not None:
+                return await self._take(batch, read_outcomes(claimed), tries)
         return await self._carry(batch, tries)
 
     async def _carry(self, batch: Batch, tries: int = 0) -> bool:

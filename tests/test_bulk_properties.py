@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import attrs
+import pytest
 from bulk_service import FAULTS, CrashError, MortalJournal, Service
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,6 +63,18 @@ worlds = st.builds(
 )
 
 
+WORLD = World(
+    batch_size=3,
+    concurrency=1,
+    most_jobs=8,
+    most_bytes=1 << 20,
+    passing={},
+    lasting=set(),
+    secret=False,
+    runs=[],
+)
+
+
 def client_of(service: Service, journal: MortalJournal | None, clock: Clock) -> AsyncClient:
     client = AsyncClient(
         API_KEY,
@@ -91,10 +104,16 @@ async def run(client: AsyncClient, world: World, run: Run, results: list[Submitt
     return True
 
 
-async def carry_out(world: World, path: Path) -> None:
+async def carry_out(world: World, path: Path, *, heeds_keys: bool = True) -> None:
     clock = Clock()
     refused = {**dict.fromkeys(world.passing, PASSING), **dict.fromkeys(world.lasting, LASTING)}
-    service = Service(most_jobs=world.most_jobs, most_bytes=world.most_bytes, refused=refused, refusals=world.passing)
+    service = Service(
+        most_jobs=world.most_jobs,
+        most_bytes=world.most_bytes,
+        refused=refused,
+        refusals=world.passing,
+        heeds_keys=heeds_keys,
+    )
     if world.lasting:
         service.refusals = {name: count for name, count in world.passing.items() if name not in world.lasting}
     everything = Run([name for each in world.runs for name in each.names], [])
@@ -128,3 +147,10 @@ def test_whatever_happens_no_job_is_made_twice_and_every_result_is_true(anyio_ba
             anyio.run(partial(carry_out, world, Path(directory) / "journal.db"), backend=anyio_backend)
 
     check()
+
+
+def test_the_test_finds_a_second_job_where_there_must_be_one(tmp_path: Path, anyio_backend: str) -> None:
+    world = attrs.evolve(WORLD, runs=[Run(NAMES[:3], ["crash after"])])
+    path = tmp_path / "journal.db"
+    with pytest.raises(AssertionError, match="two jobs"):
+        anyio.run(partial(carry_out, world, path, heeds_keys=False), backend=anyio_backend)
