@@ -85,7 +85,6 @@ class FolderRun:
         fields = {each.name: getattr(template, each.name) for each in field_specs(JobCreateRequest)}
         self._fields = {name: value for name, value in fields.items() if value is not None}
         self._totals = Totals()
-        self._estimated = 0
         self._passed_over = 0
         self._is_listed = False
         self._is_submitted = False

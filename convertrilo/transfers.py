@@ -217,12 +217,6 @@ async def download(
     return part.final
 
 
-def partial_files(path: str | os.PathLike[str]) -> tuple[Path, Path]:
-    """Return the files that an unfinished `download` to a path leaves, for the next one to go on with."""
-    part = _Part.of(Path(path))
-    return part.path, part.note
-
-
 class _Output:
     """What is to be downloaded."""
 

@@ -1,9 +1,13 @@
 """A small scriptable HTTP/1.1 server on a loopback port, and what tests want around it, on either async backend."""
 
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -117,8 +121,27 @@ async def loopback(handler: Handler, *, ssl_context: ssl.SSLContext | None = Non
         tasks.cancel_scope.cancel()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everything else run until something has happened."""
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name that http.server calls it by
+        pass
+
+
+@contextmanager
+def web_server(folder: Path) -> Iterator[str]:
+    """Serve the files of a folder, and hand out the server's URL."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let all other tasks and threads run until something is so."""
     with anyio.fail_after(60):
         while not condition():
             await anyio.lowlevel.checkpoint()

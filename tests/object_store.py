@@ -9,6 +9,8 @@ from typing import Any
 
 import attrs
 
+from convertrilo import S3FolderSource
+
 _numbers = itertools.count(1)
 
 
@@ -44,6 +46,16 @@ class ObjectStore:
         """Return a place in the wire's shape."""
         place = {"bucket": bucket, "endpoint": self.endpoint, "region": "us-east-1", "forcePathStyle": True}
         return {**place, **(self.credentials if signed else {}), **further}
+
+    def folder(self, bucket: str, **further: Any) -> S3FolderSource:
+        """Return a bucket as a folder to ingest."""
+        return S3FolderSource(
+            bucket=bucket,
+            endpoint=self.endpoint,
+            access_key_id=self.access_key_id,
+            secret_access_key=self.secret_access_key,
+            **further,
+        )
 
     def keys(self, bucket: str) -> list[str]:
         return sorted(each["Key"] for each in self.s3.list_objects_v2(Bucket=bucket).get("Contents", ()))

@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 import httpx
 import pytest
-from loopback import Received, answer, loopback
+from loopback import Received, answer, loopback, until
 from support import (
     API_KEY,
     CREATED,
@@ -77,13 +77,6 @@ class HangingBody(httpx.AsyncByteStream):
 
 async def hang(_: Any) -> Any:
     await anyio.sleep_forever()
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Let the other tasks and threads run until something is so."""
-    with anyio.fail_after(60):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 async def cancelled(call: Callable[[], Coroutine[Any, Any, object]], when: Callable[[], object]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from webhook_help import NOW, Clock, until
+from loopback import until
+from webhook_help import NOW, Clock
 
 from convertrilo import MemoryDedupe, SQLiteDedupe
 from convertrilo.dedupe import LEASE, DedupeStore, once

@@ -76,16 +76,6 @@ async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def source(store: ObjectStore, bucket: str, **rest: Any) -> S3FolderSource:
-    return S3FolderSource(
-        bucket=bucket,
-        endpoint=store.endpoint,
-        access_key_id=store.access_key_id,
-        secret_access_key=store.secret_access_key,
-        **rest,
-    )
-
-
 def videos(count: int, start: int = 0) -> dict[str, bytes]:
     return {f"films/{number:04}.mp4": str(number).encode() for number in range(start, start + count)}
 
@@ -109,7 +99,7 @@ async def test_every_video_has_one_job_and_the_report_says_which(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(25), **{"films/notes.txt": b"", "films/": b""})
-    folder = source(object_store, bucket, prefix="films/")
+    folder = object_store.folder(bucket, prefix="films/")
     report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=10)
     assert (report.listed, report.passed_over, report.submitted, report.refused) == (25, 2, 25, 0)
     assert (report.unfinished, report.size) == (25, 40)
@@ -124,7 +114,7 @@ async def test_odd_keys_reach_the_encoder_as_they_are(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.private_bucket(**dict.fromkeys(ODD, b"video"))
-    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db")
+    report = await ingest_folder(client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db")
     assert sorted(job.source["key"] for job in sandbox.jobs if job.source) == sorted(ODD)
     assert sorted(await rows(report)) == sorted(ODD)
     assert len(made(sandbox)) == len(ODD)
@@ -134,7 +124,7 @@ async def test_run_again_it_sends_nothing_and_a_grown_folder_only_what_is_new(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(30))
-    folder = source(object_store, bucket)
+    folder = object_store.folder(bucket)
     await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=7)
     first, sent = made(sandbox), len(sandbox.requests)
     again = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=9)
@@ -153,7 +143,7 @@ async def test_from_scratch_makes_every_job_anew(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(3))
-    folder = source(object_store, bucket)
+    folder = object_store.folder(bucket)
     for runs in (1, 2, 3):
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", from_scratch=True)
         assert (report.listed, report.submitted) == (3, 3)
@@ -168,7 +158,7 @@ async def test_a_journal_holds_one_ingest(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, change: str
 ) -> None:
     buckets = [object_store.bucket(**videos(2)) for _ in range(2)]
-    await ingest_folder(client, source(object_store, buckets[0]), TEMPLATE, journal=tmp_path / "run.db")
+    await ingest_folder(client, object_store.folder(buckets[0]), TEMPLATE, journal=tmp_path / "run.db")
     other = {
         "template": (buckets[0], {**TEMPLATE, "codec": "av1"}, None),
         "bucket": (buckets[1], TEMPLATE, None),
@@ -176,7 +166,7 @@ async def test_a_journal_holds_one_ingest(
     }
     bucket, template, shard = other[change]
     with pytest.raises(ConfigurationError, match="the journal holds another ingest") as refused:
-        await ingest_folder(client, source(object_store, bucket), template, journal=tmp_path / "run.db", shard=shard)
+        await ingest_folder(client, object_store.folder(bucket), template, journal=tmp_path / "run.db", shard=shard)
     assert "Use another journal, or from_scratch=True" in str(refused.value)
     assert len(sandbox.jobs) == 2
 
@@ -188,9 +178,7 @@ async def test_shares_are_disjoint_and_cover_the_folder(
     found: list[str] = []
     for index in range(3):
         journal = tmp_path / f"{index}.db"
-        report = await ingest_folder(
-            client, source(object_store, bucket), TEMPLATE, journal=journal, shard=f"{index}/3"
-        )
+        report = await ingest_folder(client, object_store.folder(bucket), TEMPLATE, journal=journal, shard=f"{index}/3")
         found += await rows(report)
         assert all(Shard(index, 3).holds(key) for key in await rows(report))
     assert sorted(found) == list(videos(30))
@@ -208,7 +196,7 @@ async def test_what_is_waited_for_is_recorded(
     heard: list[IngestProgress] = []
     report = await ingest_folder(
         client,
-        source(object_store, bucket),
+        object_store.folder(bucket),
         TEMPLATE,
         journal=tmp_path / "run.db",
         batch_size=5,
@@ -229,7 +217,7 @@ async def test_a_status_that_cannot_be_read_is_read_again(
     bucket = object_store.bucket(**videos(6))
     sandbox.faults.status("bulkStatus", 409, times=1)
     sandbox.faults.status("jobStatus", 409, times=6)
-    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", wait=True)
+    report = await ingest_folder(client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db", wait=True)
     assert (report.succeeded, report.unfinished) == (6, 0)
 
 
@@ -241,7 +229,7 @@ async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
         Sandbox(allow_private_sources=True, tokens=5) as sandbox,
         sandbox.client(**QUICK) as client,
     ):
-        folder = source(object_store, bucket)
+        folder = object_store.folder(bucket)
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
         assert 0 < report.refused < 4
         refused = [each for each in (await rows(report)).values() if each.status == "refused"]
@@ -253,7 +241,7 @@ async def test_a_dry_run_estimates_and_creates_nothing(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(5))
-    folder, journal = source(object_store, bucket), tmp_path / "run.db"
+    folder, journal = object_store.folder(bucket), tmp_path / "run.db"
     dear = await ingest_folder(client, folder, {**TEMPLATE, "codec": "av1"}, journal=journal, dry_run=True)
     assert (dear.listed, dear.submitted, dear.dry_run) == (5, 0, True)
     estimate = await ingest_folder(client, folder, TEMPLATE, journal=journal, dry_run=True)
@@ -270,7 +258,7 @@ async def test_the_report_is_a_file_with_a_row_for_each_object(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, name: str
 ) -> None:
     bucket = object_store.bucket(**dict.fromkeys([*ODD, 'quote",\u2028.mp4'], b"video"))
-    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db")
+    report = await ingest_folder(client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db")
     path = await report.write(tmp_path / name)
     with path.open(newline="", encoding="utf-8") as file:
         if name.endswith(".csv"):
@@ -327,7 +315,7 @@ async def test_no_more_files_than_are_wanted(
     bucket = object_store.bucket(**videos(10))
     for most, expected in ((4, 4), (4, 4), (7, 7), (100, 10)):
         report = await ingest_folder(
-            client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", max_files=most
+            client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db", max_files=most
         )
         assert (report.listed, len(made(sandbox))) == (expected, expected)
 
@@ -373,7 +361,7 @@ async def test_a_service_that_fails_ends_the_run_and_the_next_one_goes_on(
         async with sandbox.client(**options) as client:
             try:
                 report = await ingest_folder(
-                    client, source(object_store, bucket), TEMPLATE, journal=tmp_path / "run.db", batch_size=4
+                    client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db", batch_size=4
                 )
                 break
             except TransportError:
@@ -386,7 +374,7 @@ async def test_lost_answers_and_cancellations_make_no_job_twice(
 ) -> None:
     bucket = object_store.bucket(**videos(60))
     sandbox.faults.lose_response("createJobsBulk", times=None, probability=0.4)
-    folder, journal = source(object_store, bucket), tmp_path / "run.db"
+    folder, journal = object_store.folder(bucket), tmp_path / "run.db"
     for limit in (1, 2, 4, 6, 9, 0):
         async with sandbox.client(**QUICK) as client:
             with anyio.CancelScope() as scope:
@@ -405,7 +393,7 @@ async def test_a_folder_that_cannot_be_listed_ends_the_run(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     with pytest.raises(TransferError, match="NoSuchBucket"):
-        await ingest_folder(client, source(object_store, "no-such-bucket"), TEMPLATE, journal=tmp_path / "run.db")
+        await ingest_folder(client, object_store.folder("no-such-bucket"), TEMPLATE, journal=tmp_path / "run.db")
     assert sandbox.jobs == []
 
 
@@ -417,7 +405,7 @@ async def test_two_runs_on_one_journal_share_the_work(
 
     async def run() -> None:
         async with sandbox.client(**QUICK) as client:
-            folder = source(object_store, bucket)
+            folder = object_store.folder(bucket)
             reports.append(
                 await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", batch_size=5, wait=True)
             )
@@ -440,7 +428,7 @@ async def test_the_service_may_list_a_small_folder_itself(
     for _ in range(2):
         report = await ingest_folder(
             client,
-            source(object_store, bucket, prefix="films/"),
+            object_store.folder(bucket, prefix="films/"),
             TEMPLATE,
             journal=tmp_path / "run.db",
             on_demand=True,
@@ -466,14 +454,14 @@ async def test_the_service_writes_where_it_is_told(
         secret_access_key=object_store.secret_access_key,
     )
     options: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "output": output, "wait": True}
-    report = await ingest_folder(client, source(object_store, bucket), TEMPLATE, max_files=1, **options)
+    report = await ingest_folder(client, object_store.folder(bucket), TEMPLATE, max_files=1, **options)
     assert [each.output for each in (await rows(report)).values()] == object_store.keys(other)
     assert len(object_store.keys(other)) == 1
     assert SECRET not in (tmp_path / "run.db").read_bytes().decode(errors="replace")
     with pytest.raises(ConfigurationError, match="the journal holds another ingest: its on_demand is"):
-        await ingest_folder(client, source(object_store, bucket), TEMPLATE, max_files=2, **options)
+        await ingest_folder(client, object_store.folder(bucket), TEMPLATE, max_files=2, **options)
     again = await ingest_folder(
-        client, source(object_store, bucket), TEMPLATE, max_files=2, from_scratch=True, **options
+        client, object_store.folder(bucket), TEMPLATE, max_files=2, from_scratch=True, **options
     )
     assert (again.submitted, len(sandbox.jobs)) == (2, 3)
 
@@ -485,7 +473,7 @@ async def test_credentials_are_sent_and_stay_nowhere(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
     bucket = object_store.bucket(**videos(3))
-    folder = source(object_store, bucket)
+    folder = object_store.folder(bucket)
     sandbox.fail_jobs(f"cannot read with AKIDEXAMPLE and {SECRET}", times=1)
     report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", wait=True)
     assert report.failed == 1

@@ -9,12 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import anyio.to_thread
 import httpx
 import psutil
 import pytest
+from loopback import web_server
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
 from object_store import ObjectStore
@@ -46,21 +45,11 @@ ALL_TOOLS = [
 ]
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name that http.server calls it by
-        pass
-
-
 @pytest.fixture(scope="module")
 def clip() -> Iterator[str]:
     """The URL of the clip, on a web server."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(CLIP.parent)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/{CLIP.name}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(CLIP.parent) as url:
+        yield f"{url}/{CLIP.name}"
 
 
 def environment(server: SandboxServer | None, **more: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from webhook_help import DATA, NOW, SECRET, Clock, ask, body_of, headers_of, serving, until
+from loopback import until
+from webhook_help import DATA, NOW, SECRET, Clock, ask, body_of, headers_of, serving
 
 from convertrilo import AsyncClient, MemoryDedupe, SQLiteDedupe, WebhookEvent, WebhookReceiver
 from convertrilo.dedupe import LEASE, DedupeStore

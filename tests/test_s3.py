@@ -60,16 +60,6 @@ async def client() -> AsyncIterator[AsyncClient]:
         yield client
 
 
-def source(store: ObjectStore, bucket: str, **rest: Any) -> S3FolderSource:
-    return S3FolderSource(
-        bucket=bucket,
-        endpoint=store.endpoint,
-        access_key_id=store.access_key_id,
-        secret_access_key=store.secret_access_key,
-        **rest,
-    )
-
-
 async def listed(client: AsyncClient, folder: Folder, **options: Any) -> list[S3Object]:
     objects: list[S3Object] = []
 
@@ -85,7 +75,7 @@ async def listed(client: AsyncClient, folder: Folder, **options: Any) -> list[S3
 
 async def test_every_key_comes_as_it_is(client: AsyncClient, object_store: ObjectStore) -> None:
     bucket = object_store.private_bucket(**dict.fromkeys(KEYS, b"video"))
-    objects = await listed(client, await open_folder(source(object_store, bucket)))
+    objects = await listed(client, await open_folder(object_store.folder(bucket)))
     assert sorted(each.key for each in objects) == sorted(KEYS)
     (one,) = [each for each in objects if each.key == "Upper.mp4"]
     assert one[:4] == ("Upper.mp4", 5, "421b47ffd946ca083b65cd668c6b17e6", None)
@@ -96,7 +86,7 @@ async def test_every_key_comes_as_it_is(client: AsyncClient, object_store: Objec
 @pytest.mark.parametrize("prefix", ["films/", "films/a+b %/", "films/\u00e9/"])
 async def test_a_prefix_is_taken_as_it_stands(client: AsyncClient, object_store: ObjectStore, prefix: str) -> None:
     bucket = object_store.private_bucket(**{f"{prefix}1.mp4": b"", "films/other.mp4": b"", "2.mp4": b""})
-    objects = await listed(client, await open_folder(source(object_store, bucket, prefix=prefix)))
+    objects = await listed(client, await open_folder(object_store.folder(bucket, prefix=prefix)))
     expected = [f"{prefix}1.mp4", *(["films/other.mp4"] if prefix == "films/" else [])]
     assert [each.key for each in objects] == expected
 
@@ -110,7 +100,7 @@ async def test_a_public_bucket_is_listed_without_credentials(client: AsyncClient
 
 async def test_what_is_not_there_is_named(client: AsyncClient, object_store: ObjectStore) -> None:
     with pytest.raises(TransferError, match=r"bucket no-such-bucket cannot be listed: .* 404 \(NoSuchBucket"):
-        await listed(client, await open_folder(source(object_store, "no-such-bucket")))
+        await listed(client, await open_folder(object_store.folder("no-such-bucket")))
 
 
 async def test_many_pages_are_listed_in_ranges_and_every_object_comes_once(
@@ -120,7 +110,7 @@ async def test_many_pages_are_listed_in_ranges_and_every_object_comes_once(
     monkeypatch.setattr(module, "_ALONE", 2)
     keys = [f"{folder}/{number:03}.mp4" for folder in "abc" for number in range(40)]
     bucket = object_store.private_bucket(**dict.fromkeys(keys, b""))
-    folder = await open_folder(source(object_store, bucket))
+    folder = await open_folder(object_store.folder(bucket))
     assert sorted(each.key for each in await listed(client, folder)) == keys
     assert [each.key for each in await listed(client, folder, concurrency=1)] == keys
 

@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ import hypercorn
 import hypercorn.trio
 import uvicorn
 from credentials import WEBHOOK_SECRET
+from loopback import until
 
 from convertrilo import webhooks
 from convertrilo.sandbox import VirtualClock
@@ -121,10 +122,3 @@ async def until_served(url: str) -> None:
     """Wait until a server answers."""
     async with httpx.AsyncClient(trust_env=False, timeout=60) as http:
         await http.get(f"{url}/up")
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let everything else run until something is so."""
-    with anyio.fail_after(60):
-        while not condition():
-            await anyio.lowlevel.checkpoint()

@@ -7,17 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
 from cli_help import CLIP, COMMAND, Terminal, convertrilo, names_in
+from loopback import web_server
 from support import encoders_of, lives
 
 from convertrilo.cli.app import COMMANDS, run
@@ -63,21 +60,11 @@ def test_with_json_stdout_holds_nothing_else(tmp_path: Path) -> None:
     assert "webm" in info.format
 
 
-class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name that http.server calls it by
-        pass
-
-
 @pytest.fixture
 def web() -> Iterator[str]:
     """A web server that has the clip."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(CLIP.parent)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with web_server(CLIP.parent) as url:
+        yield url
 
 
 def test_a_url_is_encoded_on_demand(tmp_path: Path, web: str) -> None:

@@ -1,10 +1,7 @@
 """Bodies to send, and how to talk to a sandbox with raw httpx."""
 
-from collections.abc import Callable
 from typing import Any
 
-import anyio
-import anyio.lowlevel
 import httpx
 
 from convertrilo.sandbox import Sandbox
@@ -18,10 +15,3 @@ def client_of(sandbox: Sandbox, **headers: str) -> httpx.AsyncClient:
     """Return raw httpx with the sandbox's key (or other headers), in process."""
     given = headers or {"x-api-key": sandbox.api_key}
     return httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url, headers=given, timeout=60)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Let the sandbox's tasks run until something is so."""
-    with anyio.fail_after(60):
-        while not condition():
-            await anyio.lowlevel.checkpoint()

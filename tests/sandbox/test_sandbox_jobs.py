@@ -5,7 +5,8 @@ from typing import Any
 
 import httpx
 import pytest
-from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of, until
+from loopback import until
+from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
 from convertrilo.sandbox.sample import SAMPLE_MP4

@@ -9,7 +9,8 @@ import anyio.lowlevel
 import httpx
 import psutil
 import pytest
-from sandbox_help import ON_DEMAND, URL_JOB, client_of, until
+from loopback import until
+from sandbox_help import ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
 

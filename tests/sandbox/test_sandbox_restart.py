@@ -15,7 +15,8 @@ import attrs
 import httpx
 import psutil
 import pytest
-from sandbox_help import JOB, URL_JOB, client_of, until
+from loopback import until
+from sandbox_help import JOB, URL_JOB, client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
 

@@ -10,7 +10,8 @@ import anyio
 import httpx
 import psutil
 import pytest
-from sandbox_help import JOB, URL_JOB, client_of, until
+from loopback import until
+from sandbox_help import JOB, URL_JOB, client_of
 from support import encoders_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock, serve, serve_in_thread
