@@ -133,6 +133,8 @@ class Batch:
     """Seconds since the epoch, if the journal knows."""
     was_sent_before: bool = False
     """Whether an earlier process may have sent it."""
+    is_in_doubt: bool = False
+    """Whether the service may have done it, though no answer says so."""
 
 
 def freeze(items: Sequence[Item], settings: Settings) -> Batch:
@@ -240,8 +242,10 @@ def read_outcomes(answer: bytes) -> dict[int, Outcome]:
                 error is not None and error.__class__ is not str
             ):
                 return _read_slowly(answer)
-            neu = None if estimate is None else estimate.get("neu")
-            outcomes[position if index is None else index] = new(Outcome, (job_id, get("status"), error, neu))
+            place = position if index is None else index
+            if job_id is not None or place not in outcomes:  # said twice, there is a job if either says so
+                neu = None if estimate is None else estimate.get("neu")
+                outcomes[place] = new(Outcome, (job_id, get("status"), error, neu))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return _read_slowly(answer)
     return outcomes
@@ -252,7 +256,8 @@ def _read_slowly(answer: bytes) -> dict[int, Outcome]:
     for position, each in enumerate(read_answer(BulkCreateResponse, answer).jobs or ()):
         estimate = None if each.estimate is None else each.estimate.neu
         index = position if each.index is None else each.index
-        outcomes[index] = Outcome(each.job_id, each.status, each.error, estimate)
+        if each.job_id is not None or index not in outcomes:
+            outcomes[index] = Outcome(each.job_id, each.status, each.error, estimate)
     return outcomes
 
 

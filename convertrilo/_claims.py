@@ -111,6 +111,22 @@ def take_over(connection: "sqlite3.Connection", number: int, *, old: str | None,
     return done.rowcount > 0
 
 
-def free(connection: "sqlite3.Connection", key: str) -> None:
-    """Forget that a batch was sent: nothing came of it, and its members may go into others."""
-    connection.execute("DELETE FROM operations WHERE key = ? AND answered_at IS NULL", (key,))
+def let_go_all(connection: "sqlite3.Connection", *, owner: str) -> None:
+    """Let anybody send what somebody has not had answered."""
+    connection.execute(
+        "UPDATE batches SET owner = NULL WHERE owner = ? "
+        "AND key IN (SELECT key FROM operations INDEXED BY operations_unanswered WHERE answered_at IS NULL)",
+        (owner,),
+    )
+
+
+def free(connection: "sqlite3.Connection", key: str, *, owner: str) -> None:
+    """Forget that somebody sent a batch: nothing came of it, and its members may go into others.
+
+    If it is no longer theirs, it stays: whoever took it over may have sent it.
+    """
+    connection.execute(
+        "DELETE FROM operations WHERE key = ? AND answered_at IS NULL "
+        "AND EXISTS (SELECT 1 FROM batches WHERE key = operations.key AND owner = ?)",
+        (key, owner),
+    )

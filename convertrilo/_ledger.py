@@ -182,10 +182,15 @@ class Ledger:
         with anyio.CancelScope(shield=True), only_logged(OPERATION):
             await self.journal.do(work, _FREED)
 
+    async def let_go_all(self) -> None:
+        """Send nothing more: somebody else may."""
+        with anyio.CancelScope(shield=True), only_logged(OPERATION):
+            await self.journal.do(partial(_claims.let_go_all, owner=self.owner), _FREED)
+
     async def free(self, batch: Batch) -> None:
         """Forget that a batch was sent, because nothing came of it: its members may go into others."""
         with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(partial(_claims.free, key=batch.identity.key), _FREED)
+            await self.journal.do(partial(_claims.free, key=batch.identity.key, owner=self.owner), _FREED)
 
 
 def _read(connection: sqlite3.Connection, *, number: int, window: Window) -> Known | None:

@@ -24,6 +24,9 @@ _SAME_WINDOW = 2.0
 _LONGEST_WINDOW = 120.0
 """Seconds that a window is assumed to last at most, where only refusals tell."""
 
+_LONGEST_TOLD = 3600.0
+"""Seconds that a service is believed to mean at most: after that, it is asked again."""
+
 _ENOUGH = 20
 """Requests that must have been taken in a window to learn from it how many it has room for."""
 
@@ -112,10 +115,10 @@ class RateLimiter:
             allowance: What its headers say.
             now: Monotonic seconds.
         """
+        self._refused_in_a_row = 0
         if allowance is not None:
             self._hear(allowance, now)
             return
-        self._refused_in_a_row = 0
         if self._is_over:
             self._pause, self._look_at = _PAUSE, -math.inf
             self._go_on(now if self._over_since is None else self._over_since)
@@ -139,6 +142,8 @@ class RateLimiter:
             now: Monotonic seconds.
         """
         self._refused_in_a_row += 1
+        if after is not None:
+            after = min(after, _LONGEST_TOLD)
         if not after and self._refused_in_a_row < _SURE and self._taken < self._proven and not self._is_over:
             return  # it may have been something else: the next one may be taken
         is_news = self._left > 0 or self._is_over
@@ -190,8 +195,9 @@ class RateLimiter:
     def _hear(self, allowance: Allowance, now: float) -> None:
         if not self._is_told:
             self._forget()
-            self._is_told, self._is_over = True, False
-        ends = now + allowance.reset
+            self._is_told = True
+        self._is_over, self._pause, self._look_at = False, _PAUSE, -math.inf
+        ends = now + min(allowance.reset, _LONGEST_TOLD)
         is_same = abs(ends - self._ends) <= _SAME_WINDOW
         self._left = min(self._left, allowance.remaining) if is_same else allowance.remaining
         self._ends = max(ends, self._ends) if is_same else ends

@@ -56,6 +56,7 @@ _SEND = attrs.evolve(rows.CREATE_JOBS_BULK, returns=None)
 _TOO_LARGE = frozenset({400, 413, 414, 422, 431})
 """What the service may answer when it minds how much it is; or else one of the jobs, which halving finds out, too."""
 _TOO_MANY_BYTES = 413
+_OF_ITS_SIZE = frozenset({413, 414, 431})
 
 _ROUNDS = 3
 """How often jobs that were refused for a reason that may pass go again, in one run."""
@@ -160,7 +161,13 @@ class _Run:
                 raise error
             if self._is_done:
                 raise StopAsyncIteration
-            await self._work_with_journal()
+            try:
+                await self._work_with_journal()
+            except Exception:
+                raise
+            except BaseException:
+                self._error = ConvertriloError("it was cancelled, and what was under way then has no results")
+                raise
             waiting.reverse()  # the next one is at the end
         return waiting.pop()
 
@@ -179,8 +186,8 @@ class _Run:
                     await self._work()
                 is_over = self._error is not None
             finally:
-                if is_over and self._returning:
-                    await self._ledger.let_go(self._returning)
+                if is_over:
+                    await self._ledger.let_go_all()
 
     async def _work(self) -> None:
         """Send batches until there are enough results, or some and a while has passed; then let the rest land."""
@@ -272,7 +279,7 @@ class _Run:
             self._results.refuse_all(batch, error)
             return True
         except APIError as error:
-            if error.status not in _TOO_LARGE:
+            if not _is_for_what_it_is(batch, error):
                 raise
             return await self._after_refusal(batch, error, tries)
         return await self._take(batch, outcomes, tries)
@@ -297,25 +304,21 @@ class _Run:
                     _, answer, _ = await call.run()
             outcomes = _outcomes_of(batch, answer)
         except BaseException as error:
+            batch.is_in_doubt = batch.was_sent_before or call.in_doubt or self._carrier is not None
             if ledger is not None:
-                in_doubt = call.in_doubt or self._carrier is not None
-                await self._put_down(ledger, batch, error, in_doubt=in_doubt)
+                await self._put_down(ledger, batch, error)
             raise
         self._was_accepted = True
         if ledger is not None:
             await self._engine.timed("answer", ledger.answer(batch, answer))
         return outcomes
 
-    async def _put_down(self, ledger: "Ledger", batch: Batch, error: BaseException, *, in_doubt: bool) -> None:
+    async def _put_down(self, ledger: "Ledger", batch: Batch, error: BaseException) -> None:
         """Leave a batch that was not answered in the journal as what it is: pending, or nothing at all."""
         assert batch.number is not None
         self._live.pop(batch.number, None)
-        # What is refused for what it is was so at each attempt, and whoever knew the key would have said so.
-        if isinstance(error, APIError) and error.status in _TOO_LARGE:
-            in_doubt = False
-        elif batch.was_sent_before:
-            in_doubt = True
-        await (ledger.let_go([batch.number]) if in_doubt else ledger.free(batch))
+        is_nothing = not batch.is_in_doubt or _is_for_what_it_is(batch, error)
+        await (ledger.free(batch) if is_nothing else ledger.let_go([batch.number]))
 
     async def _take(self, batch: Batch, outcomes: Mapping[int, Outcome], tries: int) -> bool:
         """Turn the outcomes into results; what may be another time is sent once more, in a batch of its own."""
@@ -394,7 +397,11 @@ class _Run:
             elif known.entry.state == "unknown":
                 return self._refuse_members(members, self._ledger.unknown(known))
             elif self._ledger.is_busy(known.row) and self._clock.monotonic() < until:
-                await self._clock.sleep(_LOOK_AGAIN)
+                if self._returning:  # whoever has that batch may be waiting for one of these
+                    _, returning = self._returning.popitem()
+                    await self._return(returning)
+                else:
+                    await self._clock.sleep(_LOOK_AGAIN)
             else:
                 try:
                     is_ours = await self._ledger.take_over(known)
@@ -462,6 +469,16 @@ def _outcomes_of(batch: Batch, answer: bytes) -> dict[int, Outcome]:
         return read_outcomes(answer)
     except DecodeError as error:
         raise error.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=1) from None
+
+
+def _is_for_what_it_is(batch: Batch, error: BaseException) -> bool:
+    """Whether a batch is refused for what it is: it was so at each attempt, or the service would have known its key.
+
+    If it may have been done already, that must be the service's own word: a gateway's 400 says nothing of the batch.
+    """
+    if not isinstance(error, APIError) or error.status not in _TOO_LARGE:
+        return False
+    return not batch.is_in_doubt or error.status in _OF_ITS_SIZE or error.code != f"http_{error.status}"
 
 
 def _freed(item: Item, number: int, round_number: int) -> Item:

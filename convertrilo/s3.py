@@ -278,6 +278,8 @@ def _read(body: bytes) -> Listed:
             is_truncated = element.text == "true"
         elif name == "EncodingType":
             is_quoted = element.text == "url"
+    if is_truncated and not token:
+        raise BrokenAttempt("the answer says that there is more, and not where")
     if _local(root.tag) != "ListBucketResult":
         raise BrokenAttempt("the answer is no listing; is the endpoint right?")
     for each in contents:
@@ -410,6 +412,8 @@ class _Ranges:
         is_first = True
         while True:
             listed = await self._ask(after, token)
+            if token is not None and listed.token == token:
+                raise TransferError("the store says again and again that the same page is next")
             page, token = listed.objects, listed.token
             self._pages += 1
             self._check_order(page)

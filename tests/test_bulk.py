@@ -1,5 +1,6 @@
 """`submit_jobs` as its user meets it: against the sandbox, and against a model of the service with faults."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 from bulk_service import CrashError, MortalJournal, Service
 from support import API_KEY, BASE_URL, Clock, raised_by
@@ -29,9 +31,11 @@ from convertrilo import (
     ServerError,
     SubmitProgress,
     SubmittedJob,
+    TransportError,
     ValidationError,
     derive_key,
 )
+from convertrilo.retry import Allowance
 from convertrilo.sandbox import Rules, Sandbox
 
 
@@ -591,3 +595,117 @@ async def test_a_journal_may_be_given_for_one_run(path: Path) -> None:
 async def test_an_error_of_the_service_is_raised_as_it_is() -> None:
     service = Service(faults=["failing"] * 3)
     assert isinstance(await raised_by(submit_to(service, jobs(0))), ServerError)
+
+
+# ---- what nobody expects
+
+
+async def test_what_another_process_has_taken_over_is_not_forgotten_by_the_first_one(path: Path) -> None:
+    class Slow(Service):
+        async def handle(self, _: httpx.Request) -> httpx.Response:
+            assert isinstance(await raised_by(submit_to(service, jobs(0, 1), path)), TransportError)
+            return httpx.Response(402, json={"code": "insufficient_tokens", "message": "no"})
+
+    service = Service(faults=["answer lost"] + ["no connection"] * 2)
+    assert isinstance(await raised_by(submit_to(Slow(), jobs(0, 1), path)), InsufficientTokensError)
+    results = await submit_to(service, jobs(0, 1), path)
+    assert ids(results) == service.made
+
+
+@pytest.mark.parametrize("count", [1, 4])
+async def test_a_gateway_that_finds_fault_with_what_is_done_already_makes_no_second_job(path: Path, count: int) -> None:
+    class Behind(Service):
+        def answer(self, request: httpx.Request) -> httpx.Response:
+            answer = super().answer(request)
+            return httpx.Response(400, html="<html>") if len(self.requests) == 2 else answer
+
+    service = Behind(faults=["answer lost"])
+    assert isinstance(await raised_by(submit_to(service, jobs(*range(count)), path)), InvalidRequestError)
+    assert len({key for key, _ in service.requests}) == 1
+    assert ids(await submit_to(service, jobs(*range(count)), path)) == service.made
+
+
+async def test_a_job_that_is_answered_twice_is_there_if_either_says_so(path: Path) -> None:
+    class Stuttering(Service):
+        def work(self, body: bytes) -> tuple[int, bytes]:
+            outcomes = json.loads(super().work(body)[1])["jobs"]
+            said = [{"index": each["index"], "error": "rate_limit_exceeded"} for each in outcomes]
+            return 200, json.dumps({"jobs": [*outcomes, *said, {"index": 99, "jobId": "x"}]}).encode()
+
+    service = Stuttering()
+    for _ in range(2):
+        assert ids(await submit_to(service, jobs(0, 1), path)) == service.made
+
+
+async def test_a_run_that_was_cancelled_does_not_end_as_if_it_were_whole() -> None:
+    service = Service(turns=5)
+    async with client_of(service) as client:
+        results = client.submit_jobs(jobs(*range(10)), batch_size=2, concurrency=1)
+
+        async def read() -> None:
+            await anext(results)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(read)
+            await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        error = await raised_by(anext(results))
+        assert "cancelled" in str(error)
+
+
+async def test_a_batch_that_waits_for_its_turn_is_nobodys_once_that_is_cancelled(path: Path) -> None:
+    is_waiting = anyio.Event()
+
+    class Patient(Clock):
+        async def sleep(self, _: float) -> None:
+            is_waiting.set()
+            await anyio.sleep_forever()
+
+    service = Service()
+    async with client_of(service, Journal(path, clock=Clock()), clock=Patient()) as client:
+        client._engine.limiter.refused(30.0, Clock().now)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit, client, jobs(0, 1))
+            await is_waiting.wait()
+            tasks.cancel_scope.cancel()
+    assert service.requests == []
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT owner FROM batches").fetchall() == [(None,)]
+
+
+async def test_a_time_that_makes_no_sense_is_not_waited_for() -> None:
+    service = Service()
+    clock = Clock()
+    async with client_of(service, clock=clock) as client:
+        client._engine.limiter.taken(Allowance(0, 999_999_999, 100), clock.monotonic())
+        await submit(client, jobs(0))
+    assert sum(clock.sleeps) <= 3600
+    assert service.made
+
+
+async def test_two_that_wait_for_each_other_both_go_on(path: Path) -> None:
+    service = Service(faults=["crash after"])
+    await crash(service, path, sourced(0, 1))
+    service.faults = ["crash after"]
+    await crash(service, path, sourced(2, 3))
+    has_begun = anyio.Event(), anyio.Event()
+    clocks = Clock(), Clock()
+    results: list[list[SubmittedJob]] = [[], []]
+
+    async def input_of(number: int, first: int, *others: int) -> AsyncIterator[Any]:
+        yield sourced(first)[0]
+        has_begun[number].set()  # the batch of the first one is taken over, and its other member is not met yet
+        await has_begun[1 - number].wait()
+        for each in sourced(*others):
+            yield each
+
+    async def work(number: int, *wanted: int) -> None:
+        async with client_of(service, Journal(path, clock=Clock()), clock=clocks[number]) as client:
+            given = input_of(number, *wanted)
+            results[number] += await submit(client, given, batch_size=1, concurrency=1)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, 0, 0, 2, 1, 3)
+        tasks.start_soon(work, 1, 2, 0, 3, 1)
+    assert ids(results[0]) == ids(results[1]) == service.made
+    assert all(sum(clock.sleeps) < 60 for clock in clocks)

@@ -172,6 +172,13 @@ def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
     assert server.sandbox.requests == []
 
 
+def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
+    server.sandbox.faults.rate_limit("createJobsBulk", retry_after="2")
+    with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # and another worker may have sent it
+        _remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 1)
+    assert server.sandbox.jobs == []
+
+
 def test_little_comes_back(server: SandboxServer) -> None:
     answer = _remote.send(PLACE, service(server), "key", BODY, time.time() + 60)
     (job,) = server.sandbox.jobs

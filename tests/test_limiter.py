@@ -157,6 +157,26 @@ def test_after_a_refusal_that_was_no_limit_it_is_as_fast_as_before() -> None:
     assert waited < 0.5  # of 10 s
 
 
+def test_after_refusals_from_elsewhere_what_the_headers_allow_is_taken_at_once() -> None:
+    limiter = RateLimiter()
+    limiter.taken(Allowance(90, 60, 100), 0)
+    limiter.wait(100)  # that window is over
+    for _ in range(5):
+        limiter.refused(None, 100)
+    limiter.taken(Allowance(90, 60, 100), 101)
+    assert [limiter.begin(102) for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seconds", [86_400.0 * 365, 1e15])
+def test_nobody_is_held_back_for_more_than_an_hour(seconds: float) -> None:
+    told, refused = RateLimiter(), RateLimiter()
+    told.taken(Allowance(0, seconds), 0)
+    refused.refused(seconds, 0)
+    for limiter in (told, refused):
+        assert 0 < limiter.wait(0) <= 3600
+        assert limiter.begin(3600) == 0
+
+
 async def test_all_calls_of_a_client_wait_together() -> None:
     script = Script(ok(STATUS, x_ratelimit_remaining="0", x_ratelimit_reset="30"), ok(STATUS))
     client = client_of(script)

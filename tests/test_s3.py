@@ -270,8 +270,9 @@ async def test_what_may_pass_is_tried_again(
         ((200, "<html>hello</html>"), "the answer is no listing; is the endpoint right"),
         ((200, "hello"), "the answer is no listing; is the endpoint right"),
         ((200, " " * (16 * 1024**2 + 1)), "no page of a listing"),
+        ((200, LISTING.replace("false", "true")), "there is more, and not where"),
     ],
-    ids=["403", "web page", "text", "endless"],
+    ids=["403", "web page", "text", "endless", "cut off"],
 )
 async def test_what_stays_is_said_without_secrets(
     client: AsyncClient, monkeypatch: pytest.MonkeyPatch, given: Given, said: str
@@ -284,6 +285,16 @@ async def test_what_stays_is_said_without_secrets(
     assert store.closed
     assert "AKID" in store.requests[0].headers["authorization"]
     assert not [secret for secret in ("AKID", SECRET, "Signature=") if secret in f"{refused.value}{folder!r}"]
+
+
+async def test_a_store_that_goes_round_in_circles_ends_the_listing(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = LISTING.replace("false</IsTruncated>", "true</IsTruncated><NextContinuationToken>t</NextContinuationToken>")
+    store = Store(monkeypatch, [(200, more)] * 3)
+    with pytest.raises(TransferError, match="again and again"):
+        await listed(client, await open_folder("s3://films"))
+    assert len(store.requests) == 2
 
 
 async def test_a_store_that_stays_busy_ends_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
