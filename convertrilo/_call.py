@@ -229,6 +229,7 @@ class Call(Generic[R]):
                 error.status = response.status_code
                 error.request_id = self._request_id(response)
             self._note_doubt(error)
+            error.__context__ = None  # it quotes the answer, and some pickle it (Dask)
             raise self._about_call(error) from None
 
     # ---- one attempt

@@ -1,7 +1,7 @@
 """The credentials that the tests use: `leaks` looks for each of them in all that the test run shows or writes down."""
 
 API_KEY = "sk_live_9f8e7d6c5b4a"
-TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30.first"
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.e30.zUr1VqM7"
 PASSWORD = "pass-word-1"
 ACCESS_KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET_ACCESS_KEY = 'wJalrXUtn"FEMI7K/MDENG7+bPxRfi\\=='

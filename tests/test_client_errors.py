@@ -244,17 +244,15 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 def shown_by(error: BaseException) -> str:
-    """Everything that an error can show to somebody."""
+    """Everything that an error can show to somebody; where Dask is imported, what led to it is pickled with it."""
     chain = [error]
-    while (
-        cause := chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__)
-    ) is not None:
-        chain.append(cause)
+    for each in chain:
+        chain += [led for led in (each.__cause__, each.__context__) if led is not None and led not in chain]
     requests = [each._request for each in chain if isinstance(each, httpx.RequestError) and each._request is not None]
     return "\n".join(
         [
             *traceback.format_exception(error),
-            *(f"{each!r} {each} {vars(each)}" for each in chain),
+            *(f"{each!r} {each} {vars(each)} {each.__reduce__()}" for each in chain),
             *(f"{request.url} {request.headers.raw} {request.read()!r}" for request in requests),
             pickle.dumps(error).decode("latin-1"),
         ]

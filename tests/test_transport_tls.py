@@ -103,18 +103,25 @@ async def speak_plainly(stream: anyio.abc.SocketStream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accept", "error"),
-    [(say_nothing, httpx.ConnectTimeout), (hang_up, httpx.ConnectError), (speak_plainly, httpx.ConnectError)],
+    ("accept", "timeout", "error"),
+    [
+        (say_nothing, 0.05, httpx.ConnectTimeout),
+        (hang_up, 60.0, httpx.ConnectError),
+        (speak_plainly, 60.0, httpx.ConnectError),
+    ],
 )
 async def test_a_handshake_that_goes_wrong_is_a_connection_that_failed(
-    accept: Callable[[anyio.abc.SocketStream], Awaitable[None]], error: type[Exception], client_tls: ssl.SSLContext
+    accept: Callable[[anyio.abc.SocketStream], Awaitable[None]],
+    timeout: float,
+    error: type[Exception],
+    client_tls: ssl.SSLContext,
 ) -> None:
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listener, anyio.create_task_group() as tasks:
         tasks.start_soon(listener.serve, accept)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
         async with PoolTransport(ssl_context=client_tls) as transport:
             with pytest.raises(error):
-                await send(transport, f"https://127.0.0.1:{port}", extensions={"timeout": {"connect": 0.05}})
+                await send(transport, f"https://127.0.0.1:{port}", extensions={"timeout": {"connect": timeout}})
             assert (transport.in_flight, transport.idle) == (0, 0)
         tasks.cancel_scope.cancel()
 
