@@ -91,7 +91,9 @@ def _signature(function: Any) -> str:
 def _short(text: str) -> str:
     """Leave out the modules of names, and where in memory a default is."""
     return re.sub(
-        r"<([\w.]+) object at 0x\w+>", r"\1()", re.sub(r"\b(convertrilo(\.\w+)*|collections\.abc|typing)\.", "", text)
+        r"<([\w.]+) object at 0x\w+>",
+        r"\1()",
+        re.sub(r"(?<!/)\b(convertrilo(\.\w+)*|collections\.abc|typing)\.", "", text),
     )
 
 
