@@ -222,15 +222,21 @@ class Call(Generic[R]):
                 return cast("R", check_empty(answer))
             return cast("R", read_answer(cast("type[Model]", returns), answer))
         except DecodeError as error:
-            if answer.startswith(error.start):  # hidden before it is cut, lest the first half of a secret stays
-                text = _text(answer)
-                error.start = self._hider(text)(text).encode(errors="surrogateescape")[:_SHOWN]
-            if response is not None:
-                error.status = response.status_code
-                error.request_id = self._request_id(response)
-            self._note_doubt(error)
-            error.__context__ = None  # it quotes the answer, and some pickle it (Dask)
-            raise self._about_call(error) from None
+            raise self.not_understood(error, answer, response) from None
+
+    def not_understood(
+        self, error: DecodeError, answer: bytes, response: httpx.Response | None = None
+    ) -> ConvertriloError:
+        """Return the error of an answer that cannot be read, without the credentials that the answer may echo."""
+        if answer.startswith(error.start):  # hidden before it is cut, lest the first half of a secret stays
+            text = _text(answer)
+            error.start = self._hider(text)(text).encode(errors="surrogateescape")[:_SHOWN]
+        if response is not None:
+            error.status = response.status_code
+            error.request_id = self._request_id(response)
+        self._note_doubt(error)
+        error.__context__ = None  # it quotes the answer, and some pickle it (Dask)
+        return self._about_call(error)
 
     # ---- one attempt
 

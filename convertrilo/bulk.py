@@ -302,7 +302,10 @@ class _Run:
             else:
                 with self._engine.watching(call, wire, batch.identity):
                     _, answer, _ = await call.run()
-            outcomes = _outcomes_of(batch, answer)
+            try:
+                outcomes = read_outcomes(answer)
+            except DecodeError as error:
+                raise call.not_understood(error, answer) from None
         except BaseException as error:
             batch.is_in_doubt = batch.was_sent_before or call.in_doubt or self._carrier is not None
             if ledger is not None:
@@ -462,13 +465,6 @@ class _Run:
             else:
                 self._results.refuse(item, conflict(), None)
         return rest
-
-
-def _outcomes_of(batch: Batch, answer: bytes) -> dict[int, Outcome]:
-    try:
-        return read_outcomes(answer)
-    except DecodeError as error:
-        raise error.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=1) from None
 
 
 def _is_for_what_it_is(batch: Batch, error: BaseException) -> bool:

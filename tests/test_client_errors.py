@@ -282,6 +282,16 @@ async def test_a_page_that_echoes_a_credential_does_not_show_it(
         assert_hidden(SECRETS[name], shown_by(error) + caplog.text)
 
 
+async def test_no_more_does_an_answer_to_many_jobs() -> None:
+    page = " ".join(SECRETS.values())
+    async with client_of(Script(Answer(200, page.encode()))) as client:
+        results = client.submit_jobs([{**SECRET_BODY, "externalId": "n"}])
+        error = await raised_by(anext(results))
+    assert type(error) is DecodeError
+    for secret in SECRETS.values():
+        assert_hidden(secret, shown_by(error))
+
+
 @pytest.mark.parametrize("name", SECRETS)
 async def test_an_error_that_echoes_a_credential_does_not_show_it(name: str) -> None:
     secret = SECRETS[name]
