@@ -137,17 +137,17 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert dead == []
 
 
-def test_every_page_is_reached_from_readme() -> None:
+def test_every_page_and_every_example_is_reached_from_readme() -> None:
     seen: set[Path] = set()
     ahead = [ROOT / "README.md"]
     while ahead:
         page = ahead.pop()
         if page not in seen:
             seen.add(page)
-            links = LINK.findall(page.read_text(encoding="utf-8"))
-            paths = [(page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link]
-            ahead += [path for path in paths if path.suffix == ".md"]
-    assert {*PAGES, ROOT / "CHANGELOG.md"} - seen == set()
+            links = LINK.findall(page.read_text(encoding="utf-8")) if page.suffix == ".md" else []
+            ahead += [(page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link]
+    examples = set((ROOT / "examples").glob("[!._]*")) - {ROOT / "examples" / "media"}
+    assert {*PAGES, ROOT / "CHANGELOG.md", *examples} - seen == set()
 
 
 def test_readme_lists_every_extra() -> None:
