@@ -233,7 +233,6 @@ def read_outcomes(answer: bytes) -> dict[int, Outcome]:
         DecodeError: The answer is not what the contract says.
     """
     outcomes: dict[int, Outcome] = {}
-    new = tuple.__new__  # for each of a million
     try:
         for position, each in enumerate(loads(answer)["jobs"]):  # models would take three times as long
             get = each.get
@@ -245,7 +244,7 @@ def read_outcomes(answer: bytes) -> dict[int, Outcome]:
             place = position if index is None else index
             if job_id is not None or place not in outcomes:  # said twice, there is a job if either says so
                 neu = None if estimate is None else estimate.get("neu")
-                outcomes[place] = new(Outcome, (job_id, get("status"), error, neu))
+                outcomes[place] = Outcome(job_id, get("status"), error, neu)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return _read_slowly(answer)
     return outcomes
