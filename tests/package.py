@@ -27,6 +27,7 @@ PYTHONS = [each.rpartition(" :: ")[2] for each in PROJECT["classifiers"] if re.s
 WORKS = {
     "": "import convertrilo as c; [getattr(c, name) for name in c.__all__]; c.AsyncClient('k')",
     "cli": "from convertrilo.cli.app import run; assert run(['--version']) == 0",
+    "dask": "from convertrilo.dask import DaskEngine",
     "fast": "from convertrilo import _json; assert _json.orjson",
     "mcp": "import convertrilo.mcp.server",
     "otel": "import convertrilo; from convertrilo.otel import instrument; instrument(convertrilo.AsyncClient('k'))",
@@ -41,6 +42,7 @@ WORKS = {
 
 MISSING = {
     "cli": "from convertrilo.cli import main; main()",
+    "dask": "import convertrilo.dask",
     "mcp": "from convertrilo.mcp import main; main()",
     "otel": "import convertrilo.otel",
     "s3": "import anyio, convertrilo\n"
