@@ -13,7 +13,7 @@ from convertrilo import AsyncClient, Journal, RetryPolicy
 
 PART_SIZE = 20_000
 URGENT = RetryPolicy(max_attempts=100, initial_backoff=0.01, max_backoff=0.2, deadline=600, budget=0)
-IMPATIENT = httpx.Timeout(None, connect=1.0, read=0.3)
+IMPATIENT = httpx.Timeout(None, connect=5.0, read=0.5)
 
 Flow = Callable[[AsyncClient, str, Path], Awaitable[object]]
 """Does all of it once, with the files of a folder; its jobs carry its name in their metadata."""

@@ -29,6 +29,7 @@ from sandbox_process import Server, serving
 from test_kill import ANSWERED, LINGER, UNANSWERED, Killer
 
 from convertrilo import AsyncClient, Journal
+from convertrilo.client import DEFAULT_TIMEOUT
 from convertrilo.sandbox import Sandbox
 from convertrilo.sandbox.server import serve_in_thread
 
@@ -89,9 +90,10 @@ async def strike_every_step(server: Server, flow: str, kind: str, place: Path, d
         name = f"{kind}/{step}/{flow}"
         folder = place / name.replace("/", " ")
         folder.mkdir()
+        timeout = IMPATIENT if "stalled" in kind else DEFAULT_TIMEOUT
         async with (
             proxy(server.port, decide) as connections,
-            AsyncClient(server.api_key, base_url=connections.url, retry=URGENT, timeout=IMPATIENT) as client,
+            AsyncClient(server.api_key, base_url=connections.url, retry=URGENT, timeout=timeout) as client,
         ):
             await FLOWS[flow](client, name, folder)
         done[name] = folder

@@ -73,7 +73,7 @@ class Mayhem:
             if self.killer.at == 0:
                 return replace(self.killer.plan, end=self.killer.kill)
             if self.killer.at < 0:
-                return Plan(sent=0, answered=None, end=stall)  # or the script could end before it is killed
+                return Plan(sent=0, answered=None, end=self.killer.wait)  # or the script could end before it is killed
         random = Random(f"{SEED}/{self._name}/{len(self.requests)}")
         if random.random() >= FAULTY:
             return Plan()

@@ -29,6 +29,9 @@ AT_ONCE = 2
 LINGER = 0.005
 """Seconds that a script may live on after an answer: enough to write the journal, and to send more."""
 
+PATIENCE = 5.0
+"""Seconds after which a script that should be dead is killed all the same."""
+
 UNANSWERED = (
     Plan(sent=0, answered=None),
     Plan(sent=0.5, answered=None),
@@ -55,7 +58,15 @@ class Killer:
             return Plan()
         if request.number == self.at:
             return replace(self.plan, end=self.kill)
-        return Plan(sent=0, answered=None, end=stall)  # or the script could end before it is killed
+        return Plan(sent=0, answered=None, end=self.wait)  # or the script could end before it is killed
+
+    async def wait(self, connections: Proxy, client: socket.socket) -> None:
+        """Say nothing until the script is killed; do so if its connection broke before it could be."""
+        victim = self.victim
+        with anyio.move_on_after(PATIENCE) as waiting:
+            await stall(connections, client)
+        if waiting.cancelled_caught and victim is not None and victim.returncode is None:
+            victim.kill()
 
     async def kill(self, connections: Proxy, client: socket.socket) -> None:
         await anyio.sleep(self.linger)
