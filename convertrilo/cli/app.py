@@ -130,9 +130,9 @@ def _fail_of(error: Exception) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    from convertrilo.cli.output import note
+    from convertrilo.cli.output import note, readable
 
-    note(f"convertrilo: {' '.join(message.split())}")
+    note(f"convertrilo: {readable(' '.join(message.split()))}")
     return code
 
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 import click
 
 from convertrilo.cli import failures
-from convertrilo.cli.output import Output, note, print_line
+from convertrilo.cli.output import Output, note, print_line, readable
 from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
 from convertrilo.client import AsyncClient
@@ -66,7 +66,8 @@ class Bulk:
             try:
                 await self._submit(client, show)
             except ConvertriloError as error:
-                error.add_note(self._how_to_go_on())
+                if failures.leaves_work(error):
+                    error.add_note(self._how_to_go_on())
                 raise
 
     async def _submit(self, client: AsyncClient, show: Any) -> None:
@@ -150,7 +151,7 @@ class Bulk:
         if self._output.is_for_programs:
             self._output.line(job)
         elif "error" in job:
-            note(f"line {job['line']}: {job['error']}")
+            note(f"line {job['line']}: {readable(job['error'])}")
 
     def _step(self) -> Step:
         done = self._done + self._failed if self._waits else self._submitted + self._failed

@@ -34,6 +34,11 @@ def exit_code(error: errors.ConvertriloError) -> int:
     return TOKENS if isinstance(error, errors.InsufficientTokensError) else REFUSED
 
 
+def leaves_work(error: errors.ConvertriloError) -> bool:
+    """Whether the same command may go on where an error has stopped it, without the user having to change it."""
+    return exit_code(error) not in (JOB_FAILED, USAGE, CREDENTIALS)
+
+
 def line(error: errors.ConvertriloError) -> str:
     """Return an error as people want it: what went wrong, and what to do next."""
     notes = cast("list[str]", getattr(error, "__notes__", []))

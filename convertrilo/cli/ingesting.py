@@ -76,7 +76,7 @@ class Ingestion:
             try:
                 report = await ingest_folder(client, self._source, self._template, on_progress=note, **self._how)
             except ConvertriloError as error:
-                if failures.exit_code(error) not in (failures.USAGE, failures.CREDENTIALS):
+                if failures.leaves_work(error):
                     error.add_note(self._how_to_go_on())
                 raise
         if self._report is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {
     **dict.fromkeys(("success", "answered", "ok", "active"), "green"),
-    **dict.fromkeys(("failed", "unknown", "off", "missing"), "red"),
+    **dict.fromkeys(("failed", "unknown", "off"), "red"),
     **dict.fromkeys(("canceled", "pending", "warning", "failing"), "yellow"),
     **dict.fromkeys(("running", "queued"), "cyan"),
 }
@@ -135,7 +135,12 @@ def _plain(value: Any) -> str:
         return f"{value:.0f}"
     if isinstance(value, list | tuple):
         return " ".join(map(_plain, cast("Sequence[Any]", value)))
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+    return json.dumps(value) if isinstance(value, dict) else readable(str(value))
+
+
+def readable(text: str) -> str:
+    """Return a text in which nothing makes a terminal do anything: names of files come from anywhere."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def print_line(text: str) -> None:

@@ -122,7 +122,8 @@ def _bars() -> Generator[Callable[[Step], None]]:
     tasks: dict[str, TaskID] = {}
     pace: _Pace | None = None
     console = Console(file=cast("TextIO", Steadfast(sys.stderr)))
-    with Bars(*columns, console=console) as bars:
+    # What is printed meanwhile appears above the bars; a result that goes elsewhere goes there.
+    with Bars(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
 
         def show(at: Step) -> None:
             nonlocal pace

@@ -116,8 +116,8 @@ class Service:
                 await stack.enter_async_context(sandbox)
             except (OSError, RuntimeError) as error:
                 raise ConfigurationError(
-                    f"the sandbox in {folder} cannot be used: {error}. "
-                    "Wait until the other command has ended, or serve one sandbox for both with convertrilo sandbox"
+                    f"the sandbox in {folder} cannot be used: {error}. Wait until the other command has ended, "
+                    "serve one sandbox for both with convertrilo sandbox, or remove the folder to begin anew"
                 ) from error
             client = await stack.enter_async_context(sandbox.client(get_token=get_token, **options))
             yield client

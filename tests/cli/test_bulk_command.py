@@ -61,6 +61,23 @@ def test_for_people_there_is_a_summary_and_what_failed(service: Sandbox, capsys:
     assert "submitting" in err
 
 
+def test_on_a_terminal_there_is_a_bar_and_the_results_go_where_they_are_sent(service: Sandbox, tmp_path: Path) -> None:
+    write(named(1), "{", named(3))
+    terminal = Terminal("bulk", "jobs.jsonl", "--confirm", "--wait", "--job-id-only", cwd=tmp_path)
+    code, out = terminal.end()
+    assert code == 1
+    assert sorted(out.split()) == sorted(job.id for job in service.jobs)
+    for each in ("submitting", "━", "3 read, 2 submitted, 2 done, 1 failed", "jobs/s", "100%", "0:00:0"):
+        assert each in terminal.shown
+
+
+def test_a_name_that_would_move_the_cursor_does_not(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    service.fail_jobs("up\x1b[2Aand\nover")
+    write(named(1))
+    assert run(["bulk", "jobs.jsonl", "--confirm", "--wait"]) == 1
+    assert "failed: up\\x1b[2Aand\\nover\n" in capsys.readouterr().err
+
+
 def test_run_again_it_makes_no_job_twice(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     write(named(1), named(2))
     ids = []

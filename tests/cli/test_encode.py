@@ -436,6 +436,8 @@ def test_help_imports_no_client() -> None:
     ("missing", "arguments", "says"),
     [
         ("click", ["--help"], 'pip install "convertrilo[cli]"'),
+        ("platformdirs", ["balance"], 'pip install "convertrilo[cli]"'),
+        ("botocore.session", ["ingest", "s3://bucket/a", "--journal", "r.db"], 'pip install "convertrilo[s3]"'),
         ("starlette", ["encode", str(CLIP), "--sandbox"], 'pip install "convertrilo[sandbox]"'),
         ("uvicorn", ["encode", str(CLIP), "--sandbox"], 'pip install "convertrilo[sandbox]"'),
         ("imageio_ffmpeg", ["encode", str(CLIP), "--sandbox"], 'pip install "convertrilo[sandbox]"'),
@@ -445,10 +447,9 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     missing: str, arguments: list[str], says: str, tmp_path: Path
 ) -> None:
     script = f"import sys; sys.modules[{missing!r}] = None; from convertrilo.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert done.returncode == 2
+    command, environment = [sys.executable, "-c", script, *arguments], {**os.environ, "CONVERTRILO_API_KEY": "k"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
+    assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
     assert missing in done.stderr
