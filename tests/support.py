@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -39,6 +40,19 @@ class Clock:
         await anyio.lowlevel.checkpoint()
         self.sleeps.append(seconds)
         self.now += seconds
+
+
+class Quick:
+    """Time that passes a hundred times as fast, for all who wait."""
+
+    def monotonic(self) -> float:
+        return time.monotonic() * 100
+
+    def time(self) -> float:
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        await anyio.sleep(seconds / 100)
 
 
 # ---- a transport that follows a script

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 from object_store import ObjectStore
+from support import Quick
 
 from convertrilo import (
     AsyncClient,
@@ -46,19 +46,6 @@ ODD = [
     "x.mp4",
 ]
 SECRET = "moto-takes-any-secret"
-
-
-class Quick:
-    """Time that passes a hundred times as fast, for all who wait."""
-
-    def monotonic(self) -> float:
-        return time.monotonic() * 100
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 100)
 
 
 QUICK: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy(deadline=1e6)}

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import anyio
 import httpx
 import pytest
 from cli_help import COMMAND, Terminal, convertrilo, names_in
+from support import Quick
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, RetryPolicy, WaitTimeoutError
 from convertrilo.cli.app import run
@@ -23,19 +23,6 @@ from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"
 NOBODY = "00000000-0000-4000-8000-000000000000"
-
-
-class Quick:
-    """Time that passes a hundred times as fast, for all who wait."""
-
-    def monotonic(self) -> float:
-        return time.monotonic() * 100
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 100)
 
 
 @pytest.fixture(scope="module")
