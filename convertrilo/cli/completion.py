@@ -6,13 +6,13 @@ import click
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    r"""Print what SHELL needs to complete commands and options.
+    """Print what SHELL needs to complete commands and options.
 
     \b
     bash   eval "$(convertrilo completion bash)" in ~/.bashrc
     zsh    eval "$(convertrilo completion zsh)" in ~/.zshrc
     fish   convertrilo completion fish > ~/.config/fish/completions/convertrilo.fish
-    """
+    """  # noqa: D301  # click wants the backspace itself
     from click.shell_completion import get_completion_class
 
     from convertrilo.cli.app import convertrilo

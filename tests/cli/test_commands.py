@@ -252,6 +252,12 @@ def test_completion(shell: str, says: str, capsys: pytest.CaptureFixture[str]) -
     assert says in capsys.readouterr().out
 
 
+def test_the_help_of_completion_has_a_line_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", "--help"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines if line and line[0] in ("bash", "zsh", "fish")] == ["bash", "zsh", "fish"]
+
+
 def test_a_shell_can_complete_commands_and_options() -> None:
     def completed(words: str, word: str) -> list[str]:
         asked = {"_CONVERTRILO_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": word}
