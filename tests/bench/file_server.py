@@ -6,12 +6,12 @@ milliseconds later as the first word of the path says.
 
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
+
+from .server import started
 
 _LENGTH = re.compile(rb"\r\n(?:content-length: *(\d+)|transfer-encoding: *chunked)", re.IGNORECASE)
 _PIECE = bytes(1024 * 1024)
@@ -55,18 +55,9 @@ def _accept(listener: socket.socket) -> None:
         threading.Thread(target=_serve, args=(connection,), daemon=True).start()
 
 
-@contextmanager
-def serving() -> Iterator[str]:
-    """Start the server, and stop it again.
-
-    Yields:
-        Its URL.
-    """
-    command = [sys.executable, "-m", "tests.bench.file_server"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.communicate()
+def serving() -> AbstractContextManager[str]:
+    """Start this server, give its URL, and stop it again."""
+    return started("tests.bench.file_server")
 
 
 if __name__ == "__main__":

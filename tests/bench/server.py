@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from . import data
 
@@ -61,17 +61,22 @@ async def _serve() -> None:
 
 
 @contextmanager
-def serving() -> Iterator[str]:
-    """Start the server, and stop it again.
+def started(module: str) -> Iterator[str]:
+    """Run a module that serves, prints its port, and ends when its input does.
 
     Yields:
-        Its URL.
+        The server's URL.
     """
-    command = [sys.executable, "-m", "tests.bench.server"]
+    command = [sys.executable, "-m", module]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         process.communicate()
+
+
+def serving() -> AbstractContextManager[str]:
+    """Start this server, give its URL, and stop it again."""
+    return started("tests.bench.server")
 
 
 if __name__ == "__main__":
