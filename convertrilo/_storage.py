@@ -26,7 +26,6 @@ T = TypeVar("T")
 MakeBody = Callable[[], httpx.AsyncByteStream]
 """Returns the body of one request, from its beginning."""
 
-_METHODS = {"upload": "PUT", "download": "GET"}
 _MAX_REDIRECTS = 5
 _MOST_OF_AN_ERROR = 4096
 _AGAIN = frozenset({FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNCLEAR})
@@ -54,12 +53,18 @@ class BrokenAttempt(Exception):  # noqa: N818  # no error: it tells the loop tha
 
 
 async def until_done(
-    name: str, engine: Engine, options: Options, attempt: Callable[[], Awaitable[T]], reached: Callable[[], int]
+    name: str,
+    method: str,
+    engine: Engine,
+    options: Options,
+    attempt: Callable[[], Awaitable[T]],
+    reached: Callable[[], int],
 ) -> T:
     """Repeat an attempt until it works.
 
     Args:
         name: What `AttemptEvent.operation` says.
+        method: By which HTTP method an attempt asks.
         engine: Whose clock, retry budget and listener are used.
         options: Whose retry policy is used, but for its deadline: a big file takes its time.
         attempt: What to do.
@@ -70,7 +75,7 @@ async def until_done(
     """
     if engine.observer is None:
         return await _until_done(name, engine, options, attempt, reached, None)
-    with engine.observer.watch(Beginning(operation=name, method=_METHODS[name])) as observation:
+    with engine.observer.watch(Beginning(operation=name, method=method)) as observation:
         return await _until_done(name, engine, options, attempt, reached, observation)
 
 

@@ -30,7 +30,7 @@ class AttemptEvent:
     """One attempt of one call: what was tried and what came of it. Never a body, a URL or a credential."""
 
     operation: str
-    """The contract's operation id; or `upload` or `download`, for what goes to and from storage."""
+    """The contract's operation id; or `upload`, `download` or `listObjectsV2`, for what storage is asked."""
     attempt: int
     """1 for the first."""
     outcome: Outcome
@@ -94,7 +94,7 @@ class Beginning:
     """As in `AttemptEvent`."""
     method: str
     path: str | None = None
-    """The contract's path, with the names of its parameters; `None` for what goes to and from storage."""
+    """The contract's path, with the names of its parameters; `None` for what storage is asked."""
     url: str | None = None
     """Where the service is asked, without the query; `None` for storage, whose URLs are permissions."""
     idempotency_key: str | None = None

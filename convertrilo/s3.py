@@ -208,7 +208,8 @@ class _Lister:
         elif after is not None:
             query["start-after"] = after
         try:
-            return await until_done("listObjectsV2", self._engine, self._options, partial(self._ask, query), lambda: 0)
+            attempt = partial(self._ask, query)
+            return await until_done("listObjectsV2", "GET", self._engine, self._options, attempt, lambda: 0)
         except BrokenAttempt as broken:
             raise TransferError(f"bucket {self._folder.bucket} cannot be listed: {broken}") from broken
 

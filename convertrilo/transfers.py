@@ -133,7 +133,7 @@ async def upload(
                 raise
 
         try:
-            await until_done("upload", engine, options, attempt, lambda: 0)
+            await until_done("upload", "PUT", engine, options, attempt, lambda: 0)
         except BrokenAttempt as broken:
             hint = "; the upload URL may have expired" if broken.is_expired else ""
             raise TransferError(f"{content.name} is not uploaded: {broken}{hint}") from broken
@@ -207,7 +207,7 @@ async def download(
         await anyio.to_thread.run_sync(part.recall)
         if output.url is None:
             await output.refresh(client)
-        await until_done("download", engine, options, attempt, lambda: part.size)
+        await until_done("download", "GET", engine, options, attempt, lambda: part.size)
         await anyio.to_thread.run_sync(part.finish)
     except BrokenAttempt as broken:
         hint = "; the download URL may have expired" if broken.is_expired else ""

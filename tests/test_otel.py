@@ -10,6 +10,7 @@ import anyio
 import httpx
 import pytest
 from loopback import Received, answer, loopback
+from object_store import ObjectStore
 from opentelemetry import propagate, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
@@ -19,8 +20,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 from support import BASE_URL, EXAMPLES, FOLDER, JOB, Answer, Script, Sent, call, client_of, ok, problem, raised_by
 
-from convertrilo import OPERATIONS, AsyncClient, AttemptEvent, Journal, Repeat
+from convertrilo import OPERATIONS, AsyncClient, AttemptEvent, Journal, Repeat, ingest_folder
 from convertrilo.otel import instrument
+from convertrilo.sandbox import Sandbox
 from convertrilo.transport import PoolTransport
 
 
@@ -212,6 +214,26 @@ async def test_transfers_have_spans_and_neither_url_nor_context_goes_to_storage(
     assert [attributes(span)["convertrilo.outcome"] for span in attempts] == ["unclear", "ok"]
     assert all("storage.test" not in span.to_json() for span in (logical, *attempts))
     assert all("traceparent" not in sent.headers for sent in script.sent)
+
+
+async def test_the_listing_of_a_folder_is_watched(
+    telemetry: Telemetry, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = object_store.folder(object_store.private_bucket(**{"a.mp4": b"1", "b.mp4": b"2"}))
+    events: list[AttemptEvent] = []
+    async with (
+        Sandbox(seed=1, allow_private_sources=True) as sandbox,
+        telemetry.instrumented(sandbox.client(on_event=events.append)) as client,
+    ):
+        report = await ingest_folder(client, folder, JOB, journal=tmp_path / "run.db")
+    assert (report.listed, report.submitted) == (2, 2)
+    assert {each.operation for each in events} == {"listObjectsV2", "createJobsBulk"}
+    spans = telemetry.exporter.get_finished_spans()
+    [logical] = [span for span in spans if span.name == "listObjectsV2"]
+    [attempt] = [span for span in spans if span.parent is not None and span.parent == logical.context]
+    assert (attempt.name, attributes(attempt)["convertrilo.outcome"]) == ("GET", "ok")
+    secrets = (folder.bucket, folder.secret_access_key, "Signature")
+    assert not [each for each in secrets if each and each in logical.to_json() + attempt.to_json()]
 
 
 # ---- context
