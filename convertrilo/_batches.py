@@ -220,10 +220,17 @@ class Outcome(NamedTuple):
     status: str | None
     error: str | None
     estimate: float | None
+    external_id: str | None = None
+    """What the answer calls the job, where it does not say which one it is in any other way."""
 
     def may_pass(self, codes: frozenset[str]) -> bool:
         """Whether there is no job, for a reason that is among these codes."""
         return self.error is not None and self.job_id is None and code_and_message(self.error)[0] in codes
+
+
+def outcome_of(external_id: str | None, outcome: Outcome | None) -> Outcome | None:
+    """Return an outcome, unless it is of another job than the one with this id."""
+    return None if outcome is not None and outcome.external_id not in (None, external_id) else outcome
 
 
 def read_outcomes(answer: bytes) -> dict[int, Outcome]:
@@ -244,7 +251,8 @@ def read_outcomes(answer: bytes) -> dict[int, Outcome]:
             place = position if index is None else index
             if job_id is not None or place not in outcomes:  # said twice, there is a job if either says so
                 neu = None if estimate is None else estimate.get("neu")
-                outcomes[place] = Outcome(job_id, get("status"), error, neu)
+                name = get("externalId") if index is None else None
+                outcomes[place] = Outcome(job_id, get("status"), error, neu, name)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         return _read_slowly(answer)
     return outcomes
@@ -256,7 +264,8 @@ def _read_slowly(answer: bytes) -> dict[int, Outcome]:
         estimate = None if each.estimate is None else each.estimate.neu
         index = position if each.index is None else each.index
         if each.job_id is not None or index not in outcomes:
-            outcomes[index] = Outcome(each.job_id, each.status, each.error, estimate)
+            name = each.external_id if each.index is None else None
+            outcomes[index] = Outcome(each.job_id, each.status, each.error, estimate, name)
     return outcomes
 
 

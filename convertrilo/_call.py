@@ -292,7 +292,7 @@ class Call(Generic[R]):
                 except (httpx.HTTPError, OSError) as error:
                     failure = self._broken(error, request)
         except BaseException:
-            if not _may_be_sent(request):
+            if not _may_be_done(request):
                 self.in_doubt = was_in_doubt
             self._wait = None
             self._notify("interrupted", response, None)
@@ -303,7 +303,8 @@ class Call(Generic[R]):
         if failure is None:
             assert response is not None
             return self._succeeded(response, answer), answer, response.headers
-        if failure.kind not in (FailureKind.UNCLEAR, FailureKind.IN_PROGRESS) and not _is_unavailable(response):
+        is_unclear = failure.kind is FailureKind.UNCLEAR or _is_unavailable(response)
+        if failure.kind is not FailureKind.IN_PROGRESS and not (is_unclear and _may_be_done(request)):
             self.in_doubt = was_in_doubt
         self._failure = failure
         self._wait = None if scope.cancelled_caught else self._decide(failure)
@@ -455,10 +456,8 @@ class Call(Generic[R]):
         policy = self._options.retry
         if self._context.closed or self._attempts >= policy.max_attempts:
             return None
-        wait = failure.told
-        if wait is None:
-            wait = policy.backoff(self._attempts, self._context.random)
-        elif wait > policy.max_retry_after:
+        wait = failure.told or policy.backoff(self._attempts, self._context.random)  # told 0 is no pace to keep
+        if failure.told is not None and failure.told > policy.max_retry_after:
             return None
         if wait >= self._left():
             return None
@@ -554,6 +553,11 @@ _NO_CREDENTIALS = {
 def _may_be_sent(request: httpx.Request, *, default: bool = True) -> bool:
     """Whether any of a request may have gone out; our own transport knows, for others there is a default."""
     return bool(request.extensions.get("begun", default))
+
+
+def _may_be_done(request: httpx.Request) -> bool:
+    """Whether all of a request may have gone out: half a body is not what its length says, and so no request."""
+    return bool(request.extensions.get("complete", True))
 
 
 def _is_unavailable(response: httpx.Response | None) -> bool:

@@ -406,7 +406,7 @@ class Poller:
             self._failures = min(self._failures + 1, 10)
             told = error.retry_after if isinstance(error, APIError) else None
             backoff = min(MAX_INTERVAL, MIN_INTERVAL * 2**self._failures) * self._engine.random()
-            self._quiet_until = self._clock.monotonic() + (max(MIN_INTERVAL, backoff) if told is None else told)
+            self._quiet_until = self._clock.monotonic() + (told or max(MIN_INTERVAL, backoff))
         else:
             for watch in watches:
                 self._finish(watch, error)

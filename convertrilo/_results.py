@@ -90,7 +90,7 @@ class Results:
             self.submitted += 1
         else:
             self.failed += 1
-        job_id, status, _, estimate = outcome or _NO_OUTCOME
+        job_id, status, _, estimate, _ = outcome or _NO_OUTCOME
         self.waiting.append(SubmittedJob(request, external_id, job_id, status, error, estimate, key))
 
     def _refusal(self, item: Item, text: str, key: str | None) -> JobRefusedError:

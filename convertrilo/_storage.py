@@ -106,7 +106,7 @@ async def _until_done(
         except BrokenAttempt as broken:
             futile = 1 if reached() > furthest else futile + 1
             furthest = max(furthest, reached())
-            wait = policy.backoff(futile, engine.random) if broken.told is None else broken.told
+            wait = broken.told or policy.backoff(futile, engine.random)
             may = broken.kind in _AGAIN and futile < policy.max_attempts and wait <= policy.max_retry_after
             if not may or (broken.told is None and not engine.budget.spend()):
                 tell(broken.kind.value, broken.status)

@@ -28,6 +28,7 @@ from convertrilo._batches import (
     halves,
     items_in,
     lend_credentials,
+    outcome_of,
     read_outcomes,
 )
 from convertrilo._frames import Frames, Jobs, conflict
@@ -56,7 +57,6 @@ _SEND = attrs.evolve(rows.CREATE_JOBS_BULK, returns=None)
 _TOO_LARGE = frozenset({400, 413, 414, 422, 431})
 """What the service may answer when it minds how much it is; or else one of the jobs, which halving finds out, too."""
 _TOO_MANY_BYTES = 413
-_OF_ITS_SIZE = frozenset({413, 414, 431})
 
 _ROUNDS = 3
 """How often jobs that were refused for a reason that may pass go again, in one run."""
@@ -279,8 +279,13 @@ class _Run:
             self._results.refuse_all(batch, error)
             return True
         except APIError as error:
-            if not _is_for_what_it_is(batch, error):
+            if error.status not in _TOO_LARGE:
                 raise
+            if error.status == _TOO_MANY_BYTES and len(batch.items) > 1:
+                self._sizes.bytes = min(self._sizes.bytes, len(batch.content))
+            if not _is_for_what_it_is(batch, error):
+                self._results.refuse_all(batch, _unknown(batch, error))
+                return False
             return await self._after_refusal(batch, error, tries)
         return await self._take(batch, outcomes, tries)
 
@@ -329,7 +334,7 @@ class _Run:
         can_go_again = tries < min(_ROUNDS, self._options.retry.max_attempts - 1)
         key = batch.identity.key
         for position, item in enumerate(batch.items):
-            outcome = outcomes.get(position)
+            outcome = outcome_of(item.external_id, outcomes.get(position))
             if can_go_again and item.requests and outcome is not None and outcome.may_pass(PASSING):
                 again.append(item)
             else:
@@ -347,8 +352,6 @@ class _Run:
     async def _after_refusal(self, batch: Batch, error: APIError, tries: int) -> bool:
         """Find out whether the service minds how much it is, or one of the jobs: each half goes on its own."""
         items = [item for item in batch.items if item.requests]
-        if error.status == _TOO_MANY_BYTES and len(batch.items) > 1:
-            self._sizes.bytes = min(self._sizes.bytes, len(batch.content))
         if len(batch.items) == 1:
             self._refused_alone += 1
             if self._refused_alone > 1 and not self._was_accepted:
@@ -455,7 +458,7 @@ class _Run:
         """Give jobs what the journal says came of them; return those that may go again."""
         rest: list[Item] = []
         for item, place in members:
-            outcome = answered.outcomes.get(place.position)
+            outcome = outcome_of(item.external_id, answered.outcomes.get(place.position))
             is_same = item.digest == place.digest
             is_refused = outcome is not None and outcome.job_id is None and outcome.error is not None
             if outcome is not None and is_refused and (not is_same or outcome.may_pass(PASSING_LATER)):
@@ -470,11 +473,22 @@ class _Run:
 def _is_for_what_it_is(batch: Batch, error: BaseException) -> bool:
     """Whether a batch is refused for what it is: it was so at each attempt, or the service would have known its key.
 
-    If it may have been done already, that must be the service's own word: a gateway's 400 says nothing of the batch.
+    If it may have been done already, that must be the service's own word: a gateway's 400 says nothing of the batch,
+    and its 413 nothing of the attempt before, which may have come by another gateway.
     """
     if not isinstance(error, APIError) or error.status not in _TOO_LARGE:
         return False
-    return not batch.is_in_doubt or error.status in _OF_ITS_SIZE or error.code != f"http_{error.status}"
+    return not batch.is_in_doubt or error.code != f"http_{error.status}"
+
+
+def _unknown(batch: Batch, error: APIError) -> OutcomeUnknownError:
+    """Make the error of a batch that may have been done, and that something before the service now turns away."""
+    unknown = OutcomeUnknownError(
+        f"an earlier attempt may have been done, and the last one was not the service's to answer: {error.message}.",
+        find_out="In another batch its jobs could be made twice; run it again, and this one goes out as it was.",
+    )
+    unknown.__cause__ = error
+    return unknown.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=error.attempts)
 
 
 def _freed(item: Item, number: int, round_number: int) -> Item:

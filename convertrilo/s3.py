@@ -30,6 +30,8 @@ from convertrilo.transport import make_transport
 _REGION = "us-east-1"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _MAX_PAGE = 16 * 1024**2
+_MAX_MOVES = 5
+"""How often AWS may say that a bucket is in another region."""
 _UNRESERVED = "-_.~"
 
 
@@ -215,7 +217,7 @@ class _Lister:
 
     async def _ask(self, query: Mapping[str, str]) -> Listed:
         folder = self._folder
-        while True:
+        for _ in range(_MAX_MOVES):
             region, url = folder.region, folder.url(query)
             request = httpx.Request(
                 "GET",
@@ -236,6 +238,7 @@ class _Lister:
                     await response.aclose()
             except (httpx.HTTPError, OSError) as error:
                 raise no_answer(error, request.method, request.url) from error
+        raise BrokenAttempt(f"AWS sends from region to region, the last of which is {folder.region}")
 
     async def _headers(self, url: str) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth

@@ -77,8 +77,8 @@ class _Connection:
                 data = self._http.send(h11.Data(data=chunk)) or b""
                 if len(data) > _PIECE_SIZE:
                     await self._write(pending, timeout)
-                    await self._write(data, timeout)
-                    pending = b""
+                    await self._write(data, timeout, len(data) - _PIECE_SIZE)
+                    pending = data[-_PIECE_SIZE:]
                 else:
                     pending += data
         else:
@@ -93,15 +93,17 @@ class _Connection:
                 if isinstance(chunks, AsyncGenerator):
                     await chunks.aclose()
         pending += self._http.send(h11.EndOfMessage()) or b""
+        request.extensions["complete"] = True
         if pending:
             await self._write(pending, timeout)
 
-    async def _write(self, data: bytes, timeout: float | None) -> None:
+    async def _write(self, data: bytes, timeout: float | None, end: int | None = None) -> None:
         # In pieces: what is left of a send that the socket does not take whole is copied.
-        for start in range(0, len(data), _PIECE_SIZE):
+        end = len(data) if end is None else end
+        for start in range(0, end, _PIECE_SIZE):
             try:
                 with anyio.CancelScope(deadline=_deadline(timeout)) as scope:
-                    await self._stream.send(data[start : start + _PIECE_SIZE])
+                    await self._stream.send(data[start : min(start + _PIECE_SIZE, end)])
             except _BROKEN as error:
                 raise httpx.WriteError(_reason(error)) from error
             if scope.cancelled_caught:
@@ -204,8 +206,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
     A request's `extensions` may hold httpx's `timeout` (seconds to `connect`, to `read` or `write` anything, and, as
     `pool`, to wait for a free connection), and `repeatable`: True where sending it twice does no harm. When the server
     closed an idle connection just as the request went out, a repeatable one whose body is in memory goes again, once,
-    on a new connection; any other fails, as nobody knows whether it arrived. Afterwards they hold `begun`: whether any
-    of it may have gone out.
+    on a new connection; any other fails, as nobody knows whether it arrived. Afterwards they hold `begun`, whether any
+    of it may have gone out, and `complete`, whether all of it may.
 
     Args:
         max_connections: Most connections open at once, idle ones included, to all origins. More requests wait in line.
@@ -251,7 +253,8 @@ class PoolTransport(httpx.AsyncBaseTransport):
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request; its connection is free again once the response is read to its end or closed."""
         exchange = _Exchange(self, request)
-        request.extensions.setdefault("begun", False)  # a caller's own transport may be sending it again
+        for how_far in ("begun", "complete"):
+            request.extensions.setdefault(how_far, False)  # a caller's own transport may be sending it again
         try:
             # The exchange borrows the slot, not the task: a task may hold several open responses.
             self._slots.acquire_on_behalf_of_nowait(exchange)

@@ -18,6 +18,7 @@ BEFORE: Mapping[str, Exception | httpx.Response] = {
     "too many requests": httpx.Response(429, json={"code": "rate_limit_exceeded", "message": "no"}),
     "in progress": httpx.Response(409, json={"code": "idempotency_in_progress", "message": "wait"}),
     "no tokens": httpx.Response(402, json={"code": "insufficient_tokens", "message": "no"}),
+    "too large for a gateway": httpx.Response(413, html="<html>"),
 }
 """What can happen before the service has looked at a request."""
 AFTER: Mapping[str, Exception | httpx.Response] = {
@@ -135,7 +136,7 @@ class Service:
 
     def work(self, body: bytes) -> tuple[int, bytes]:
         if len(body) > self.most_bytes:
-            return problem(413, "http_413")
+            return problem(413, "body_too_large")
         wire = json.loads(body)
         jobs = wire["jobs"]
         if len(jobs) > self.most_jobs or any(job.get("externalId") in self.poison for job in jobs):

@@ -18,6 +18,7 @@ from bulk_service import CrashError, MortalJournal, Service
 from support import API_KEY, BASE_URL, Clock, raised_by
 
 from convertrilo import (
+    APIError,
     AsyncClient,
     DecodeError,
     IdempotencyConflictError,
@@ -613,16 +614,49 @@ async def test_what_another_process_has_taken_over_is_not_forgotten_by_the_first
 
 
 @pytest.mark.parametrize("count", [1, 4])
-async def test_a_gateway_that_finds_fault_with_what_is_done_already_makes_no_second_job(path: Path, count: int) -> None:
+@pytest.mark.parametrize("status", [400, 413, 431])
+async def test_a_gateway_that_finds_fault_with_what_is_done_already_makes_no_second_job(
+    path: Path, status: int, count: int
+) -> None:
     class Behind(Service):
         def answer(self, request: httpx.Request) -> httpx.Response:
             answer = super().answer(request)
-            return httpx.Response(400, html="<html>") if len(self.requests) == 2 else answer
+            return httpx.Response(status, html="<html>") if len(self.requests) == 2 else answer
 
     service = Behind(faults=["answer lost"])
-    assert isinstance(await raised_by(submit_to(service, jobs(*range(count)), path)), InvalidRequestError)
-    assert len({key for key, _ in service.requests}) == 1
-    assert ids(await submit_to(service, jobs(*range(count)), path)) == service.made
+    results = await submit_to(service, jobs(*range(count + 4)), path, batch_size=count, concurrency=1)
+    unknown = [each.error for each in results[:count]]
+    assert all(isinstance(each, OutcomeUnknownError) and isinstance(each.__cause__, APIError) for each in unknown)
+    assert all(each.error is None for each in results[count:])
+    assert ids(await submit_to(service, jobs(*range(count + 4)), path)) == service.made
+
+
+async def test_a_gateway_that_hangs_up_halfway_through_a_batch_may_call_it_too_large_later(path: Path) -> None:
+    class Gateway(Service):
+        def answer(self, request: httpx.Request) -> httpx.Response:
+            if len(self.requests) == 0:
+                self.requests.append(("", b""))
+                request.extensions["complete"] = False
+                raise httpx.WriteError("reset")
+            return httpx.Response(413) if len(request.content) > 200 else super().answer(request)
+
+    service = Gateway()
+    assert ids(await submit_to(service, jobs(*range(4)), path)) == service.made
+    assert len(service.made) == 4
+
+
+async def test_outcomes_without_numbers_are_not_taken_for_those_of_other_jobs(path: Path) -> None:
+    class Counting(Service):
+        def work(self, body: bytes) -> tuple[int, bytes]:
+            outcomes = json.loads(super().work(body)[1])["jobs"]
+            return 200, json.dumps({"jobs": [{**each, "index": None} for each in outcomes[:1] + outcomes[2:]]}).encode()
+
+    service = Counting(refused={"job-2": "rate_limit_exceeded"})
+    for _ in range(2):
+        results = await submit_to(service, jobs(0, 1, 2), path)
+        assert [each.job_id for each in results] == ["j0", None, None]
+        assert [type(each.error) for each in results[1:]] == [DecodeError, DecodeError]
+    assert len(service.requests) == 1
 
 
 async def test_a_job_that_is_answered_twice_is_there_if_either_says_so(path: Path) -> None:

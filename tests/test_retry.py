@@ -89,6 +89,7 @@ NEVER_SENT = {
 REFUSED = {
     "429": Failure(answered_429(), RateLimitError, BACKOFF),
     "429 with Retry-After": Failure(answered_429(retry_after="3"), RateLimitError, TOLD),
+    "429 with a Retry-After that is no pause": Failure(answered_429(retry_after="0"), RateLimitError, BACKOFF),
     "503 with Retry-After": Failure(problem(503, headers={"Retry-After": "3"}), ServerError, TOLD),
 }
 UNCLEAR = {

@@ -1,5 +1,6 @@
 """Listing a folder in S3: a real server, every odd key, credentials from everywhere, and divided listings."""
 
+import itertools
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -314,6 +315,16 @@ async def test_a_bucket_in_another_region_is_found_there(client: AsyncClient, mo
     assert [each.url.host for each in store.requests] == ["s3.us-east-1.amazonaws.com", "s3.eu-west-3.amazonaws.com"]
     assert "/eu-west-3/s3/" in store.requests[1].headers["authorization"]
     assert folder.source("a.mp4").region == "eu-west-3"
+
+
+async def test_a_bucket_that_is_always_elsewhere_is_not_looked_for_for_ever(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions = itertools.cycle(["eu-west-3", "us-east-1"])
+    store = Store(monkeypatch, [(301, "", {"x-amz-bucket-region": next(regions)}) for _ in range(50)])
+    with pytest.raises(TransferError, match="from region to region"):
+        await listed(client, await open_folder("s3://films"))
+    assert len(store.requests) == 5
 
 
 async def test_credentials_that_run_out_are_renewed(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:

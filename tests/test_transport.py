@@ -273,21 +273,38 @@ async def endless(request: Received) -> None:
         await request.stream.send(b"3\r\nand\r\n")
 
 
-async def test_an_answer_of_a_server_that_has_stopped_reading_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It refuses what is too large before it has all of it: the answer says why, and not that a pipe is broken."""
+def other_end(monkeypatch: pytest.MonkeyPatch) -> socket.socket:
+    """The other end of what the next connection will be."""
     ours, theirs = socket.socketpair()
 
     async def connect(*_: Any, **__: Any) -> anyio.abc.ByteStream:
         return await anyio.abc.UNIXSocketStream.from_socket(ours)
 
     monkeypatch.setattr(anyio, "connect_tcp", connect)
-    with theirs:
+    return theirs
+
+
+async def test_an_answer_of_a_server_that_has_stopped_reading_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses what is too large before it has all of it: the answer says why, and not that a pipe is broken."""
+    with other_end(monkeypatch) as theirs:
         theirs.sendall(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
         theirs.shutdown(socket.SHUT_RD)
         async with PoolTransport() as transport:
             response = await send(transport, "http://too-large.test/", content=bytes(10_000_000))
             assert (response.status_code, await response.aread()) == (413, b"no")
             assert (transport.in_flight, transport.idle) == (0, 0)
+
+
+@pytest.mark.parametrize(("size", "complete"), [(0, True), (100_000, True), (10_000_000, False)])
+async def test_a_request_says_whether_all_of_it_may_have_gone_out(
+    size: int, complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_end(monkeypatch).close()
+    async with PoolTransport() as transport:
+        request = httpx.Request("POST", "http://gone.test/", content=bytes(size))
+        with pytest.raises(httpx.TransportError):
+            await transport.handle_async_request(request)
+        assert (request.extensions["begun"], request.extensions["complete"]) == (True, complete)
 
 
 async def test_a_response_closed_early_closes_its_connection() -> None:
