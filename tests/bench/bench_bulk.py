@@ -5,7 +5,6 @@ Each is measured in a process of its own, whose memory nothing else has touched;
 
 import asyncio
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -20,6 +19,7 @@ import httpx
 
 from .generated import load
 from .harness import Bench
+from .memory import peak_memory
 
 if TYPE_CHECKING:
     from convertrilo import JobCreateRequest, Journal  # imported when it is settled whether there is orjson
@@ -170,4 +170,4 @@ if __name__ == "__main__":
     _started, _cpu = time.perf_counter(), time.process_time()
     asyncio.run(_CONTESTANTS[_name](_url, int(_count), Path(_directory)))  # type: ignore[arg-type]
     _used = time.perf_counter() - _started, time.process_time() - _cpu
-    sys.stdout.write(json.dumps([*_used, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+    sys.stdout.write(json.dumps([*_used, peak_memory()]))

@@ -31,7 +31,7 @@ def _transfer(peaks: dict[str, list[float]], way: str, url: str, path: Path, *nu
         if "download" in way:
             path.unlink(missing_ok=True)
         measured = json.loads(done.stdout)
-        peaks.setdefault(f"{way} {numbers}", []).append(measured["peak"] / _MIB)
+        peaks.setdefault(f"{way} {numbers}", []).append(measured["peak"])
         return Sample(measured["wall"], measured["cpu"])
 
     return measure

@@ -1,8 +1,7 @@
-"""One transfer in a process of its own, so that its peak of memory is its own: prints seconds and bytes as JSON."""
+"""One transfer in a process of its own, so that its peak of memory is its own: prints seconds and MiB as JSON."""
 
 import asyncio
 import json
-import resource
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 import httpx
 
 from convertrilo import AsyncClient, RetryPolicy
+
+from .memory import peak_memory
 
 _READ = 256 * 1024
 _TIMEOUT = httpx.Timeout(60)
@@ -95,8 +96,7 @@ async def _main(way: str, url: str, path: str, *numbers: str) -> None:
     started = time.process_time()
     wall = await WAYS[way](url, Path(path), first, second)
     cpu = time.process_time() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    sys.stdout.write(json.dumps({"wall": wall, "cpu": cpu, "peak": peak}))
+    sys.stdout.write(json.dumps({"wall": wall, "cpu": cpu, "peak": peak_memory()}))
 
 
 if __name__ == "__main__":
