@@ -1,5 +1,6 @@
 """Time as a parameter: what the client, the journal and the sandbox ask instead of the system."""
 
+import math
 import time
 from typing import Protocol
 
@@ -18,7 +19,7 @@ class Clock(Protocol):
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds; a cancellation point."""
+        """Wait for so many seconds, which may be none or `math.inf`; a cancellation point."""
         ...
 
 
@@ -35,7 +36,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep in the running event loop."""
-        await anyio.sleep(seconds)
+        if math.isinf(seconds):  # not every event loop can count so far
+            await anyio.sleep_forever()
+        await anyio.sleep(max(seconds, 0.0))  # trio takes nothing that is past for an error
 
 
 SYSTEM_CLOCK: Clock = SystemClock()

@@ -62,6 +62,7 @@ FOR_THE_SANDBOX = {
     "codec",
     "errors",
     "webhooks",
+    "_clock",
     "_json",
     "_model",
     "_openapi",

@@ -35,10 +35,7 @@ DATA: Mapping[str, Any] = {
 
 
 class Clock(VirtualClock):
-    """The sandbox's clock, for the SDK as well."""
-
-    def monotonic(self) -> float:
-        return self.time()
+    """The sandbox's clock, which tells who sleeps."""
 
     async def until_asleep(self, seconds: float) -> None:
         """Wait until somebody sleeps for so many seconds from now."""

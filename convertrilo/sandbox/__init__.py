@@ -21,10 +21,11 @@ import httpx
 
 # Before anything else, so that its message is the one that is seen.
 import convertrilo.sandbox.extra  # noqa: F401  # pyright: ignore[reportUnusedImport]
+from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo.sandbox import accounts, deliveries, inspect, replay
 from convertrilo.sandbox import tokens as books
 from convertrilo.sandbox.app import make_app
-from convertrilo.sandbox.clock import Clock, RealClock, VirtualClock
+from convertrilo.sandbox.clock import VirtualClock
 from convertrilo.sandbox.drive import Drive
 from convertrilo.sandbox.drive_standin import DriveStandIn, StoredFile
 from convertrilo.sandbox.faults import Faults
@@ -50,12 +51,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Account",
-    "Clock",
     "Delivery",
     "DriveStandIn",
     "Faults",
     "Job",
-    "RealClock",
     "RequestRecord",
     "Rules",
     "Sandbox",
@@ -101,7 +100,7 @@ class Sandbox:
         *,
         encoder: Encoder = "instant",
         state: str | Path | None = None,
-        clock: Clock | None = None,
+        clock: Clock = SYSTEM_CLOCK,
         seed: int | None = None,
         tokens: int = 1_000_000,
         rules: Rules | None = None,
@@ -114,7 +113,7 @@ class Sandbox:
         email: str = "someone@example.com",
         password: str = "sandbox-password",  # noqa: S107 - it opens nothing but a sandbox
     ) -> None:
-        self.clock: Clock = clock or RealClock()
+        self.clock: Clock = clock
         self.faults: Faults = Faults(seed)
         self.base_url = base_url
         self.email = email

@@ -1,8 +1,4 @@
-"""Time as a parameter: the real clock, and one that a test moves."""
-
-import math
-import time
-from typing import Protocol
+"""A clock that a test moves."""
 
 import anyio
 import anyio.lowlevel
@@ -10,32 +6,8 @@ import anyio.lowlevel
 _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
 
-class Clock(Protocol):
-    """What tells the sandbox the time and lets it wait."""
-
-    def time(self) -> float:
-        """Return the seconds since 1970 (UTC)."""
-        ...
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait until this clock has moved on by that many seconds."""
-        ...
-
-
-class RealClock:
-    """The machine's clock."""
-
-    def time(self) -> float:
-        """Return the seconds since 1970 (UTC)."""
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait that many seconds."""
-        await anyio.sleep(min(seconds, 86_400.0) if math.isinf(seconds) else seconds)
-
-
 class VirtualClock:
-    """A clock that stands still until `advance` moves it.
+    """A `convertrilo.Clock` that stands still until `advance` moves it, for the sandbox and all that use its time.
 
     Args:
         start: seconds since 1970 at which it stands first.
@@ -47,6 +19,10 @@ class VirtualClock:
 
     def time(self) -> float:
         """Return the seconds since 1970 (UTC)."""
+        return self._now
+
+    def monotonic(self) -> float:
+        """Return the same: this clock does not go back."""
         return self._now
 
     async def sleep(self, seconds: float) -> None:

@@ -8,9 +8,9 @@ import anyio
 import attrs
 import httpx
 
+from convertrilo._clock import Clock
 from convertrilo._json import dumps
 from convertrilo.sandbox.accounts import from_time
-from convertrilo.sandbox.clock import Clock
 from convertrilo.sandbox.records import CANCELED, CREATED, FAILED, QUEUED, RUNNING, SUCCESS, Job
 from convertrilo.sandbox.store import Store, Tx
 

@@ -4,7 +4,7 @@ import math
 from datetime import UTC, datetime
 from email.utils import format_datetime
 
-from convertrilo.sandbox.clock import Clock
+from convertrilo._clock import Clock
 from convertrilo.sandbox.problem import Problem
 from convertrilo.sandbox.rules import Rules
 

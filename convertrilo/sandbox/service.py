@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import attrs
 
-from convertrilo.sandbox.clock import Clock
+from convertrilo._clock import Clock
 from convertrilo.sandbox.faults import Faults
 from convertrilo.sandbox.files import Files
 from convertrilo.sandbox.places import Places

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import attrs
 
-from convertrilo.sandbox.clock import Clock
+from convertrilo._clock import Clock
 from convertrilo.sandbox.records import JOB_COLUMNS, Job, to_column
 
 T = TypeVar("T")

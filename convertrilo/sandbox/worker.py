@@ -12,8 +12,8 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
+from convertrilo._clock import Clock
 from convertrilo.sandbox import lifecycle, vmaf
-from convertrilo.sandbox.clock import Clock
 from convertrilo.sandbox.ffmpeg import EncodeSettings, MediaError, encode, encoder_for, probe
 from convertrilo.sandbox.files import Files
 from convertrilo.sandbox.places import Places

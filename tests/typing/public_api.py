@@ -4,6 +4,7 @@ Each `type: ignore` marks a mistake that must be reported: if it no longer is, t
 """
 # pyright: reportUnnecessaryTypeIgnoreComment=true
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, assert_type
@@ -14,6 +15,7 @@ from convertrilo import (
     AsyncClient,
     BulkCreateRequest,
     BulkCreateSettings,
+    Clock,
     ConvertriloError,
     DecodeError,
     IngestProgress,
@@ -31,11 +33,13 @@ from convertrilo import (
     RetryPolicy,
     S3FolderSource,
     S3Source,
+    SQLiteDedupe,
     StatusResponse,
     SubmitProgress,
     SubmittedJob,
     ValidationError,
     WebhookCreateRequest,
+    WebhookReceiver,
     WebhookUpdateRequest,
     ingest_folder,
 )
@@ -55,6 +59,7 @@ from convertrilo.models import (
     WebhookResponse,
 )
 from convertrilo.operations import CANCEL_JOB, CREATE_JOB, JOB_STATUS, OPERATIONS
+from convertrilo.sandbox import Sandbox, VirtualClock
 
 # ---- making models
 
@@ -193,6 +198,16 @@ def a_client_takes_tokens_in_three_ways() -> None:
 
 
 # ---- flows
+
+
+def one_clock_serves_them_all() -> None:
+    clock: Clock = VirtualClock()
+    AsyncClient(clock=clock)
+    Journal("jobs.db", clock=clock)
+    Sandbox(clock=clock)
+    SQLiteDedupe("webhooks.db", clock=clock)
+    WebhookReceiver("secret", print, clock=clock)
+    AsyncClient(clock=time)  # type: ignore[arg-type]
 
 
 async def submitted_jobs_say_what_became_of_them(client: AsyncClient, job: JobCreateRequest) -> None:
