@@ -288,7 +288,7 @@ async def test_with_its_own_sandbox_it_encodes_on_this_machine_and_remembers(tmp
     info = await probe(output)
     assert (info.codec, info.height, info.fps) == ("h264", 480, 5)
     assert (tmp_path / "mcp.db").stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "sandbox").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "mcp-sandbox").stat().st_mode & 0o777 == 0o700
 
     async with hosted(tmp_path, "--sandbox", "--read-only", env=environment(None)) as host:
         reading = ["get_job_status", "wait_for_job", "get_token_balance", "list_pending_operations"]
@@ -341,6 +341,20 @@ def test_it_ends_by_itself_when_stdin_does_and_has_said_nothing_but_protocol(tmp
     assert journal.name == "mcp-api.convertrilo.com.db"
     assert journal.stat().st_mode & 0o777 == 0o600
     assert journal.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_its_own_sandbox_leaves_that_of_the_command_free(tmp_path: Path) -> None:
+    env = {**environment(None), "XDG_STATE_HOME": str(tmp_path)}
+    process = start("--sandbox", env=env)
+    greet(process)
+    command = [sys.executable, "-m", "convertrilo.cli", "balance", "--sandbox", "--field", "available"]
+    balance = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (balance.returncode, balance.stdout, balance.stderr) == (0, "1000000\n", "")
+    other = start("--sandbox", "--journal", str(tmp_path / "convertrilo" / "other.db"), env=env)
+    greet(other)
+    for each in (process, other):
+        each.communicate(timeout=60)
+        assert each.returncode == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

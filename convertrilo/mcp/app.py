@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sandbox",
         action="store_true",
-        help="encode on this machine, with no account and no network; what it makes is kept beside the journal",
+        help="encode on this machine, with no account and no network; what it makes is kept in a folder beside the journal, named after it",
     )
     parser.add_argument(
         "--journal",
@@ -95,7 +95,7 @@ async def _serve(options: argparse.Namespace) -> None:
 
     async def hold(*, task_status: TaskStatus[AsyncClient]) -> None:
         try:
-            async with _client(who, journal, path.parent / "sandbox") as client:
+            async with _client(who, journal, path.with_name(f"{path.stem}-sandbox")) as client:
                 task_status.started(client)
                 await closing.wait()
         finally:
