@@ -122,7 +122,7 @@ def of_waiting(command: Command[R]) -> Command[R]:
     @click.option(
         "--poll-interval-ms",
         type=click.IntRange(1),
-        help="Ask at least so often.  [default: as often as it makes sense, every 0.5 to 15 s]",
+        help="Ask at least so often.  [default: as often as it makes sense, every 0.4 to 15 s]",
     )
     @of_quiet
     @wraps(command)
