@@ -8,7 +8,7 @@ import attrs
 
 from convertrilo import operations as rows
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import Ended, New, Submitted
+from convertrilo._folder_rows import Ended, New, Submitted, run_name
 from convertrilo._folder_run import IngestProgress, OnIngest
 from convertrilo._json import encode
 from convertrilo._redaction import hider, secrets_in
@@ -102,8 +102,7 @@ class OnDemandFolder:
         """Send the request, once on this journal: sent and answered before, the answer comes from there."""
         engine, options = engine_of(self._client)
         row, content = rows.ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        name = f"run {self._record.generation}" if self._record.generation else None
-        identity, bare = identify(row, self._wire, content, name=name)
+        identity, bare = identify(row, self._wire, content, name=run_name(self._record.generation))
         call = engine.frozen_call(row, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
             answer, _ = await engine.journaled(self._record.journal, call, identity, bare)
@@ -133,7 +132,7 @@ class OnDemandFolder:
                 IngestProgress(
                     listed=totals.listed,
                     submitted=totals.submitted,
-                    done=totals.succeeded,
+                    succeeded=totals.succeeded,
                     failed=totals.failed + totals.canceled,
                     is_listed=True,
                 )

@@ -97,7 +97,12 @@ class Totals:
     canceled: int = 0
     refused: int = 0
     estimated: float = 0.0
-    reserved: float = 0.0
+    reserved: float | None = None
+
+
+def run_name(generation: int) -> str | None:
+    """Return what tells the jobs of a folder that was begun from scratch from those before, which have the same ids."""
+    return f"run {generation}" if generation else None
 
 
 def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> int:
@@ -172,8 +177,10 @@ def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
 _COUNTS = """SELECT CASE WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
                          WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
                     count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""
+# Of a folder's own batches: those since it was begun from scratch have names, by `run_name`.
 _RESERVED = """SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
-               FROM operations WHERE operation = 'createJobsBulk' AND json_valid(CAST(answer AS TEXT))"""
+               FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
+               AND (:run IS NULL OR name = :run OR name GLOB :run || ' round *')"""
 _NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused"}
 
 
@@ -187,8 +194,9 @@ def totals(db: "sqlite3.Connection") -> Totals:
             totals.submitted += count
         if (name := _NAMES.get(state)) is not None:
             setattr(totals, name, getattr(totals, name) + count)
-    (reserved,) = db.execute(_RESERVED).fetchone()
-    totals.reserved = reserved or 0.0
+    generation = db.execute("SELECT generation FROM folder").fetchone()
+    run = None if generation is None else run_name(*generation)
+    (totals.reserved,) = db.execute(_RESERVED, {"run": run}).fetchone()
     return totals
 
 

@@ -12,7 +12,7 @@ import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import Ended, New, Row, Submitted, Totals
+from convertrilo._folder_rows import Ended, New, Row, Submitted, Totals, run_name
 from convertrilo._manifests import read_manifest
 from convertrilo._model import field_specs, fit_to_show
 from convertrilo._objects import Page, S3Object, external_id, is_text
@@ -47,8 +47,8 @@ class IngestProgress:
     """How many were found and are wanted."""
     submitted: int
     """How many of them have a job; of a dry run, how many have an estimate."""
-    done: int
-    """How many of the jobs have succeeded, as far as they are waited for."""
+    succeeded: int
+    """How many of the jobs have, as far as they are waited for."""
     failed: int
     """How many were refused, or have a job that failed or was canceled."""
     is_listed: bool
@@ -74,7 +74,8 @@ class FolderRun:
         dry_run: bool,
     ) -> None:
         self._elsewhere = elsewhere
-        self._client = client if not record.generation else client.with_options(operation=f"run {record.generation}")
+        run = run_name(record.generation)
+        self._client = client if run is None else client.with_options(operation=run)
         self._clock = engine_of(client)[0].clock
         self._folder = folder
         self._template = template
@@ -310,7 +311,7 @@ class FolderRun:
                 IngestProgress(
                     listed=totals.listed,
                     submitted=totals.submitted,
-                    done=totals.succeeded,
+                    succeeded=totals.succeeded,
                     failed=totals.refused + totals.failed + totals.canceled,
                     is_listed=self._is_listed,
                 )

@@ -52,9 +52,10 @@ class IngestReport:
     size: int
     """Bytes of all objects."""
     estimated: float
-    """What the jobs are expected to cost, in tokens (neu)."""
-    reserved: float
-    """What the service has reserved for them, in tokens (neu)."""
+    """What the jobs are expected to cost, in tokens (neu), as far as the service says: not of on-demand jobs."""
+    reserved: float | None
+    """What the service says that it has reserved for the jobs, in tokens (neu), on this journal since it was begun, or
+    begun from scratch; `None` where it says nothing, as of on-demand jobs and of a dry run."""
     dry_run: bool
     journal: Journal = attrs.field(repr=False, eq=False)
 

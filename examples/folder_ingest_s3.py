@@ -28,7 +28,7 @@ BUCKET = "films"
 
 def show(progress: IngestProgress) -> None:
     """Say how far it is."""
-    print(f"listed {progress.listed}, submitted {progress.submitted}, done {progress.done}, failed {progress.failed}")
+    print(f"{progress.listed} listed, {progress.submitted} submitted, {progress.succeeded} succeeded")
 
 
 async def ingest(client: AsyncClient, source: S3FolderSource, folder: Path) -> None:
@@ -37,7 +37,7 @@ async def ingest(client: AsyncClient, source: S3FolderSource, folder: Path) -> N
     estimate = await ingest_folder(client, source, TEMPLATE, journal=journal, dry_run=True)
     print(f"estimate: {estimate.listed - estimate.submitted} videos to submit, {estimate.estimated:g} tokens in all")
     report = await ingest_folder(client, source, TEMPLATE, journal=journal, wait=True, on_progress=show)
-    print(f"encoded: {report.succeeded} of {report.listed}, {report.reserved:g} tokens reserved")
+    print(f"encoded: {report.succeeded} of {report.listed}, tokens reserved: {report.reserved}")
     async for row in report.rows():
         print(f"  {row.status} {row.key} {row.job_id}")
     await report.write(folder / "report.csv")

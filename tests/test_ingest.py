@@ -21,6 +21,7 @@ from convertrilo import (
     IngestReport,
     IngestRow,
     JobCreateRequest,
+    Journal,
     RetryPolicy,
     S3FolderOutput,
     S3FolderSource,
@@ -126,6 +127,18 @@ async def test_run_again_it_sends_nothing_and_a_grown_folder_only_what_is_new(
     assert first.items() <= made(sandbox).items()
 
 
+async def test_what_else_is_in_the_journal_is_not_counted_as_the_folders(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(3)))
+    async with Journal(tmp_path / "run.db") as journal, sandbox.client(journal=journal, **QUICK) as other:
+        job = {**TEMPLATE, "externalId": "another", "sourceUrl": "https://videos.test/1.mp4"}
+        made = await other.create_jobs_bulk({"jobs": [job], "settings": {"confirm": True}})
+        assert made.reserved
+        report = await ingest_folder(other, folder, TEMPLATE, journal=journal)
+    assert report.reserved == sum(job.price or 0 for job in sandbox.jobs) - made.reserved
+
+
 async def test_from_scratch_makes_every_job_anew(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -135,6 +148,7 @@ async def test_from_scratch_makes_every_job_anew(
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", from_scratch=True)
         assert (report.listed, report.submitted) == (3, 3)
         assert len(sandbox.jobs) == 3 * runs
+        assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[-3:]) > 0, "and none of runs before"
     assert len({each.job_id for each in (await rows(report)).values()} & {job.id for job in sandbox.jobs[6:]}) == 3
     await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
     assert len(sandbox.jobs) == 9
@@ -194,7 +208,7 @@ async def test_what_is_waited_for_is_recorded(
     found = await rows(report)
     assert sorted(each.error or "" for each in found.values()) == [""] * 10 + ["no video stream"] * 2
     assert [each.output is None for each in found.values()] == [each.status == "failed" for each in found.values()]
-    assert heard[-1] == IngestProgress(listed=12, submitted=12, done=10, failed=2, is_listed=True)
+    assert heard[-1] == IngestProgress(listed=12, submitted=12, succeeded=10, failed=2, is_listed=True)
     assert [each.submitted for each in heard] == sorted(each.submitted for each in heard)
 
 
@@ -233,7 +247,7 @@ async def test_a_dry_run_estimates_and_creates_nothing(
     assert (dear.listed, dear.submitted, dear.dry_run) == (5, 0, True)
     estimate = await ingest_folder(client, folder, TEMPLATE, journal=journal, dry_run=True)
     assert 0 < estimate.estimated < dear.estimated
-    assert (estimate.reserved, len(sandbox.jobs), sandbox.tokens.reserved) == (0, 0, 0)
+    assert (estimate.reserved, len(sandbox.jobs), sandbox.tokens.reserved) == (None, 0, 0)
     assert {each.status for each in (await rows(estimate)).values()} == {"listed"}
     real = await ingest_folder(client, folder, TEMPLATE, journal=journal)
     assert (real.submitted, real.estimated) == (5, estimate.estimated)
@@ -422,6 +436,7 @@ async def test_the_service_may_list_a_small_folder_itself(
             wait=True,
         )
         assert (report.listed, report.submitted, report.succeeded, report.failed) == (9, 9, 7, 2)
+        assert (report.estimated, report.reserved) == (0, None), "the service says neither"
     assert [each.operation for each in sandbox.requests].count("onDemandIngestFolder") == 1
     found = await rows(report)
     assert {each.external_id: each.job_id for each in found.values()} == made(sandbox)

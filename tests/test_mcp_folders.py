@@ -53,6 +53,7 @@ async def test_a_folder_is_looked_into_first_and_encoded_once_when_that_is_confi
         assert sandbox.jobs == []
         assert (looked["dryRun"], looked["listed"], looked["passedOver"], looked["submitted"]) == (True, 3, 1, 0)
         assert looked["estimatedNeu"] > 0
+        assert looked["reservedNeu"] is None
         assert [each["key"] for each in looked["objects"]] == sorted(videos(3))
         assert {each["status"] for each in looked["objects"]} == {"listed"}
 

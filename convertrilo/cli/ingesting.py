@@ -87,8 +87,8 @@ class Ingestion:
         return report
 
     def _step(self, at: IngestProgress) -> Step:
-        done = at.done + at.failed if self._waits else at.submitted + at.failed
-        amount = f"{at.listed:,} listed, {at.submitted:,} submitted, {at.done:,} done, {at.failed:,} failed"
+        done = (at.succeeded if self._waits else at.submitted) + at.failed
+        amount = f"{at.listed:,} listed, {at.submitted:,} submitted, {at.succeeded:,} succeeded, {at.failed:,} failed"
         return Step("ingesting", done, at.listed if at.is_listed else None, amount, "{:,.1f} files".format)
 
     def _how_to_go_on(self) -> str:

@@ -69,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--sandbox",
         action="store_true",
-        help="encode on this machine, with no account and no network; what it makes is kept in a folder beside the journal, named after it",
+        help="encode on this machine, with no account and no network; what it makes is kept beside the journal, in a "
+        "folder that is named after it",
     )
     parser.add_argument(
         "--journal",

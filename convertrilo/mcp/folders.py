@@ -102,8 +102,8 @@ async def _path(folders: Path, wire: Mapping[str, Any]) -> Path:
 
 
 def _progress(at: IngestProgress) -> Progress:
-    words = f"{at.listed} found, {at.submitted} submitted, {at.done} done, {at.failed} failed"
-    return at.listed + at.submitted + at.done + at.failed, None, words
+    words = f"{at.listed} found, {at.submitted} submitted, {at.succeeded} succeeded, {at.failed} failed"
+    return at.listed + at.submitted + at.succeeded + at.failed, None, words
 
 
 async def _result(report: IngestReport) -> dict[str, Any]:

@@ -79,19 +79,19 @@ _COUNTS = {
     "unfinished": "Jobs whose end is not known.",
     "bytes": "Size of all videos.",
     "estimatedNeu": "Estimated price of all of them, in tokens.",
-    "reservedNeu": "Tokens that are reserved for the jobs.",
 }
 _FOLDER_ANSWER: Schema = {
     "type": "object",
     "properties": {
         "dryRun": {"type": "boolean", "description": "Whether nothing was made."},
         **{name: {"type": "number", "description": text} for name, text in _COUNTS.items()},
+        "reservedNeu": {"type": ["number", "null"], "description": "Tokens that are reserved for the jobs, if known."},
         "objects": {"type": "array", "items": {"type": "object"}, "description": "Some of the videos, bad ones first."},
         "more": {"type": "boolean", "description": "Whether there are more than `objects` shows."},
         "confirmation": {"type": "string", "description": "To be given back to have the new ones encoded."},
         "replayed": {"type": "boolean", "description": "Whether all of them had their jobs before this call."},
     },
-    "required": ["dryRun", *_COUNTS, "objects", "more"],
+    "required": ["dryRun", *_COUNTS, "reservedNeu", "objects", "more"],
 }
 
 

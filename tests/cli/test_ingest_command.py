@@ -50,11 +50,13 @@ def test_each_video_is_encoded_once_and_the_summary_says_so(service: Sandbox, fo
     assert json.loads(estimate.stdout)["estimated"] == sum(
         float(each["estimate"]) for each in rows(tmp_path / "dry.csv")
     )
-    assert estimate.stderr.splitlines()[-1].startswith(f"ingesting 100 % {COUNT} listed, {COUNT} submitted, 0 done")
+    assert estimate.stderr.splitlines()[-1].startswith(
+        f"ingesting 100 % {COUNT} listed, {COUNT} submitted, 0 succeeded"
+    )
     terminal = Terminal(*command, "--wait", "--report", "out.csv", "--metadata", "from=here", cwd=tmp_path)
     code, out = terminal.end()
     assert code == 0, terminal.shown
-    for each in ("12 listed", "12 submitted", "12 done", "0 failed", "100%", "files/s", "0:00:0"):
+    for each in ("12 listed", "12 submitted", "12 succeeded", "0 failed", "100%", "files/s", "0:00:0"):
         assert each in terminal.shown
     assert "listed: 12\npassedOver: 1\nsubmitted: 12\nsucceeded: 12\nfailed: 0\n" in out
     assert {each["key"]: each["job_id"] for each in rows(tmp_path / "out.csv")} == {
