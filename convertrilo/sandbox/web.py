@@ -48,10 +48,7 @@ def routes(service: Service) -> list[Route]:
         Route("/openapi.yaml", _openapi_yaml, methods=["GET"]),
         Route("/openapi.json", _openapi_json, methods=["GET"]),
         Route("/pages/jobs", listing, methods=["GET"]),
-        *(
-            Route(f"/pages/{name}", _page(name), methods=["GET"])
-            for name in ("style.css", "key.js", "jobs.js", "api.js")
-        ),
+        *(Route(f"/pages/{name}", _page(name), methods=["GET"]) for name in _ASSETS),
     ]
 
 
