@@ -42,7 +42,7 @@ def on_demand_request(
         ValidationError: The operation has no field for something in the template, or bounds of its own.
     """
     wire = to_wire(template)
-    alien = [Issue(name, "must not be set with on_demand=True") for name in ("policy", "confirm") if name in wire]
+    alien = [Issue(name, "must not be set for on-demand jobs") for name in ("policy", "confirm") if name in wire]
     if alien:
         raise ValidationError("template", alien)
     source = to_wire(folder.source(""))

@@ -119,7 +119,7 @@ def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: b
     elif before != identity:
         raise ConfigurationError(
             f"the journal holds another ingest: {_difference(before, identity)}. Nothing was sent. "
-            "Use another journal, or from_scratch=True, which makes every job anew"
+            "Use another journal, or begin from scratch, which makes every job anew"
         )
     return generation
 

@@ -89,7 +89,7 @@ class IngestReport:
             OSError: The file cannot be written.
         """
         target = Path(path)
-        part = target.with_name(f"{target.name}.part")
+        part = part_of(target)
         as_csv = target.suffix.lower() == ".csv"
         file = await anyio.to_thread.run_sync(_begin, part, as_csv)
         try:
@@ -103,6 +103,26 @@ class IngestReport:
             file.close()
         await anyio.to_thread.run_sync(part.replace, target)
         return target
+
+
+def try_out(path: Path) -> None:
+    """Find out whether a report can be written to a file, before there is one; what is there stays as it is.
+
+    Raises:
+        OSError: It cannot.
+    """
+    part = part_of(path)
+    try:
+        part.open("x").close()
+    except FileExistsError:  # another run's, or one that was killed has left it
+        part.open("a").close()
+    else:
+        part.unlink()
+
+
+def part_of(path: Path) -> Path:
+    """Return where a report is until it is whole."""
+    return path.with_name(f"{path.name}.part")
 
 
 def status_of(row: Row) -> str:

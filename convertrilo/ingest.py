@@ -122,7 +122,7 @@ async def ingest_folder(
             engine=engine,
         )
     elif output is not None:
-        raise ValidationError("output", [Issue("", "is for on_demand=True: the API's other jobs have no such field")])
+        raise ValidationError("output", [Issue("", "is for on-demand jobs: the API's other jobs have no such field")])
     share = None if shard is None else parse_shard(shard)
     is_wanted = chooser(
         include=include,
@@ -198,6 +198,6 @@ def _identity(
 
 
 def _refuse_with_on_demand(**options: Any) -> None:
-    issues = [Issue(name, "cannot be had with on_demand=True: the service lists") for name in options if options[name]]
+    issues = [Issue(name, "cannot be had on demand: the service lists") for name in options if options[name]]
     if issues:
         raise ValidationError("ingest_folder", issues)

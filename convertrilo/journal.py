@@ -82,8 +82,8 @@ _NOT_RECORDED = (
 _SENT_AGAIN = "What it does not know of is sent again, which is harmless."
 _STAYS = "The operation stays pending, which is harmless: its key still makes one job of it."
 _FIND_OUT = (
-    "Look for it in the service's dashboard, your webhooks or your own records. Then record its answer with "
-    "`Journal.answer`, or, if it never happened, `Journal.drop` the key and call again."
+    "Look for it in the service's dashboard, your webhooks or your own records. If it never happened, `drop` its key "
+    "from the journal and call again; if it did, write its `answer` down there, or leave it: it is not sent again."
 )
 
 

@@ -86,9 +86,9 @@ class Folder:
         keys = None if self.keys is None else self.keys.get_frozen_credentials()
         if keys is not None and keys.token:
             raise ConfigurationError(
-                "these AWS credentials are temporary, with a session token, and the API has no field for one: give "
-                "S3FolderSource the access_key_id and secret_access_key of a user who may read the bucket, or, where "
-                "anybody may, list it with anonymous=True"
+                "these AWS credentials are temporary, with a session token, and the API has no field for one: use "
+                "the access key id and the secret access key of a user who may read the bucket, or, where anybody may, "
+                "list it as anonymous"
             )
         return S3Source(
             bucket=self.bucket,
@@ -133,7 +133,7 @@ def _check(source: S3FolderSource, *, anonymous: bool) -> None:
         missing = "access_key_id" if source.access_key_id is None else "secret_access_key"
         issues.append(Issue(missing, "is required with the other half of the credentials"))
     elif source.access_key_id is not None and anonymous:
-        issues.append(Issue("access_key_id", "must not be set with anonymous=True"))
+        issues.append(Issue("access_key_id", "must not be set where the folder is listed as anonymous"))
     if issues:
         raise ValidationError("source", issues)
 

@@ -168,7 +168,7 @@ async def test_a_journal_holds_one_ingest(
     bucket, template, shard = other[change]
     with pytest.raises(ConfigurationError, match="the journal holds another ingest") as refused:
         await ingest_folder(client, object_store.folder(bucket), template, journal=tmp_path / "run.db", shard=shard)
-    assert "Use another journal, or from_scratch=True" in str(refused.value)
+    assert "Use another journal, or begin from scratch" in str(refused.value)
     assert len(sandbox.jobs) == 2
 
 
@@ -503,15 +503,19 @@ async def test_credentials_are_sent_and_stay_nowhere(
         (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
         (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
         ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
-        (TEMPLATE, {"on_demand": True}, "manifest: cannot be had with on_demand=True"),
-        (TEMPLATE, {"on_demand": True, "manifest": None, "dry_run": True}, "dry_run: cannot be had with on_demand"),
+        (TEMPLATE, {"on_demand": True}, "manifest: cannot be had on demand"),
+        (TEMPLATE, {"on_demand": True, "manifest": None, "dry_run": True}, "dry_run: cannot be had on demand"),
         (
             TEMPLATE,
             {"on_demand": True, "manifest": None, "max_files": 1001},
             "maxFiles: must be an integer from 1 to 1000",
         ),
-        ({**TEMPLATE, "policy": "fastest"}, {"on_demand": True, "manifest": None}, "policy: must not be set with"),
-        (TEMPLATE, {"output": S3FolderOutput(bucket="b")}, "output: is for on_demand=True"),
+        (
+            {**TEMPLATE, "policy": "fastest"},
+            {"on_demand": True, "manifest": None},
+            "policy: must not be set for on-demand jobs",
+        ),
+        (TEMPLATE, {"output": S3FolderOutput(bucket="b")}, "output: is for on-demand jobs"),
     ],
 )
 async def test_what_makes_no_sense_is_said_and_nothing_is_sent(

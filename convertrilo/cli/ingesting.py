@@ -1,11 +1,14 @@
 """What `convertrilo ingest` does: hands the options to `ingest_folder`, shows how it goes, and sums up."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
+from convertrilo._reports import try_out
 from convertrilo.cli import failures
 from convertrilo.cli.encoding import metadata_of
 from convertrilo.cli.options import ENCODING
@@ -54,9 +57,13 @@ class Ingestion:
 
         Raises:
             click.exceptions.Exit: Not all did.
+            ValidationError: The report cannot be written.
         """
-        if self._report is not None and not self._report.parent.is_dir():
-            raise click.UsageError(f"there is no folder {self._report.parent}")
+        if self._report is not None:
+            if not self._report.parent.is_dir():
+                raise click.UsageError(f"there is no folder {self._report.parent}")
+            with _as_the_options(self._report):
+                try_out(self._report)
         report = self._service.run(self._work, state=self._how_to_go_on)
         summary = {wire_name(name): getattr(report, name) for name in (*_COUNTS, *_SUMS)}
         summary |= {"journal": str(self._how["journal"]), "report": self._report and str(self._report)}
@@ -81,9 +88,11 @@ class Ingestion:
                 raise
         if self._report is not None:
             try:
-                await report.write(self._report)
-            except OSError as error:
-                raise ValidationError("report", [Issue(str(self._report), error.strerror or str(error))]) from error
+                with _as_the_options(self._report):
+                    await report.write(self._report)
+            except ValidationError as error:
+                error.add_note(self._how_to_go_on())
+                raise
         return report
 
     def _step(self, at: IngestProgress) -> Step:
@@ -95,3 +104,13 @@ class Ingestion:
         at = self._at
         known = "" if at is None else f"{at.listed:,} objects are listed and {at.submitted:,} submitted; "
         return f"{known}run the same command again to go on: {self._how['journal']} knows what is done"
+
+
+@contextmanager
+def _as_the_options(report: Path) -> Generator[None]:
+    """Let a report that cannot be written be an option that is not right."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise ValidationError("report", [Issue(str(report), f"cannot be written: {why}")]) from error

@@ -122,6 +122,54 @@ def test_what_goes_wrong_with_one_is_told_by_the_exit_code(
     assert len(service.jobs) == COUNT + 3
 
 
+def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_sent(
+    service: Sandbox, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    old = tmp_path / "old.csv"
+    old.write_text("of the last run")
+    old.with_name("old.csv.part").mkdir()
+    long = "x" * 250 + ".csv"
+    for report, why in ((old.name, "Is a directory"), (long, "File name too long")):
+        assert run(["ingest", folder, "--journal", "run.db", "--report", report, "--quiet"]) == 2
+        assert f"{report}: cannot be written: {why}\n" in capsys.readouterr().err
+    assert old.read_text() == "of the last run"
+    assert (service.requests, names_in(tmp_path)) == ([], ["old.csv", "old.csv.part"])
+
+
+def test_a_report_that_fails_at_the_end_says_how_to_go_on(
+    service: Sandbox, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / "out.csv.part"
+    part.symlink_to("/dev/full")
+    command = ["ingest", folder, "--journal", "run.db", "--report", "out.csv", "--quiet"]
+    assert run(command) == 2
+    said = capsys.readouterr().err
+    assert "out.csv: cannot be written: No space left on device; 12 objects are listed and 12 submitted; " in said
+    assert "run the same command again to go on: run.db knows what is done" in said
+    part.unlink()
+    assert run(command) == 0
+    assert [each["status"] for each in rows(tmp_path / "out.csv")] == ["submitted"] * COUNT
+    assert (len(service.jobs), part.exists()) == (COUNT, False)
+
+
+def test_what_to_do_is_said_in_words_that_the_command_has(
+    service: Sandbox, folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["ingest", folder, "--journal", "run.db", "--quiet"]
+    assert run(command) == 0
+    output = ["--output-s3-bucket", "b"]
+    for more, what in ((["--codec", "av1"], "begin from scratch"), (output, "is for on-demand jobs")):
+        assert run([*command, *more]) == 2
+        said = capsys.readouterr().err
+        assert what in said
+        assert "=True" not in said
+    monkeypatch.setenv("AWS_SESSION_TOKEN", "a-session-token")
+    assert run(command) == 2
+    said = capsys.readouterr().err
+    assert "or, where anybody may, list it as anonymous" in said
+    assert not [each for each in ("=True", "S3FolderSource", "access_key_id") if each in said]
+
+
 def test_a_share_and_a_choice_of_a_folder(service: Sandbox, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     for shard in ("0/2", "1/2"):
         assert run(["ingest", folder, "--journal", f"{shard[0]}.db", "--shard", shard, "--quiet"]) == 0
