@@ -20,25 +20,33 @@ How a page's author sets a snippet up. A page is read from top to bottom, and it
 
   Before a test module it is put at the module's head, too.
 
-- ```sh is checked: every command is known; `convertrilo …` has commands and options that exist, `nox -s …` a session,
-  `pip install "convertrilo[…]"` an extra, `python FILE` a file. ```json (or a part of an
-  object) and ```toml are parsed. Everything else is ```text or has no language, and is not looked at.
+- ```sh is run by a shell, in the same folder, against the same sandbox: it is an error if it fails. Who asks for an API
+  key on stdin gets one. The folder looks like a checkout (`examples`, `pyproject.toml`), and has `holiday.mov` too.
+  `convertrilo sandbox` is a block of its own; it is ended once it has said where it is, and answers there.
+  `pip` and `nox` do nothing in that shell, but extras, sessions and files that they name must exist: pip would install
+  from an index, which a test must not need, and nox is what runs this test. Other commands than `_KNOWN` are refused.
+- ```json (or a part of an object) and ```toml are parsed. Everything else is ```text or has no language, and is not
+  looked at.
 """
 
 import ast
 import inspect
 import json
+import os
 import re
 import shlex
+import signal
+import subprocess
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import attrs
-import click
+from anyio.streams.buffered import BufferedByteReceiveStream
 
 from convertrilo import AsyncClient
 
@@ -51,22 +59,9 @@ _BLOCK = re.compile(
     r"^(?P<indent> *)(?:```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$|<!-- setup\n(?P<setup>.*?)^ *-->$)",
     re.DOTALL | re.MULTILINE,
 )
-_KNOWN = {
-    "cd",
-    "claude",
-    "curl",
-    "export",
-    "git",
-    "hypercorn",
-    "kill",
-    "mypy",
-    "nox",
-    "pip",
-    "pytest",
-    "python",
-    "ruff",
-    "uvicorn",
-}
+_KNOWN = {"convertrilo", "export", "nox", "pip", "pytest", "python"}
+_NOT_RUN = "pip() { :; }\nnox() { :; }\n"
+_SERVER = ["convertrilo", "sandbox"]
 
 
 @attrs.frozen
@@ -80,7 +75,7 @@ class Snippet:
 
     @property
     def where(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{self.page.name}:{self.line}"
 
     @property
     def is_test(self) -> bool:
@@ -119,20 +114,38 @@ class Page:
             await self.names["main"]()
 
 
-# ---- everything else
+# ---- commands
 
 
-def check(snippet: Snippet) -> None:
-    """Check a snippet that is not run."""
-    if snippet.language == "json":
-        json.loads(f"{{{snippet.code}}}" if snippet.code.startswith('"') else snippet.code)
-    elif snippet.language == "toml":
-        tomllib.loads(snippet.code)
-    elif snippet.language == "sh":
-        for command in commands_of(snippet.code):
-            check_command(command)
-    elif snippet.language not in ("", "text"):
-        raise AssertionError(f"nobody checks {snippet.language}; is it text?")
+async def run_script(snippet: Snippet) -> None:
+    """Run a script as a reader would, in a shell; see above for what is not run."""
+    commands = list(commands_of(snippet.code))
+    for command in commands:
+        check_command(command)
+    if any(command[:2] == _SERVER for command in commands):
+        [command] = commands
+        await run_server(command)
+        return
+    run = partial(subprocess.run, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60, check=False)
+    stdin = f"{os.environ['CONVERTRILO_API_KEY']}\n"
+    done = await anyio.to_thread.run_sync(partial(run, ["sh", "-euc", _NOT_RUN + snippet.code], input=stdin))
+    assert done.returncode == 0, f"{snippet.where} ends with {done.returncode}: {done.stdout}"
+
+
+async def run_server(command: Sequence[str]) -> None:
+    """Run a sandbox, on a free port instead of its own, which another test may have; see that it is where it says."""
+    async with await anyio.open_process([*command, "--port", "0"], stderr=None) as process:
+        assert process.stdout is not None
+        out = BufferedByteReceiveStream(process.stdout)
+        with anyio.fail_after(60):
+            lines = [(await out.receive_until(b"\n", 1000)).decode() for _ in range(2)]
+            settings = dict(line.removeprefix("export ").split("=", 1) for line in lines)
+            async with AsyncClient(
+                settings["CONVERTRILO_API_KEY"], base_url=settings["CONVERTRILO_BASE_URL"]
+            ) as client:
+                await client.get_balance()
+            process.send_signal(signal.SIGINT)
+            assert await process.wait() == 0
 
 
 def commands_of(script: str) -> Iterator[list[str]]:
@@ -154,40 +167,28 @@ def commands_of(script: str) -> Iterator[list[str]]:
 
 
 def check_command(command: Sequence[str]) -> None:
-    """Check that a command could be run."""
+    """Check that a command may be run, and if it is not run, that it could be."""
     name, *arguments = command
-    assert name in _KNOWN | {"convertrilo"}, f"{name} is no command that pages use"
-    arguments = arguments[: next((i for i, word in enumerate(arguments) if set(word) <= set("<>")), None)]
-    if name == "convertrilo":
-        _parse(arguments)
-    elif name == "pip":
+    assert name in _KNOWN, f"{name} is no command that pages use"
+    if name == "pip":
         for extras in re.findall(r"\[(.*?)\]", " ".join(arguments)):
             assert set(extras.split(",")) <= EXTRAS, f"there is no extra {extras}"
-    elif name == "nox" and "-s" in arguments:
-        session = arguments[arguments.index("-s") + 1]
-        assert re.search(rf"^def {session}\(session", NOXFILE, re.MULTILINE), f"there is no session {session}"
-    elif name == "python" and arguments[0] != "-m":
-        assert (ROOT / arguments[0]).is_file(), f"there is no {arguments[0]}"
+    elif name == "nox":
+        words, _, files = " ".join(arguments).partition(" -- ")
+        for session in words.partition("-s ")[2].split():
+            assert re.search(rf"^def {session}\(session", NOXFILE, re.MULTILINE), f"there is no session {session}"
+        for file in files.split():
+            assert (ROOT / file).exists(), f"there is no {file}"
 
 
-def _parse(arguments: Sequence[str]) -> None:
-    """Have click parse the command's arguments; that a file of the reader's is not here is no mistake."""
-    from convertrilo.cli.app import convertrilo
+# ---- everything else
 
-    command: click.Command = convertrilo
-    context: click.Context | None = None
-    words = list(arguments)
-    try:
-        while True:
-            context = command.make_context(command.name, words, parent=context)
-            if not isinstance(command, click.Group):
-                return
-            words = [*context._protected_args, *context.args]
-            found = command.get_command(context, words[0])
-            assert found is not None, f"convertrilo has no command {words[0]}"
-            command, words = found, words[1:]
-    except click.exceptions.Exit:
-        return  # --help, --version
-    except click.BadParameter as error:
-        if "does not exist" not in error.format_message():
-            raise
+
+def check(snippet: Snippet) -> None:
+    """Check a snippet that is not run."""
+    if snippet.language == "json":
+        json.loads(f"{{{snippet.code}}}" if snippet.code.startswith('"') else snippet.code)
+    elif snippet.language == "toml":
+        tomllib.loads(snippet.code)
+    elif snippet.language not in ("", "text"):
+        raise AssertionError(f"nobody checks {snippet.language}; is it text?")

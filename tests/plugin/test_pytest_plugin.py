@@ -238,12 +238,3 @@ def test_nothing_is_left():
         _, output = run(tmp_path, suite, *options)
         assert "its own fault" in output.rpartition("short test summary")[2]
         assert f"{output.count('FAILED')} failed, 1 passed in" in output
-
-
-def test_the_example_suite_passes(tmp_path: Path) -> None:
-    example = Path(__file__).parents[2] / "examples" / "pytest_suite"
-    (tmp_path / "library.py").write_text((example / "library.py").read_text(encoding="utf-8"), encoding="utf-8")
-    suite = (example / "test_library.py").read_text(encoding="utf-8")
-    status, output = run(tmp_path, suite, *NO_ASYNCIO, *NO_TRIO)
-    assert "10 passed in" in output
-    assert status == 0
