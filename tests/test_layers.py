@@ -29,7 +29,7 @@ FLOORS = """
     client
     _ledger _poller _storage
     _parts bulk s3
-    _remote encoding reconciliation transfers waiting
+    _cancel _remote encoding reconciliation transfers waiting
     _folder_on_demand _folder_run
     ingest
     convertrilo

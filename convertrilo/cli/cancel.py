@@ -18,18 +18,12 @@ if TYPE_CHECKING:
 @of_service
 def cancel(job_id: str, output: Output, service: Service) -> None:
     """Cancel a job. One that cannot be canceled any more is exit code 1."""
+    from convertrilo._cancel import cancel_job
     from convertrilo.errors import JobError
-    from convertrilo.models import StatusResponse
 
     async def work(client: "AsyncClient") -> dict[str, Any]:
-        released: float | None = None
-        if isinstance(await client.find_job(job_id), StatusResponse):
-            await client.cancel_job(job_id)
-            status = (await client.job_status(job_id)).status
-        else:
-            released = (await client.on_demand_cancel(job_id)).released
-            status = (await client.on_demand_status(job_id)).status
-        result = {"jobId": job_id, "status": status}
+        status, released = await cancel_job(client, job_id)
+        result = {"jobId": job_id, "status": status.status}
         return result if released is None else {**result, "released": released}
 
     result = service.run(work)

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import attrs
 
+from convertrilo._cancel import cancel_job
 from convertrilo._json import loads
 from convertrilo._model import Model
 from convertrilo.client import AsyncClient
@@ -86,14 +87,7 @@ class Toolbox:
     async def cancel_job(self, arguments: Arguments, _: Tell) -> dict[str, Any]:
         """Cancel a job of either kind, and say what became of it."""
         job_id = arguments["jobId"]
-        released: float | None = None
-        status: StatusResponse | OnDemandStatusResponse
-        try:
-            released = (await self.client.on_demand_cancel(job_id)).released
-            status = await self.client.on_demand_status(job_id)
-        except NotFoundError:
-            await self.client.cancel_job(job_id)
-            status = await self.client.job_status(job_id)
+        status, released = await cancel_job(self.client, job_id)
         canceled = status.status == "canceled"
         return {"jobId": job_id, "canceled": canceled, "status": status.status, "released": released}
 

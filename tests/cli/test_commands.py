@@ -13,13 +13,14 @@ import anyio
 import httpx
 import pytest
 from cli_help import COMMAND, Terminal, convertrilo, names_in
+from loopback import until
 from support import Quick
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, RetryPolicy, WaitTimeoutError
 from convertrilo.cli.app import run
 from convertrilo.cli.settings import state_folder
 from convertrilo.cli.waits import Waiting
-from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
+from convertrilo.sandbox import Rules, Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"
 NOBODY = "00000000-0000-4000-8000-000000000000"
@@ -121,6 +122,19 @@ def test_cancel(server: SandboxServer) -> None:
     refused = convertrilo("cancel", done, cwd=Path())
     assert refused.returncode == 1
     assert refused.stderr == f"convertrilo: job {done} is success, and can be canceled no more\n"
+
+
+def test_cancel_ends_what_runs_on_demand_wherever_else_the_service_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = Sandbox(seed=1, encode_seconds=3600, rules=Rules(bulk_status_on_demand=True))
+    with serve_in_thread(sandbox) as base_url:
+        monkeypatch.setenv("CONVERTRILO_API_KEY", sandbox.api_key)
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        job_id = on_demand()
+        anyio.run(until, lambda: sandbox.jobs[0].status == "running")
+        reserved = sandbox.tokens.reserved
+        assert reserved > 0
+        assert answered("cancel", job_id) == {"jobId": job_id, "status": "canceled", "released": reserved}
+        assert sandbox.tokens.reserved == 0
 
 
 def test_balance_and_a_key_that_is_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,22 @@
+"""Cancelling a job whose kind its id does not tell."""
+
+from convertrilo._poller import AnyStatus
+from convertrilo.client import AsyncClient
+from convertrilo.errors import NotFoundError
+
+
+async def cancel_job(client: AsyncClient, job_id: str) -> tuple[AnyStatus, float | None]:
+    """Cancel a job of either kind; return where it stands then, and how many tokens were released, if it is on-demand.
+
+    `onDemandCancel` is asked first. What else knows an on-demand job is open in the contract, and `cancelJob`, where it
+    does, would leave one that runs as it is.
+
+    Raises:
+        NotFoundError: There is no such job.
+    """
+    try:
+        released = (await client.on_demand_cancel(job_id)).released
+        return await client.on_demand_status(job_id), released
+    except NotFoundError:
+        await client.cancel_job(job_id)
+        return await client.job_status(job_id), None
