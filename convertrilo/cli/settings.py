@@ -121,10 +121,14 @@ def save(profile: str, changes: Mapping[str, str | None]) -> Path:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         # A file of its own, with mode 0600 from its first moment, so that nobody ever reads half of it.
         descriptor, new = tempfile.mkstemp(dir=file.parent, prefix=".config-")
-        with os.fdopen(descriptor, "w") as opened:
-            json.dump({"profiles": {name: each for name, each in profiles.items() if each}}, opened, indent=2)
-            opened.write("\n")
-        Path(new).replace(file)
+        try:
+            with os.fdopen(descriptor, "w") as opened:
+                json.dump({"profiles": {name: each for name, each in profiles.items() if each}}, opened, indent=2)
+                opened.write("\n")
+            Path(new).replace(file)
+        except BaseException:
+            Path(new).unlink(missing_ok=True)  # a credential is in it
+            raise
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror or error}") from error
     return file

@@ -1,6 +1,8 @@
 """Whose account a command uses: options before the environment, the environment before what is saved."""
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_help import names_in
 
 from convertrilo.cli.app import run
 from convertrilo.cli.settings import account, config_file
@@ -90,6 +93,21 @@ def test_settings_are_changed_one_by_one_and_never_shown(capsys: pytest.CaptureF
     assert "[saved]\nhttps://x.test\n" in out
     assert "_secret" not in out + err
     assert "_secret" not in config_file().read_text()
+
+
+@pytest.mark.parametrize("step", ["write", "replace"])
+def test_a_disk_that_is_full_leaves_no_key_behind_and_what_was_saved_as_it_was(
+    step: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = saved({"work": {"apiKey": "cvr_before"}}).read_text()
+    monkeypatch.setattr(*((json, "dump") if step == "write" else (Path, "replace")), full)
+    assert run(["config", "set", "apiKey", "cvr_after", "--profile", "work"]) == 2
+    assert capsys.readouterr().err == f"convertrilo: {config_file()} cannot be written: No space left on device\n"
+    assert names_in(config_file().parent) == ["config.json"]
+    assert config_file().read_text() == before
 
 
 @pytest.mark.parametrize(
