@@ -45,7 +45,7 @@ async def encode_file(
             await _upload(client, job, path, on_progress)
             await _approve(client, job.job_id)
         await _confirm(client, job.job_id)
-    done = await client.wait_for_job(job.job_id, timeout=timeout, on_progress=_percent(job.job_id, on_progress))
+    done = await client.wait_for_job(job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress))
     await client.download(done, output, on_progress=on_progress)
     return done
 
@@ -107,7 +107,9 @@ async def _confirm(client: AsyncClient, job_id: str) -> None:
             return
 
 
-def _percent(job_id: str, on_progress: OnProgress | None) -> Callable[[AnyStatus], object]:
+def telling_percent(job_id: str, on_progress: OnProgress | None) -> Callable[[AnyStatus], object]:
+    """Return what tells, given a job's status, how far its encoding is."""
+
     def tell(status: AnyStatus) -> None:
         if on_progress is not None:
             on_progress(Progress("encode", percent_of(status) or 0.0, 100.0, job_id))
@@ -134,7 +136,9 @@ async def on_demand_encode_and_wait(
     if elsewhere:
         raise ValidationError("request", elsewhere)
     job = await client.on_demand_encode(body, idempotency_key=idempotency_key, operation=operation)
-    done = await client.wait_for_on_demand(job.job_id, timeout=timeout, on_progress=_percent(job.job_id, on_progress))
+    done = await client.wait_for_on_demand(
+        job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress)
+    )
     if done.download_url is None:
         raise TransferError(f"job {job.job_id} has succeeded, and its output is not available")
     return done.download_url

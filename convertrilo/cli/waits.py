@@ -22,18 +22,15 @@ class Waiting:
         self, client: "AsyncClient", job_id: str, on_progress: "Callable[[Progress], None]"
     ) -> "StatusResponse | OnDemandStatusResponse":
         """Wait for a job of either kind, and return its last status."""
-        from convertrilo._poller import percent_of
+        from convertrilo.encoding import telling_percent
         from convertrilo.models import StatusResponse
-        from convertrilo.transfers import Progress
 
-        def note(status: "StatusResponse | OnDemandStatusResponse") -> None:
-            on_progress(Progress("encode", percent_of(status) or 0.0, 100.0, job_id))
-
+        tell = telling_percent(job_id, on_progress)
         found = await client.find_job(job_id)
         async with self.asking(client, lambda: job_id):
             if isinstance(found, StatusResponse):
-                return await client.wait_for_job(job_id, timeout=self.timeout, on_progress=note)
-            return await client.wait_for_on_demand(job_id, timeout=self.timeout, on_progress=note)
+                return await client.wait_for_job(job_id, timeout=self.timeout, on_progress=tell)
+            return await client.wait_for_on_demand(job_id, timeout=self.timeout, on_progress=tell)
 
     @asynccontextmanager
     async def asking(self, client: "AsyncClient", job_id: Callable[[], str | None]) -> AsyncGenerator[None]:

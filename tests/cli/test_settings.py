@@ -95,7 +95,7 @@ def test_settings_are_changed_one_by_one_and_never_shown(capsys: pytest.CaptureF
     assert "_secret" not in config_file().read_text()
 
 
-@pytest.mark.parametrize("step", ["write", "replace"])
+@pytest.mark.parametrize("step", ["json.dump", "pathlib.Path.replace"])
 def test_a_disk_that_is_full_leaves_no_key_behind_and_what_was_saved_as_it_was(
     step: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,7 +103,7 @@ def test_a_disk_that_is_full_leaves_no_key_behind_and_what_was_saved_as_it_was(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     before = saved({"work": {"apiKey": "cvr_before"}}).read_text()
-    monkeypatch.setattr(*((json, "dump") if step == "write" else (Path, "replace")), full)
+    monkeypatch.setattr(step, full)
     assert run(["config", "set", "apiKey", "cvr_after", "--profile", "work"]) == 2
     assert capsys.readouterr().err == f"convertrilo: {config_file()} cannot be written: No space left on device\n"
     assert names_in(config_file().parent) == ["config.json"]
