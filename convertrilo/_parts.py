@@ -69,19 +69,23 @@ async def send_parts(
     if content.size is not None:
         part_size = max(part_size, math.ceil(content.size / MOST_PARTS))
     record = await _Record.of(client, job_id)
+    is_asked = False
     try:
         if await _open(client, job_id, content, part_size, record):
             await content.begin()
             etags = await _send_all(client, job_id, _Parts(content, part_size), concurrency, record, tell)
             await record.mark()
+            is_asked = True
             await _finalize(client, job_id, etags)
         await record.forget()
     except OutcomeUnknownError:
         raise  # it may be whole, so it must not be given up
     except BaseException as error:
-        if not record.has_parts or isinstance(error, _REFUSALS):
+        is_refused = isinstance(error, _REFUSALS)
+        if is_refused or not record.has_parts:
             with anyio.move_on_after(_SECONDS_TO_ABORT, shield=True):
-                await _abort(client, job_id)
+                if is_refused or not is_asked or not await _may_be_there(client, job_id):
+                    await _abort(client, job_id)
                 await record.forget()
         raise
 
@@ -276,9 +280,16 @@ async def _is_there(client: AsyncClient, job_id: str) -> bool:
     """Whether the service has a job's file: it can only probe what is there."""
     try:
         await client.probe_duration(job_id)
-    except (InvalidRequestError, NotFoundError, ConflictError) as error:
+    except (InvalidRequestError, NotFoundError, ConflictError, GoneError) as error:
         return error.code == "probe_failed"
     return True
+
+
+async def _may_be_there(client: AsyncClient, job_id: str) -> bool:
+    try:
+        return await _is_there(client, job_id)
+    except ConvertriloError:
+        return True
 
 
 async def _abort(client: AsyncClient, job_id: str) -> None:

@@ -28,6 +28,7 @@ MakeBody = Callable[[], httpx.AsyncByteStream]
 
 _MAX_REDIRECTS = 5
 _MOST_OF_AN_ERROR = 4096
+_SECONDS_TO_END = 5.0
 _AGAIN = frozenset({FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNCLEAR})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _NO_LONGER_VALID = frozenset({401, 403, 404, 410})
@@ -196,8 +197,8 @@ async def body_of(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byte
         yield chunks
     finally:
         # It is made of generators in generators: closing the outermost leaves the others to the garbage collector,
-        # of which trio complains. On a connection that is closed they all come to their end.
-        with anyio.CancelScope(shield=True), suppress(Exception):
+        # of which trio complains. On a connection that is closed they all come to their end, if it is one of ours.
+        with anyio.move_on_after(_SECONDS_TO_END, shield=True), suppress(Exception):
             await response.aclose()
             async for _ in chunks:
                 pass

@@ -32,11 +32,14 @@ from convertrilo import (
     OutcomeUnknownError,
     PermissionDeniedError,
     RetryPolicy,
+    ServerError,
     StatusResponse,
     TransferError,
+    TransportError,
     ValidationError,
     _content,
     _parts,
+    _storage,
     transfers,
 )
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
@@ -484,6 +487,32 @@ async def test_an_upload_of_which_nobody_knows_whether_it_is_whole_is_not_given_
         error = await raised_by(client.upload_chunked("j-1", DATA))
     assert isinstance(error, OutcomeUnknownError)
     assert store.aborted == 0
+
+
+async def test_an_upload_that_may_be_whole_is_not_given_up_because_nobody_can_say_so() -> None:
+    store = PartStore(finalize=[httpx.ReadError("reset")], probe=[problem(500)])
+    async with client_of(Script(store), retry=RetryPolicy.none()) as client:
+        error = await raised_by(client.upload_chunked("j-1", DATA))
+    assert isinstance(error, OutcomeUnknownError | TransportError | ServerError)
+    assert (store.file, store.aborted) == (DATA, 0)
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+async def test_an_upload_whose_last_step_is_cancelled_is_given_up_unless_it_is_whole(is_done: bool) -> None:
+    class Hanging(PartStore):
+        async def __call__(self, sent: Sent) -> Answer:
+            if "finalize" not in sent.target:
+                return await super().__call__(sent)
+            if is_done:
+                await super().__call__(sent)
+            tasks.cancel_scope.cancel()
+            await anyio.sleep_forever()
+            raise AssertionError
+
+    store = Hanging()
+    async with client_of(Script(store)) as client, anyio.create_task_group() as tasks:
+        tasks.start_soon(client.upload_chunked, "j-1", DATA)
+    assert (store.file, store.aborted) == ((DATA, 0) if is_done else (None, 1))
 
 
 async def test_parts_grow_with_a_file_that_would_have_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -994,6 +1023,29 @@ async def test_cancelling_a_download_keeps_its_part_and_nothing_open(tmp_path: P
     async with client_of(script) as client:
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == DATA
+
+
+class Endless(httpx.AsyncByteStream):
+    """A body of a transport that does not end it when it is closed."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            yield b"film"
+
+
+async def test_cancelling_a_download_ends_whatever_the_transport(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_storage, "_SECONDS_TO_END", 0.01)
+    transport = httpx.MockTransport(
+        lambda _: httpx.Response(200, headers={"Content-Length": "9" * 15}, stream=Endless())
+    )
+    async with AsyncClient(API_KEY, base_url="https://api.test", transport=transport) as client:
+        with anyio.CancelScope() as scope:
+            await client.download("https://store.test/out", tmp_path / "out", on_progress=lambda _: scope.cancel())
+    assert scope.cancelled_caught
+    assert not (tmp_path / "out").exists()
 
 
 # ---- against the sandbox, with its faults
