@@ -25,6 +25,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MOST_URLS = 1024
+_CLOSED = "the client is closed"
 _UNWATCHED = contextlib.nullcontext()
 
 
@@ -56,6 +57,8 @@ class Engine(Context):
 
     async def open_journal(self) -> None:
         """Open the journal, if there is one and it is not open yet."""
+        if self.closed:
+            raise ConfigurationError(_CLOSED)
         if self.journal is None or self._journal_open:
             return
         async with self._journal_opening:
@@ -86,7 +89,7 @@ class Engine(Context):
     ) -> tuple[R, httpx.Headers]:
         """Carry out one operation, and return its answer with the answer's headers."""
         if self.closed:
-            raise ConfigurationError("the client is closed")
+            raise ConfigurationError(_CLOSED)
         url = self._url(operation, path, query)
         wire, content = _content(operation, body)
         identity: Identity | None = None
@@ -138,7 +141,7 @@ class Engine(Context):
     ) -> Call[R]:
         """Return the call of a keyed operation whose bytes and identity are made already; no journal is around it."""
         if self.closed:
-            raise ConfigurationError("the client is closed")
+            raise ConfigurationError(_CLOSED)
         return Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
 
     async def journaled(

@@ -1,6 +1,7 @@
 """The client as its user meets it: every operation, paths, bodies and settings."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -31,6 +32,7 @@ from convertrilo import (
     ConfigurationError,
     DecodeError,
     JobCreateRequest,
+    Journal,
     OnDemandEncodeRequest,
     Repeat,
     RetryPolicy,
@@ -412,6 +414,19 @@ async def test_a_closed_client_says_so() -> None:
         with pytest.raises(ConfigurationError, match="closed"):
             await each.get_balance()
     assert script.attempts == 0
+
+
+async def test_a_closed_client_opens_its_journal_no_more(tmp_path: Path) -> None:
+    script = Script(ok({}))
+    client = client_of(script, journal=Journal(tmp_path / "journal.db"))
+    async with client:
+        await client.get_balance()
+    with pytest.raises(ConfigurationError, match="closed"):
+        await anext(client.submit_jobs([{"codec": "av1", "resolution": "720p", "fps": 24, "externalId": "a"}]))
+    with pytest.raises(ConfigurationError, match="closed"):
+        await client.upload_chunked("j-1", b"film")
+    assert [each.name for each in tmp_path.iterdir()] in ([], ["journal.db"])
+    assert script.attempts == 1
 
 
 async def test_a_client_that_is_closed_during_a_call_tries_no_more() -> None:
