@@ -5,7 +5,7 @@ Pure. What is frozen does not change any more: every attempt, in this process or
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, NamedTuple, cast
 
@@ -14,7 +14,7 @@ import attrs
 from convertrilo._json import canonical, encode, loads
 from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.idempotency import Identity, bare_of, batch_identity
+from convertrilo.idempotency import CREDENTIALS, Identity, bare_of, batch_identity
 from convertrilo.models import BulkCreateResponse, BulkCreateSettings, JobCreateRequest
 
 Request = JobCreateRequest | Mapping[str, Any]
@@ -136,6 +136,11 @@ class Batch:
     is_in_doubt: bool = False
     """Whether the service may have done it, though no answer says so."""
 
+    @property
+    def lacking(self) -> list[int]:
+        """The positions of the members whose credentials are not in the body without."""
+        return [position for position, item in enumerate(self.items) if item.bare is not item.content]
+
 
 def freeze(items: Sequence[Item], settings: Settings) -> Batch:
     """Make a batch of jobs."""
@@ -171,19 +176,25 @@ def items_in(body: bytes, settings: Settings) -> list[Item]:
     return items
 
 
-def lend_credentials(items: Sequence[Item], missing: Iterable[int]) -> None:
-    """Give members that are not in the input any more the credentials of others for the same bucket."""
-    lenders = {_bucket(item): item.wire["sourceS3"] for item in items if item.bare is not item.content}
-    for position in missing:
-        item = items[position]
-        lent = lenders.get(_bucket(item))
+def lend_credentials(items: Sequence[Item], missing: set[int]) -> None:
+    """Give members that are not in the input any more the credentials of others for the same bucket.
+
+    Args:
+        items: The members of a batch.
+        missing: The positions of those that have no credentials yet, and need some; who gets them is taken out.
+    """
+    sources: list[dict[str, Any]] = [item.wire.get("sourceS3") or {} for item in items]
+    lenders = {_bucket(source): source for source in sources if not CREDENTIALS.isdisjoint(source)}
+    for position in tuple(missing):
+        item, source = items[position], sources[position]
+        lent = lenders.get(_bucket(source))
         if lent is not None:
-            item.wire = {**item.wire, "sourceS3": {**lent, **item.wire["sourceS3"]}}
+            item.wire = {**item.wire, "sourceS3": {**lent, **source}}
             item.content = canonical(item.wire)
+            missing.discard(position)
 
 
-def _bucket(item: Item) -> tuple[Any, ...]:
-    source: dict[str, Any] = item.wire.get("sourceS3") or {}
+def _bucket(source: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(source.get(name) for name in ("bucket", "endpoint", "region", "forcePathStyle"))
 
 

@@ -12,7 +12,7 @@ TABLES = (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         key TEXT NOT NULL UNIQUE,
         round INTEGER NOT NULL,
-        is_whole INTEGER NOT NULL,
+        lacking TEXT NOT NULL,
         owner TEXT
     )""",
     """CREATE TABLE members (
@@ -48,8 +48,8 @@ class Row(NamedTuple):
     number: int
     key: str
     round: int
-    is_whole: bool
-    """Whether the operation's body is all that was sent: it had no credentials."""
+    lacking: set[int]
+    """The positions of the members that had credentials, which are not in the operation's body."""
     owner: str | None
     """Who is sending it; `None` if nobody is."""
 
@@ -70,7 +70,7 @@ def add(
     *,
     key: str,
     round_number: int,
-    is_whole: bool,
+    lacking: Iterable[int],
     owner: str,
     members: Iterable[tuple[bytes, bytes]],
 ) -> int:
@@ -80,13 +80,13 @@ def add(
         connection: To the journal.
         key: Its idempotency key.
         round_number: How often its members went before, at most.
-        is_whole: Whether the operation's body is all that is sent.
+        lacking: The positions of the members that have credentials.
         owner: Who sends it.
         members: The identity and digest of each, in order.
     """
     number = connection.execute(
-        "INSERT OR REPLACE INTO batches (key, round, is_whole, owner) VALUES (?, ?, ?, ?)",
-        (key, round_number, is_whole, owner),
+        "INSERT OR REPLACE INTO batches (key, round, lacking, owner) VALUES (?, ?, ?, ?)",
+        (key, round_number, f"{sum(1 << position for position in lacking):x}", owner),  # a bit for each
     ).lastrowid
     assert number is not None
     connection.executemany(
@@ -98,11 +98,12 @@ def add(
 
 def row_of(connection: "sqlite3.Connection", number: int) -> Row | None:
     """Return a batch."""
-    found = connection.execute("SELECT key, round, is_whole, owner FROM batches WHERE number = ?", (number,)).fetchone()
+    found = connection.execute("SELECT key, round, lacking, owner FROM batches WHERE number = ?", (number,)).fetchone()
     if found is None:
         return None
-    key, round_number, is_whole, owner = found
-    return Row(number, key, round_number, bool(is_whole), owner)
+    key, round_number, lacking, owner = found
+    bits = int(lacking, 16)
+    return Row(number, key, round_number, {each for each in range(bits.bit_length()) if bits >> each & 1}, owner)
 
 
 def take_over(connection: "sqlite3.Connection", number: int, *, old: str | None, new: str | None) -> bool:

@@ -35,19 +35,27 @@ class Frames:
         self._named: dict[str, Item] = {}
         self._nameless: list[Item] = []
 
-    async def next(self) -> list[Item]:
-        """Return the members of the next frame; the last ones are smaller, and after those it is empty."""
+    async def next(self, is_time_to_stop: Callable[[], bool]) -> list[Item] | None:
+        """Return the members of the next frame; the last ones are smaller, and after those it is empty.
+
+        Args:
+            is_time_to_stop: Asked as jobs come in; when it is, what was read stays for the next time, and there is no
+                frame.
+        """
         named, nameless, size = self._named, self._nameless, self.size
         advance, due = self._advance, time.perf_counter() + _SLICE
-        while not self._is_at_end and len(named) < size and len(nameless) < size:
+        is_stopped = False
+        while not (self._is_at_end or is_stopped) and len(named) < size and len(nameless) < size:
             try:
                 if advance is not None:
                     request = advance()
                     if time.perf_counter() > due:
                         await anyio.lowlevel.checkpoint()  # however slow it is, others have a turn
                         due = time.perf_counter() + _SLICE
+                        is_stopped = is_time_to_stop()
                 else:
                     request = await anext(self._source)
+                    is_stopped = is_time_to_stop()
             except (StopIteration, StopAsyncIteration):
                 self._is_at_end = True
                 break
@@ -63,6 +71,8 @@ class Frames:
             first = named.setdefault(item.external_id, item)
             if first is not item:
                 self._repeat(first, item)
+        if is_stopped and len(named) < size and len(nameless) < size:
+            return None
         if len(named) >= size or (named and len(nameless) < size):
             frame = list(named.values())
             self._named = {item.external_id or "": item for item in frame[size:]}

@@ -122,7 +122,7 @@ class Ledger:
             connection,
             key=identity.key,
             round_number=batch.round,
-            is_whole=batch.bare is batch.content,
+            lacking=batch.lacking,
             owner=self.owner,
             members=[(item.identity, item.digest) for item in members],
         )

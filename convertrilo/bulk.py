@@ -108,6 +108,12 @@ class _Returning:
     missing: set[int]
     """The positions of those whose credentials, which are not in the journal, are still to be met in the input."""
 
+    @property
+    def can_go(self) -> bool:
+        """Whether it can go out as it was."""
+        lend_credentials(self.items, self.missing)
+        return not self.missing
+
 
 class _Run:
     """One call of `submit_jobs`: its results. No generator: whoever breaks out of its loop need not close this."""
@@ -136,6 +142,7 @@ class _Run:
         self._error: Exception | None = None
         self._is_done = False
         self._flying = 0
+        self._tell_at = 0.0
         self._was_accepted = False
         self._refused_alone = 0
         self._live: dict[int, Batch] = {}
@@ -191,31 +198,37 @@ class _Run:
 
     async def _work(self) -> None:
         """Send batches until there are enough results, or some and a while has passed; then let the rest land."""
-        began, enough = self._clock.monotonic(), self._frames.size * self._concurrency
+        self._tell_at, enough = self._clock.monotonic() + _TURN, self._frames.size * self._concurrency
         self._landed = anyio.Event()
         async with anyio.create_task_group() as tasks:
-            while self._error is None and len(self._results.waiting) < enough:
-                if self._results.waiting and self._clock.monotonic() - began > _TURN:
-                    break
+            while self._error is None and len(self._results.waiting) < enough and not self._is_time_to_tell():
                 work = None if self._flying >= self._concurrency else await self._next_work()
                 if work is not None:
                     self._flying += 1
                     tasks.start_soon(self._fly, work)
                     await anyio.lowlevel.checkpoint()
+                elif self._is_time_to_tell():
+                    break
                 elif self._flying:
                     await self._landed.wait()
                 else:
                     self._is_done = True
                     break
 
+    def _is_time_to_tell(self) -> bool:
+        """Whether there are results that have waited for long enough."""
+        return bool(self._results.waiting) and self._clock.monotonic() > self._tell_at
+
     async def _next_work(self) -> _Work | None:
         try:
-            frame = await self._frames.next()
+            frame = await self._frames.next(self._is_time_to_tell)
         except Exception as error:  # noqa: BLE001  # the input's own, raised once the results are read
             self._error = self._error or error
             return None
         for request, refusal in self._frames.take_refused():
             self._results.put(request, None, None, refusal, None)
+        if frame is None:  # there are results to be told first
+            return None
         if frame:
             return partial(self._submit, frame, is_frame=True)
         if self._returning and not self._flying:  # whose other members are not in the input any more
@@ -291,17 +304,19 @@ class _Run:
 
     async def _send(self, batch: Batch) -> dict[int, Outcome]:
         wire = {"jobs": [item.wire for item in batch.items]}
-        while wait := self._engine.limiter.wait(self._clock.monotonic()):
-            await self._clock.sleep(wait)  # the deadline of the call begins when it has a turn
-        call = self._engine.frozen_call(_SEND, self._options, wire=wire, content=batch.content, identity=batch.identity)
-        ledger = self._ledger
-        if ledger is not None:
-            assert batch.number is not None
-            assert batch.first_sent_at is not None
+        ledger, call = self._ledger, None
+        if batch.number is not None:
             self._live[batch.number] = batch
-            call.last_resend = batch.first_sent_at + ledger.journal.replay_window
-            call.was_sent_before = batch.was_sent_before
         try:
+            while wait := self._engine.limiter.wait(self._clock.monotonic()):
+                await self._clock.sleep(wait)  # the deadline of the call begins when it has a turn
+            call = self._engine.frozen_call(
+                _SEND, self._options, wire=wire, content=batch.content, identity=batch.identity
+            )
+            if ledger is not None:
+                assert batch.first_sent_at is not None
+                call.last_resend = batch.first_sent_at + ledger.journal.replay_window
+                call.was_sent_before = batch.was_sent_before
             if self._carrier is not None:
                 answer = await self._carrier(batch.identity.key, batch.content, call.last_resend)
             else:
@@ -312,7 +327,8 @@ class _Run:
             except DecodeError as error:
                 raise call.not_understood(error, answer) from None
         except BaseException as error:
-            batch.is_in_doubt = batch.was_sent_before or call.in_doubt or self._carrier is not None
+            was_begun = call is not None and (call.in_doubt or self._carrier is not None)
+            batch.is_in_doubt = batch.was_sent_before or was_begun
             if ledger is not None:
                 await self._put_down(ledger, batch, error)
             raise
@@ -403,9 +419,9 @@ class _Run:
             elif known.entry.state == "unknown":
                 return self._refuse_members(members, self._ledger.unknown(known))
             elif self._ledger.is_busy(known.row) and self._clock.monotonic() < until:
-                if self._returning:  # whoever has that batch may be waiting for one of these
-                    _, returning = self._returning.popitem()
-                    await self._return(returning)
+                ready = next((each for each, returning in self._returning.items() if returning.can_go), None)
+                if ready is not None:  # whoever has that batch may be waiting for this one
+                    await self._return(self._returning.pop(ready))
                 else:
                     await self._clock.sleep(_LOOK_AGAIN)
             else:
@@ -415,8 +431,7 @@ class _Run:
                     return self._refuse_members(members, error)
                 if is_ours:
                     items = items_in(known.entry.body, self._settings)
-                    missing = set[int]() if known.row.is_whole else set(range(len(items)))
-                    self._returning[number] = _Returning(known, items, missing)
+                    self._returning[number] = _Returning(known, items, known.row.lacking)
 
     def _refuse_members(self, members: "Sequence[tuple[Item, Place]]", error: ConvertriloError) -> list[Item]:
         for item, _ in members:
@@ -447,7 +462,13 @@ class _Run:
     async def _return(self, returning: _Returning) -> None:
         """Send a batch again, as it was."""
         known = returning.known
-        lend_credentials(returning.items, returning.missing)
+        if not returning.can_go:
+            error = _lacking(known, len(returning.missing))
+            for item in returning.items:
+                self._results.refuse(item, error, known.row.key)
+            assert self._ledger is not None
+            await self._ledger.let_go([known.row.number])
+            return
         identity = Identity(key=known.row.key, kind="external_id", name=known.entry.name)
         batch = freeze_again(returning.items, known.entry.body, identity, known.row.round)
         batch.number = known.row.number
@@ -489,6 +510,17 @@ def _unknown(batch: Batch, error: APIError) -> OutcomeUnknownError:
     )
     unknown.__cause__ = error
     return unknown.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=error.attempts)
+
+
+def _lacking(known: "Known", count: int) -> OutcomeUnknownError:
+    """Make the error of a batch that cannot go out as it was."""
+    return OutcomeUnknownError(
+        f"it went out in a batch before, with no answer, and {count} jobs of that are not in the input any more, whose "
+        "credentials are not in the journal. Nothing was sent.",
+        find_out="Run it again with those jobs, too: the batch goes out as it was. In another one there could be two.",
+        operation=_SEND.id,
+        idempotency_key=known.row.key,
+    )
 
 
 def _freed(item: Item, number: int, round_number: int) -> Item:

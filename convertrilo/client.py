@@ -619,7 +619,8 @@ class AsyncClient:
         input that has grown only what is new is submitted; each job is known by its `external_id`. Without one, the
         same input with the same `batch_size` makes the same batches under the same keys. See docs/INGEST.md.
 
-        It works while the next result is waited for: whoever stops reading leaves nothing running.
+        It works while the next result is waited for: whoever stops reading leaves nothing running. And while it waits
+        for the input's next job, it has no results to give: an input must not wait for them.
 
         Args:
             jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read no

@@ -575,6 +575,25 @@ async def test_a_slow_iterable_gives_others_a_turn(monkeypatch: pytest.MonkeyPat
     assert 0.01 < longest < 0.03  # a slice and a job; or two of them, as trio takes its tasks in any order
 
 
+async def test_results_do_not_wait_for_a_batch_that_fills_slowly() -> None:
+    clock, read = Clock(), 0
+
+    async def slow() -> AsyncIterator[Any]:
+        nonlocal read
+        for each in jobs(*range(6)):
+            for _ in range(50):  # so that what is under way lands meanwhile
+                await anyio.lowlevel.checkpoint()
+            clock.now += 0.3
+            read += 1
+            yield each
+
+    async with client_of(Service(), clock=clock) as client:
+        results = client.submit_jobs(slow(), batch_size=2)
+        await anext(results)
+        assert read == 3
+        assert len([each async for each in results]) == 5
+
+
 async def test_a_journal_that_fails_is_heard_before_anything_is_sent(path: Path) -> None:
     service = Service()
     path.write_bytes(b"no journal")
@@ -645,6 +664,21 @@ async def test_a_gateway_that_hangs_up_halfway_through_a_batch_may_call_it_too_l
     assert len(service.made) == 4
 
 
+async def test_a_batch_is_not_sent_again_without_credentials_that_it_had(path: Path) -> None:
+    first, second = sourced(0, 1)
+    second["sourceS3"] = {**second["sourceS3"], "bucket": "elsewhere"}
+    third = job(2, sourceUrl="https://videos.test/2.mov?X-Amz-Signature=0a1b&X-Amz-Credential=c")
+    service = Service(faults=["crash before"])
+    await crash(service, path, [first, second, third])
+    [result] = await submit_to(service, [first], path)
+    assert isinstance(result.error, OutcomeUnknownError)
+    assert "2 jobs of that are not in the input" in str(result.error)
+    assert len(service.requests) == 1
+    assert ids(await submit_to(service, [second, third, first], path)) == service.made
+    (_, before), (_, after) = service.requests
+    assert before == after
+
+
 async def test_outcomes_without_numbers_are_not_taken_for_those_of_other_jobs(path: Path) -> None:
     class Counting(Service):
         def work(self, body: bytes) -> tuple[int, bytes]:
@@ -687,7 +721,7 @@ async def test_a_run_that_was_cancelled_does_not_end_as_if_it_were_whole() -> No
         assert "cancelled" in str(error)
 
 
-async def test_a_batch_that_waits_for_its_turn_is_nobodys_once_that_is_cancelled(path: Path) -> None:
+async def test_a_batch_that_waits_for_its_turn_is_nothing_once_that_is_cancelled(path: Path) -> None:
     is_waiting = anyio.Event()
 
     class Patient(Clock):
@@ -704,7 +738,7 @@ async def test_a_batch_that_waits_for_its_turn_is_nobodys_once_that_is_cancelled
             tasks.cancel_scope.cancel()
     assert service.requests == []
     with contextlib.closing(sqlite3.connect(path)) as connection:
-        assert connection.execute("SELECT owner FROM batches").fetchall() == [(None,)]
+        assert connection.execute("SELECT key FROM operations").fetchall() == []
 
 
 async def test_a_time_that_makes_no_sense_is_not_waited_for() -> None:
