@@ -102,7 +102,7 @@ class OnDemandFolder:
         """Send the request, once on this journal: sent and answered before, the answer comes from there."""
         engine, options = engine_of(self._client)
         row, content = rows.ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        identity, bare = identify(row, self._wire, content, name=run_name(self._record.generation))
+        identity, bare = identify(row, self._wire, content, name=run_name(self._record.generation) or options.operation)
         call = engine.frozen_call(row, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
             answer, _ = await engine.journaled(self._record.journal, call, identity, bare)

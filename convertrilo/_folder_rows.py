@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import attrs
 
+from convertrilo._json import encode
 from convertrilo.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -111,12 +112,14 @@ def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: b
         db.execute("INSERT INTO folder (identity, generation) VALUES (?, 0)", (json.dumps(identity),))
         return 0
     before, generation = json.loads(known[0]), int(known[1])
-    is_begun = db.execute("SELECT 1 FROM objects WHERE submission IS NOT NULL LIMIT 1").fetchone() is not None
-    if from_scratch or (before != identity and not is_begun):  # an estimate binds to nothing
+    if before == identity and not from_scratch:
+        return generation
+    is_begun = _is_begun(db, before, generation)
+    if from_scratch or not is_begun:  # an estimate binds to nothing
         db.execute("DELETE FROM objects")
         generation += is_begun
         db.execute("UPDATE folder SET identity = ?, generation = ?", (json.dumps(identity), generation))
-    elif before != identity:
+    else:
         raise ConfigurationError(
             f"the journal holds another ingest: {_difference(before, identity)}. Nothing was sent. "
             "Use another journal, or begin from scratch, which makes every job anew"
@@ -129,9 +132,40 @@ def last_id(db: "sqlite3.Connection") -> int:
     return int(number)
 
 
+_OF_THIS_RUN = "(:run IS NULL OR name = :run OR name GLOB :run || ' round *')"
+"""Of a folder's own operations: those since it was begun from scratch have names, by `run_name`."""
+
+# A journal may hold operations of others: a folder's batch is known by its objects, which are written down before it
+# is, and what the service was asked to list by its body. What was answered, and made no job, binds to nothing.
+_SENT = f"""SELECT 1 FROM operations
+            WHERE {_OF_THIS_RUN}
+              AND CASE operation
+                  WHEN 'onDemandIngestFolder' THEN body = :listing
+                  WHEN 'createJobsBulk' THEN json_valid(CAST(body AS TEXT)) AND EXISTS
+                      (SELECT 1 FROM objects
+                       WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))
+                  END
+              AND CASE WHEN answered_at IS NULL OR NOT json_valid(CAST(answer AS TEXT)) THEN 1
+                  ELSE EXISTS (SELECT 1 FROM json_tree(CAST(answer AS TEXT), '$.jobs')
+                               WHERE key = 'jobId' AND atom IS NOT NULL)
+                  END
+            LIMIT 1"""  # noqa: S608  # it is all ours
+
+
+def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
+    """Whether there is a job, or may be one: it is noted after it is sent, and a process may end in between."""
+    if db.execute("SELECT 1 FROM objects WHERE submission IS NOT NULL LIMIT 1").fetchone():
+        return True
+    listing = encode(identity["on_demand"]) if "on_demand" in identity else None
+    return db.execute(_SENT, {"run": run_name(generation), "listing": listing}).fetchone() is not None
+
+
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    names = [name for name in now if before.get(name) != now[name]]
-    return "; ".join(f"its {name} is {json.dumps(before.get(name))}, not {json.dumps(now[name])}" for name in names)
+    return "; ".join(
+        f"its {name} is {json.dumps(before.get(name))}, not {json.dumps(now.get(name))}"
+        for name in before | now
+        if before.get(name) != now.get(name)
+    )
 
 
 def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -> list[Row]:
@@ -177,10 +211,9 @@ def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
 _COUNTS = """SELECT CASE WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
                          WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
                     count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""
-# Of a folder's own batches: those since it was begun from scratch have names, by `run_name`.
-_RESERVED = """SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
-               FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
-               AND (:run IS NULL OR name = :run OR name GLOB :run || ' round *')"""
+_RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
+                FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
+                AND {_OF_THIS_RUN}"""  # noqa: S608  # it is all ours
 _NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused"}
 
 

@@ -95,8 +95,8 @@ async def ingest_folder(
 
     Raises:
         ValidationError: An argument or a manifest's line is not what is allowed.
-        ConfigurationError: The journal holds another folder or template, the extra `s3` is not installed, or AWS's
-            credentials cannot be used.
+        ConfigurationError: The journal holds another folder, template, share or name, the extra `s3` is not installed,
+            or AWS's credentials cannot be used.
         TransferError: The folder cannot be listed.
         JournalError: The journal cannot be used.
         ConvertriloError: The service refuses a request as a whole, or does not answer. What was done until then is in
@@ -140,7 +140,7 @@ async def ingest_folder(
     book = journal if isinstance(journal, Journal) else Journal(journal, clock=engine_of(client)[0].clock)
     async with book:
         record = FolderRecord(book)
-        identity = _identity(folder, model, share, engine)
+        identity = _identity(client, folder, model, share, engine)
         if on_demand:
             request = on_demand_request(folder, model, output, max_files)
             identity["on_demand"] = bare_of(to_wire(request))
@@ -184,10 +184,12 @@ async def _without_credentials(source: str | S3FolderSource) -> Folder:
 
 
 def _identity(
-    folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
+    client: AsyncClient, folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
 ) -> dict[str, Any]:
     """Return what is done with which folder: what must not change on the way."""
+    name = engine_of(client)[1].operation  # it is in the keys
     return {
+        **({} if name is None else {"operation": name}),
         "source": f"s3://{folder.bucket}/{folder.prefix}",
         "endpoint": folder.endpoint,
         "region": folder.region,

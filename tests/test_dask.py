@@ -141,6 +141,31 @@ async def test_what_was_begun_elsewhere_is_not_gone_on_with_here(
         await ingest(object_store, bucket, tmp_path / "run.db")
 
 
+class Losing(Twice):
+    """Has batches sent, and loses what comes back."""
+
+    async def send(self, *arguments: Any) -> bytes:
+        await super().send(*arguments)
+        raise TransportError("the cluster is gone")
+
+
+async def test_what_a_lost_cluster_has_sent_binds_the_journal_to_its_ingest(
+    server: SandboxServer, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.private_bucket(**dict.fromkeys(KEYS[:7], b"video"))
+    with pytest.raises(TransportError, match="the cluster is gone"):
+        await ingest(object_store, bucket, tmp_path / "run.db", engine=Losing())
+    for other in ({"engine": Twice(), "shard": "0/2"}, {}):
+        with pytest.raises(ConfigurationError, match="the journal holds another ingest"):
+            await ingest(object_store, bucket, tmp_path / "run.db", **other)
+    first = made(server)
+    report = await ingest(object_store, bucket, tmp_path / "run.db", engine=Twice())
+    assert {each.external_id: each.job_id async for each in report.rows()} == made(server) == first
+    with pytest.raises(TransportError):
+        await ingest(object_store, bucket, tmp_path / "run.db", engine=Losing(), from_scratch=True)
+    assert len(server.sandbox.jobs) == 14
+
+
 async def test_credentials_in_the_source_are_refused(server: SandboxServer, tmp_path: Path) -> None:
     folder = S3FolderSource(bucket="films", access_key_id="a", secret_access_key="b")
     async with AsyncClient() as client:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import os
+import signal
+import sys
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +25,7 @@ from convertrilo import (
     IngestRow,
     JobCreateRequest,
     Journal,
+    NotFoundError,
     RetryPolicy,
     S3FolderOutput,
     S3FolderSource,
@@ -32,7 +36,7 @@ from convertrilo import (
     ingest_folder,
 )
 from convertrilo._objects import Shard
-from convertrilo.sandbox import Sandbox
+from convertrilo.sandbox import Sandbox, serve_in_thread
 
 TEMPLATE = {"codec": "h264", "resolution": "720p", "fps": 30}
 ODD = [
@@ -170,6 +174,120 @@ async def test_a_journal_holds_one_ingest(
         await ingest_folder(client, object_store.folder(bucket), template, journal=tmp_path / "run.db", shard=shard)
     assert "Use another journal, or begin from scratch" in str(refused.value)
     assert len(sandbox.jobs) == 2
+
+
+AV1 = {**TEMPLATE, "codec": "av1"}
+WAYS: dict[str, dict[str, Any]] = {"batches": {}, "a share": {"shard": "0/1"}, "on demand": {"on_demand": True}}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_sent_and_never_answered_binds_the_journal_to_its_ingest(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, way: str
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(3)))
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", **WAYS[way]}
+    sandbox.faults.lose_response("onDemandIngestFolder" if "on_demand" in how else "createJobsBulk")
+    async with sandbox.client(retry=RetryPolicy.none()) as client:
+        with pytest.raises(TransportError):
+            await ingest_folder(client, folder, TEMPLATE, **how)
+        first = made(sandbox)
+        assert len(first) == 3
+        with pytest.raises(ConfigurationError, match="the journal holds another ingest: its template is"):
+            await ingest_folder(client, folder, AV1, **how)
+        with pytest.raises(ConfigurationError, match='another ingest: its operation is null, not "nightly"'):
+            await ingest_folder(client.with_options(operation="nightly"), folder, TEMPLATE, **how)
+        report = await ingest_folder(client, folder, TEMPLATE, **how)
+    assert {each.external_id: each.job_id for each in (await rows(report)).values()} == made(sandbox) == first
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, AV1], ids=["same", "other"])
+@pytest.mark.parametrize("way", WAYS)
+async def test_what_was_sent_and_never_answered_is_made_anew_from_scratch(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path, way: str, template: dict[str, Any]
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(3)))
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", **WAYS[way]}
+    async with sandbox.client(retry=RetryPolicy.none()) as client:
+        for runs in (1, 2):
+            sandbox.faults.lose_response("onDemandIngestFolder" if "on_demand" in how else "createJobsBulk")
+            with pytest.raises(TransportError):
+                await ingest_folder(client, folder, TEMPLATE, **how, from_scratch=True)
+            assert len(sandbox.jobs) == 3 * runs
+        report = await ingest_folder(client, folder, template, **how, from_scratch=True)
+        for _ in range(2):
+            assert {each.job_id for each in (await rows(report)).values()} == {job.id for job in sandbox.jobs[6:]}
+            assert (report.submitted, report.refused, len(sandbox.jobs)) == (3, 0, 9)
+            report = await ingest_folder(client, folder, template, **how)
+
+
+KILLED = """
+import os, signal, sys
+import anyio
+from convertrilo import AsyncClient, S3FolderSource, ingest_folder
+from convertrilo._folder_record import FolderRecord
+
+async def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+async def main(bucket, endpoint, key, secret, journal, on_demand):
+    source = S3FolderSource(bucket=bucket, endpoint=endpoint, access_key_id=key, secret_access_key=secret)
+    template = {"codec": "h264", "resolution": "720p", "fps": 30}
+    async with AsyncClient() as client:
+        await ingest_folder(client, source, template, journal=journal, on_demand=bool(on_demand))
+
+FolderRecord.submitted = die
+anyio.run(main, *sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # what is in the file is the same on trio
+@pytest.mark.parametrize("way", ["batches", "on demand"])
+async def test_a_process_killed_between_answer_and_note_leaves_a_journal_that_is_bound(
+    object_store: ObjectStore, tmp_path: Path, way: str
+) -> None:
+    sandbox, journal, bucket = (
+        Sandbox(allow_private_sources=True),
+        tmp_path / "run.db",
+        object_store.bucket(**videos(3)),
+    )
+    folder = object_store.folder(bucket)
+    keys = (object_store.endpoint, object_store.access_key_id, object_store.secret_access_key)
+    on_demand = way == "on demand"
+    command = [sys.executable, "-c", KILLED, bucket, *keys, str(journal), "yes" if on_demand else ""]
+    with serve_in_thread(sandbox) as base_url:
+        environment = {**os.environ, "CONVERTRILO_API_KEY": sandbox.api_key, "CONVERTRILO_BASE_URL": base_url}
+        killed = await anyio.run_process(command, check=False, env=environment)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        async with AsyncClient(sandbox.api_key, base_url=base_url) as client:
+            how: dict[str, Any] = {"journal": journal, "on_demand": on_demand}
+            with pytest.raises(ConfigurationError, match="the journal holds another ingest: its template is"):
+                await ingest_folder(client, folder, AV1, **how)
+            assert (await ingest_folder(client, folder, TEMPLATE, **how)).submitted == len(made(sandbox)) == 3
+
+
+async def test_a_journal_is_not_bound_by_what_made_no_job_nor_by_what_others_do(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket, journal = object_store.bucket(**videos(2)), Journal(tmp_path / "run.db")
+    folder, refused = object_store.folder(bucket), {**TEMPLATE, "container": "webm"}
+    async with sandbox.client(journal=journal, retry=RetryPolicy.none()) as client:
+        mine = [{**TEMPLATE, "sourceUrl": "http://127.0.0.1/a.mp4", "externalId": "mine"}]
+        sandbox.faults.lose_response("createJobsBulk", times=1)
+        with pytest.raises(TransportError):
+            await client.create_jobs_bulk({"jobs": mine})
+        sandbox.faults.lose_response("onDemandIngestFolder", times=1)
+        with pytest.raises(TransportError):
+            await client.on_demand_ingest_folder({"sourceS3": {"bucket": bucket, "prefix": "films/"}, "maxFiles": 1})
+        others = len(sandbox.jobs)
+        with pytest.raises(NotFoundError):
+            await ingest_folder(
+                client, object_store.folder(bucket, prefix="none/"), TEMPLATE, journal=journal, on_demand=True
+            )
+        report = await ingest_folder(client, folder, refused, journal=journal)
+        assert (report.refused, len(sandbox.jobs)) == (2, others)
+        report = await ingest_folder(client, folder, TEMPLATE, journal=journal)
+        assert (report.submitted, report.refused, len(sandbox.jobs)) == (2, 0, others + 2)
+        assert [entry.name async for entry in journal.answered()] == [None, "submit_jobs round 1"], "not from scratch"
 
 
 async def test_shares_are_disjoint_and_cover_the_folder(
