@@ -5,6 +5,10 @@
     python examples/webhook_receiver.py
 
 Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. PORT is 8000 unless the environment says otherwise.
+
+See it at work, with a sandbox that sends it something:
+
+    python examples/webhook_demo.py webhook_receiver.py
 """
 
 import logging

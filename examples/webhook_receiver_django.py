@@ -6,6 +6,10 @@
 
 Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. A project of your own needs the view, its path, and
 a cache that all processes share (Redis, Memcached, the database).
+
+See it at work, with a sandbox that sends it something:
+
+    python examples/webhook_demo.py webhook_receiver_django.py
 """
 
 import logging

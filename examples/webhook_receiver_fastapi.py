@@ -5,6 +5,10 @@
     python examples/webhook_receiver_fastapi.py
 
 Then the webhook's URL is https://YOUR-HOST/webhooks/convertrilo. In Starlette it is the same.
+
+See it at work, with a sandbox that sends it something:
+
+    python examples/webhook_demo.py webhook_receiver_fastapi.py
 """
 
 import logging

@@ -1,4 +1,10 @@
-"""The library's tests, on the fixtures that come with the SDK: no network, no account, no waiting."""
+"""The library's tests, on the fixtures that come with the SDK: no network, no account, no waiting.
+
+    pip install -e ".[sandbox]" pytest
+    pytest examples/pytest_suite
+
+Each test has a sandbox of its own, in process or on a port; `library.py` is the code that is tested.
+"""
 
 import pytest
 from library import Library
