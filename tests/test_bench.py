@@ -23,6 +23,7 @@ def test_the_benchmarks_print_every_section() -> None:
         "journal",
         "bulk",
         "listing",
+        "ingest",
         "webhooks",
         "transfers",
         "parts",
