@@ -342,6 +342,8 @@ class _Run:
         assert batch.number is not None
         self._live.pop(batch.number, None)
         is_nothing = not batch.is_in_doubt or _is_for_what_it_is(batch, error)
+        if isinstance(error, IdempotencyConflictError):  # the service knows its key, and another would be second jobs
+            is_nothing = False
         await (ledger.free(batch) if is_nothing else ledger.let_go([batch.number]))
 
     async def _take(self, batch: Batch, outcomes: Mapping[int, Outcome], tries: int) -> bool:

@@ -342,6 +342,16 @@ async def test_rotated_credentials_are_said_and_make_no_second_job(path: Path) -
     assert len(service.made) == 2
 
 
+async def test_a_batch_that_the_service_knows_from_elsewhere_keeps_its_key(path: Path, tmp_path: Path) -> None:
+    service = Service()
+    made = ids(await submit_to(service, sourced(0, 1), path))
+    for _ in range(2):
+        results = await submit_to(service, sourced(0, 1, secret="another-s3cr3t"), tmp_path / "other.db")
+        assert [type(error) for error in errors(results).values()] == [IdempotencyConflictError] * 2
+    assert ids(await submit_to(service, sourced(0, 1), tmp_path / "other.db")) == service.made == made
+    assert len({key for key, _ in service.requests}) == 1
+
+
 async def test_what_may_be_forgotten_is_not_sent_again(path: Path) -> None:
     service = Service(faults=["crash after"])
     await crash(service, path, jobs(0, 1))
