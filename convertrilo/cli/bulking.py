@@ -1,11 +1,9 @@
 """What `convertrilo bulk` does: hands the lines of a file to `submit_jobs`, and prints what comes back."""
 
 import json
-import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import anyio.to_thread
 import click
@@ -14,6 +12,7 @@ from convertrilo.cli import failures
 from convertrilo.cli.output import Output, note, print_line, readable
 from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
+from convertrilo.cli.stdin import arriving_lines
 from convertrilo.client import AsyncClient
 from convertrilo.errors import ConvertriloError, JobRefusedError, WaitTimeoutError
 from convertrilo.journal import Journal
@@ -40,7 +39,7 @@ class Bulk:
         self._quiet: bool = options["quiet"]
         self._output: Output = options["output"]
         self._service: Service = options["service"]
-        self._taken = self._submitted = self._done = self._failed = self._unfinished = 0
+        self._number = self._taken = self._submitted = self._done = self._failed = self._unfinished = 0
         self._estimate = 0.0
         self._is_read = False
 
@@ -72,23 +71,14 @@ class Bulk:
 
     async def _submit(self, client: AsyncClient, show: Any) -> None:
         made: dict[str, dict[str, Any]] = {}
-        async for each in client.submit_jobs(self._lines(), settings=self._settings):
-            job: dict[str, Any] = {
-                "line": cast("_Line", each.request).number,
-                "externalId": each.external_id,
-                "jobId": each.job_id,
-            }
-            job |= {"status": each.status, "estimate": each.estimate}
-            if each.error is not None:
-                self._fail(job, each.error)
-            else:
-                self._submitted += 1
-                self._estimate += each.estimate or 0.0
-                if self._waits and each.job_id is not None:
-                    made[each.job_id] = job
-                else:
-                    self._tell(job)
-            show(self._step())
+        if str(self._file) == "-":
+            async with arriving_lines() as arriving:
+                async for lines in arriving:  # what has come by a slow pipe does not wait for more
+                    await self._submit_all(client, list(self._jobs(lines)), made, show)
+            self._is_read = True
+        else:
+            await self._submit_all(client, self._jobs_of_file(), made, show)
+        show(self._step())
         if not made:
             return
         async for result in client.wait_for_jobs(made, timeout=self._timeout):
@@ -105,28 +95,48 @@ class Bulk:
                 self._tell(job)
             show(self._step())
 
-    async def _lines(self) -> AsyncIterator[_Line]:
-        """Read the file; a line that is no job, or would be one twice, is a failure of its own."""
-        number = 0
-        with self._open() as file:
-            # In pieces, as a thread costs more than a line; and abandoned, because a pipe may have nobody who writes.
-            while lines := await anyio.to_thread.run_sync(file.readlines, _READ_BYTES, abandon_on_cancel=True):
-                for line in lines:
-                    number += 1
-                    if not line.strip():
-                        continue
-                    self._taken += 1
-                    try:
-                        job = self._job(number, line)
-                    except ValueError as error:
-                        self._failed += 1
-                        self._tell({"line": number, "code": "invalid_line", "error": str(error)})
-                        continue
+    async def _submit_all(self, client: AsyncClient, jobs: Any, made: dict[str, dict[str, Any]], show: Any) -> None:
+        """Submit jobs, and tell what comes of each; those that are to be waited for are told of later, from `made`."""
+        async for each in client.submit_jobs(jobs, settings=self._settings):
+            job: dict[str, Any] = {
+                "line": cast("_Line", each.request).number,
+                "externalId": each.external_id,
+                "jobId": each.job_id,
+            }
+            job |= {"status": each.status, "estimate": each.estimate}
+            if each.error is not None:
+                self._fail(job, each.error)
+            else:
+                self._submitted += 1
+                self._estimate += each.estimate or 0.0
+                if self._waits and each.job_id is not None:
+                    made[each.job_id] = job
+                else:
+                    self._tell(job)
+            show(self._step())
+
+    async def _jobs_of_file(self) -> AsyncIterator[_Line]:
+        with self._file.open("rb") as file:
+            # In pieces, as a thread costs more than a line.
+            while lines := await anyio.to_thread.run_sync(file.readlines, _READ_BYTES):
+                for job in self._jobs(lines):
                     yield job
         self._is_read = True
 
-    def _open(self) -> AbstractContextManager[IO[bytes]]:
-        return nullcontext(sys.stdin.buffer) if str(self._file) == "-" else self._file.open("rb")
+    def _jobs(self, lines: Iterable[bytes]) -> Iterator[_Line]:
+        """Return the jobs of the next lines; one that is no job, or would be one twice, is a failure of its own."""
+        for line in lines:
+            self._number += 1
+            if not line.strip():
+                continue
+            self._taken += 1
+            try:
+                job = self._job(self._number, line)
+            except ValueError as error:
+                self._failed += 1
+                self._tell({"line": self._number, "code": "invalid_line", "error": str(error)})
+                continue
+            yield job
 
     def _job(self, number: int, line: bytes) -> _Line:
         try:

@@ -37,6 +37,18 @@ class Service:
             return " --sandbox"
         return f" --profile {self.profile}" if self.profile else ""
 
+    @property
+    def infix(self) -> str:
+        """What tells the name of a file that is for its account alone from that of another one's."""
+        from urllib.parse import quote
+
+        from convertrilo.cli.settings import DEFAULT_PROFILE, profile_name
+
+        if self.sandbox:
+            return ".sandbox"
+        name = profile_name(self.profile)
+        return "" if name == DEFAULT_PROFILE else f".{quote(name, safe='')}"
+
     def run(
         self,
         work: "Callable[[AsyncClient], Awaitable[T]]",

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_help import Terminal, convertrilo
+from cli_help import COMMAND, Terminal, convertrilo, names_in
 
 from convertrilo.cli.app import run
 from convertrilo.sandbox import Sandbox, serve_in_thread
@@ -87,11 +89,107 @@ def test_run_again_it_makes_no_job_twice(service: Sandbox, capsys: pytest.Captur
     assert ids[0] == ids[1] == "".join(f"{job.id}\n" for job in service.jobs)
 
 
+def test_of_a_file_that_has_grown_only_what_is_new_is_made(service: Sandbox) -> None:
+    for count in (2, 3):
+        write(*map(named, range(count)))
+        assert run(["bulk", "jobs.jsonl", "--confirm", "--quiet"]) == 0
+    assert sorted(str(job.external_id) for job in service.jobs) == ["clip-0", "clip-1", "clip-2"]
+    assert names_in(Path()) == ["jobs.jsonl", "jobs.jsonl.db"]
+
+
+def test_what_was_made_is_refused_with_other_settings_and_not_made_again(
+    service: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(named(1))
+    assert run(["bulk", "jobs.jsonl"]) == 0
+    assert run(["bulk", "jobs.jsonl", "--confirm"]) == 1
+    assert "line 1: another job has this external_id" in capsys.readouterr().err
+    assert service.assert_created_once(external_id="clip-1").status == "created"
+
+
+def test_each_account_has_a_journal_of_its_own(service: Sandbox) -> None:
+    write(named(1, sourceUrl=None))
+    with serve_in_thread(other := Sandbox()) as base_url:
+        for setting, value in (("apiKey", other.api_key), ("baseUrl", base_url)):
+            assert run(["config", "set", setting, value, "--profile", "a/b"]) == 0
+        for more in ([], ["--profile", "a/b"], ["--sandbox"], ["--dry-run"], ["--journal", "mine"]):
+            assert run(["bulk", "jobs.jsonl", "--quiet", *more]) == 0
+        assert len(service.jobs) == len(other.jobs) == 1
+    beside = ["jobs.jsonl", "jobs.jsonl.a%2Fb.db", "jobs.jsonl.db", "jobs.jsonl.sandbox.db"]
+    assert names_in(Path()) == [*beside, "mine"]
+
+
+def test_without_a_journal_nothing_is_sent(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    write(named(1))
+    Path("jobs.jsonl.db").mkdir()
+    assert run(["bulk", "jobs.jsonl"]) == 2
+    assert "jobs.jsonl.db cannot be used: it cannot be opened; its directory must" in capsys.readouterr().err
+    assert service.jobs == []
+
+
+# ---- stdin
+
+
 def test_from_stdin_and_only_to_estimate(service: Sandbox, tmp_path: Path) -> None:
     done = convertrilo("bulk", "-", "--dry-run", cwd=tmp_path, stdin=json.dumps(JOB))
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("1 would be created, 0 failed; ")
     assert service.jobs == []
+
+
+def test_from_stdin_every_line_is_a_job_however_many_there_are(service: Sandbox, tmp_path: Path) -> None:
+    lines = [json.dumps(named(number, metadata={"about": "x" * 200})) for number in range(1200)]
+    lines[700] = "{"
+    done = convertrilo("bulk", "-", "--journal", "run.db", "--json", cwd=tmp_path, stdin="\n".join(lines))
+    assert done.returncode == 1, done.stderr
+    results = list(map(json.loads, done.stdout.splitlines()))
+    assert sorted(each["line"] for each in results) == list(range(1, 1201))
+    assert [each["line"] for each in results if "error" in each] == [701]
+    assert len(service.jobs) == 1199
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_line_that_has_arrived_is_submitted_and_a_signal_ends_what_waits_for_more(
+    end: signal.Signals, service: Sandbox, tmp_path: Path
+) -> None:
+    command = [*COMMAND, "bulk", "-", "--confirm", "--json", "--journal", "run.db"]
+    lines = [json.dumps(named(number)).encode() + b"\n" for number in range(3)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for number, piece in enumerate((lines[0], lines[1] + lines[2][:10])):
+            process.stdin.write(piece)
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["externalId"] == f"clip-{number}"
+        process.send_signal(end)
+        assert process.wait() == 130  # while stdin is open
+        guard.cancel()
+        assert process.stdout.read() == b""
+        assert process.stderr.read().decode().splitlines()[-1] == (
+            "convertrilo: interrupted; 2 jobs are submitted; "
+            "the same command again goes on, and makes none of them twice"
+        )
+    done = subprocess.run(command, cwd=tmp_path, input=b"".join(lines), stdout=pipe, timeout=60, check=True)
+    assert [json.loads(line)["jobId"] for line in done.stdout.splitlines()] == [job.id for job in service.jobs]
+    service.assert_no_duplicates()
+
+
+def test_stdin_that_cannot_be_read_is_said_to_be(service: Sandbox, tmp_path: Path) -> None:
+    command = [*COMMAND, "bulk", "-", "--dry-run"]
+    with (tmp_path / "out").open("wb") as only_written:
+        done = subprocess.run(
+            command, cwd=tmp_path, stdin=only_written, capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "convertrilo: -: cannot be read: Bad file descriptor\n"
+    assert service.jobs == []
+
+
+# ---- interrupted, and what is not right
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, None])
@@ -118,6 +216,7 @@ def test_interrupted_it_is_run_again_and_makes_no_job_twice(
 
 WRONG = [
     (["none.jsonl"], 2, "there is no file none.jsonl"),
+    (["-"], 2, "for stdin, --journal must say where to keep what was submitted"),
     (["jobs.jsonl", "--wait"], 2, "--wait would wait for ever without --confirm"),
     (["jobs.jsonl", "--json", "--job-id-only"], 2, "exclude each other"),
 ]
