@@ -25,7 +25,7 @@ from convertrilo.bulk import submit_jobs
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import ConvertriloError, JobRefusedError, WaitTimeoutError
 from convertrilo.models import TERMINAL_STATUSES, BulkCreateSettings, JobCreateRequest, StatusResponse
-from convertrilo.s3 import Folder, list_objects
+from convertrilo.s3 import Folder, UnorderedError, list_objects
 from convertrilo.waiting import JobResult
 
 _FOLLOWERS = 10
@@ -136,7 +136,12 @@ class FolderRun:
             try:
                 if manifest is None:
                     ask = None if self._elsewhere is None else self._elsewhere.ask
-                    await list_objects(self._client, self._folder, take, ask=ask)
+                    listing = partial(list_objects, self._client, self._folder, take, ask=ask)
+                    try:
+                        await listing()
+                    except UnorderedError:
+                        self._passed_over = 0  # all comes again, and what is written down is not new
+                        await listing(concurrency=1)
                 else:
                     await read_manifest(manifest, self._folder.bucket, take)
             except _EnoughError:

@@ -329,6 +329,10 @@ _DIGITS = 32
 """How many characters of a key count."""
 
 
+class UnorderedError(TransferError):
+    """The store does not list in the order of the keys, which came out when several ranges were listed already."""
+
+
 async def list_objects(
     client: AsyncClient, folder: Folder, take: Take, *, concurrency: int = CONCURRENCY, ask: Ask | None = None
 ) -> None:
@@ -346,6 +350,7 @@ async def list_objects(
         ask: Lists one page, given the key or the token that it begins behind; by default over connections of its own.
 
     Raises:
+        UnorderedError: Some objects may be missing, which a listing in one range finds.
         TransferError: The store does not answer, refuses, or answers with something else than a listing.
     """
     if ask is not None:
@@ -389,7 +394,7 @@ class _Ranges:
         self._is_divided = False
 
     async def list(self) -> None:
-        """List all of it; the first error ends it."""
+        """List all of it; the first error ends it. A store without order ends it too, once all pages are taken."""
         failures: list[Exception] = []
 
         async def work(after: str | None, until: str | None) -> None:
@@ -409,18 +414,28 @@ class _Ranges:
             begin(None, None)
         if failures:
             raise failures[0]
+        if self._is_in_vain:
+            raise UnorderedError("the store does not list in the order of the keys, and only one range at a time")
+
+    @property
+    def _is_in_vain(self) -> bool:
+        """Whether the folder was divided where there are no ranges, as in directory buckets."""
+        return self._is_divided and not self._in_order
 
     async def _list(self, after: str | None, until: str | None, begin: Callable[[str, str | None], None]) -> None:
         """List the keys behind one key, up to another one that may come down as the range is divided."""
         token: str | None = None
         is_first = True
-        while True:
+        last = b"" if after is None else _order(after)
+        while not self._is_in_vain:
             listed = await self._ask(after, token)
             if token is not None and listed.token == token:
                 raise TransferError("the store says again and again that the same page is next")
             page, token = listed.objects, listed.token
             self._pages += 1
-            self._check_order(page)
+            keys = [last, *(_order(each.key) for each in page)]
+            last = keys[-1]
+            self._in_order = self._in_order and keys == sorted(keys)
             if page and until is not None and _order(page[-1].key) > _order(until):
                 page, token = [each for each in page if _order(each.key) <= _order(until)], None
             if is_first and not page:
@@ -441,13 +456,6 @@ class _Ranges:
         if not (is_big and page) or self._running >= self._concurrency or self._empty * _WASTE > self._pages:
             return None
         return ahead([each.key for each in page], until, self._prefix)
-
-    def _check_order(self, page: Page) -> None:
-        """Notice a store that does not list in the order of the keys' bytes, as directory buckets: it has no ranges."""
-        keys = [_order(each.key) for each in page]
-        self._in_order = self._in_order and keys == sorted(keys)
-        if self._is_divided and not self._in_order:
-            raise TransferError("the store does not list in the order of the keys; list it with concurrency=1")
 
 
 def _order(key: str) -> bytes:

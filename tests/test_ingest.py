@@ -34,6 +34,7 @@ from convertrilo import (
     ValidationError,
     _manifests,
     ingest_folder,
+    s3,
 )
 from convertrilo._objects import Shard
 from convertrilo.sandbox import Sandbox, serve_in_thread
@@ -437,6 +438,36 @@ async def test_no_more_files_than_are_wanted(
             client, object_store.folder(bucket), TEMPLATE, journal=tmp_path / "run.db", max_files=most
         )
         assert (report.listed, len(made(sandbox))) == (expected, expected)
+
+
+class Unordered(httpx.AsyncBaseTransport):
+    """A store that lists in the order of the keys until it does not, as directory buckets, and has no `start-after`."""
+
+    def __init__(self, keys: list[str]) -> None:
+        self.keys = keys
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.lowlevel.checkpoint()
+        end = int(request.url.params.get("continuation-token", 0)) + 10
+        more = f"<NextContinuationToken>{end}</NextContinuationToken>" if end < len(self.keys) else ""
+        found = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in self.keys[end - 10 : end])
+        truncated = f"<IsTruncated>{'true' if more else 'false'}</IsTruncated>"
+        listing = f"<ListBucketResult>{truncated}{more}{found}</ListBucketResult>"
+        return httpx.Response(200, stream=httpx.ByteStream(listing.encode()))
+
+
+async def test_a_store_that_turns_out_to_have_no_order_is_listed_whole(
+    client: AsyncClient, sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = [f"{number:04}.{'txt' if number % 5 == 0 else 'mp4'}" for number in range(400)]
+    keys[200:] = reversed(keys[200:])
+    monkeypatch.setattr(s3, "make_transport", lambda **_: Unordered(keys))
+    for _ in range(2):
+        with anyio.fail_after(60):
+            report = await ingest_folder(client, "s3://films", TEMPLATE, journal=tmp_path / "run.db", anonymous=True)
+        assert (report.listed, report.passed_over, report.submitted) == (320, 80, 320)
+    assert {job.source["key"] for job in sandbox.jobs if job.source} == {key for key in keys if key.endswith(".mp4")}
+    assert len(made(sandbox)) == 320
 
 
 class Counting(httpx.AsyncBaseTransport):

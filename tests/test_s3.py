@@ -456,6 +456,35 @@ async def test_a_store_that_lists_in_no_order_is_not_divided() -> None:
     assert await collect(shelf) == shelf.keys
 
 
+@pytest.mark.parametrize("page_size", [1, 10])
+async def test_a_store_that_turns_out_to_have_no_order_says_so_and_cancels_no_taker(page_size: int) -> None:
+    keys = [f"{number:04}" for number in range(40 * page_size)]
+    keys[len(keys) // 2 :] = reversed(keys[len(keys) // 2 :])
+    taken: list[str] = []
+    taking = 0
+
+    async def page(_: str | None, token: str | None) -> Any:  # a listing begins at the beginning, wherever it should
+        await anyio.lowlevel.checkpoint()
+        end = int(token or 0) + page_size
+        objects = [S3Object(key) for key in keys[end - page_size : end]]
+        return module.Listed(objects, str(end) if end < len(keys) else None)
+
+    async def take(page: Page) -> None:
+        nonlocal taking
+        taking += 1
+        for _ in range(5):
+            await anyio.lowlevel.checkpoint()
+        taking -= 1
+        taken.extend(each.key for each in page)
+
+    with anyio.fail_after(60), pytest.raises(module.UnorderedError, match="not list in the order of the keys"):
+        await module._Ranges(page, "", take, 4).list()
+    assert taking == 0
+    taken.clear()
+    await module._Ranges(page, "", take, 1).list()
+    assert taken == keys
+
+
 async def test_a_slow_taker_slows_the_listing_down() -> None:
     shelf = Shelf([f"{number:05}" for number in range(5_000)], 10)
     taken = 0
