@@ -38,9 +38,9 @@ class FolderRecord:
         """Write objects down, and return those that were not there; `most` is how many there may be in all."""
         return await self.journal.do(partial(_folder_rows.add, objects=objects, most=most), _NOT_RECORDED)
 
-    async def submitted(self, results: Sequence[Submitted]) -> None:
+    async def submitted(self, results: Sequence[Submitted], *, dry_run: bool = False) -> None:
         """Write down what became of objects' jobs when they were submitted, or estimated."""
-        await self.journal.do(partial(_folder_rows.submitted, results=results), _NOT_RECORDED)
+        await self.journal.do(partial(_folder_rows.submitted, results=results, dry_run=dry_run), _NOT_RECORDED)
 
     async def ended(self, results: Sequence[Ended]) -> None:
         """Write down how jobs ended."""

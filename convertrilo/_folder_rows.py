@@ -35,6 +35,9 @@ TABLES = (
 
 _PAGE = 1000
 
+UNKNOWN = "unknown"
+"""The status of an object without a job of which the service may have made one, all the same."""
+
 
 class Row(NamedTuple):
     """An object in the journal."""
@@ -97,6 +100,7 @@ class Totals:
     failed: int = 0
     canceled: int = 0
     refused: int = 0
+    unknown: int = 0
     estimated: float = 0.0
     reserved: float | None = None
 
@@ -132,6 +136,9 @@ def last_id(db: "sqlite3.Connection") -> int:
     return int(number)
 
 
+_NOTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
+             UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608
+
 _OF_THIS_RUN = "(:run IS NULL OR name = :run OR name GLOB :run || ' round *')"
 """Of a folder's own operations: those since it was begun from scratch have names, by `run_name`."""
 
@@ -154,7 +161,7 @@ _SENT = f"""SELECT 1 FROM operations
 
 def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
     """Whether there is a job, or may be one: it is noted after it is sent, and a process may end in between."""
-    if db.execute("SELECT 1 FROM objects WHERE submission IS NOT NULL LIMIT 1").fetchone():
+    if db.execute(_NOTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None
     return db.execute(_SENT, {"run": run_name(generation), "listing": listing}).fetchone() is not None
@@ -190,13 +197,14 @@ def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -
     return added
 
 
-def submitted(db: "sqlite3.Connection", *, results: Sequence[Submitted]) -> None:
+def submitted(db: "sqlite3.Connection", *, results: Sequence[Submitted], dry_run: bool) -> None:
     (last,) = db.execute("SELECT coalesce(max(submission), 0) FROM objects").fetchone()
     for number, each in enumerate(results, last + 1):
         db.execute(
             "UPDATE objects SET job_id = ?, status = ?, error = ?, estimate = coalesce(?, estimate), "
-            "submission = CASE WHEN ? IS NULL THEN NULL ELSE ? END WHERE external_id = ? AND job_id IS NULL",
-            (each.job_id, each.status, each.error, each.estimate, each.job_id, number, each.external_id),
+            "submission = CASE WHEN ? IS NULL THEN NULL ELSE ? END WHERE external_id = ? AND job_id IS NULL "
+            "AND NOT (? AND status IS ?)",  # an estimate does not tell whether there is a job
+            (*each[1:], each.job_id, number, each.external_id, dry_run, UNKNOWN),
         )
 
 
@@ -208,13 +216,14 @@ def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
     )
 
 
-_COUNTS = """SELECT CASE WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
-                         WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
-                    count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""
+_COUNTS = f"""SELECT CASE WHEN job_id IS NULL AND status = '{UNKNOWN}' THEN '{UNKNOWN}'
+                          WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
+                          WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
+                     count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""  # noqa: S608  # it is all ours
 _RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
                 FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
                 AND {_OF_THIS_RUN}"""  # noqa: S608  # it is all ours
-_NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused"}
+_NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused", UNKNOWN: "unknown"}
 
 
 def totals(db: "sqlite3.Connection") -> Totals:
@@ -223,7 +232,7 @@ def totals(db: "sqlite3.Connection") -> Totals:
         totals.listed += count
         totals.size += size or 0
         totals.estimated += estimate or 0.0
-        if state not in ("listed", "refused"):
+        if state not in ("listed", "refused", UNKNOWN):
             totals.submitted += count
         if (name := _NAMES.get(state)) is not None:
             setattr(totals, name, getattr(totals, name) + count)

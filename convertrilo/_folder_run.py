@@ -12,7 +12,7 @@ import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import Ended, New, Row, Submitted, Totals, run_name
+from convertrilo._folder_rows import UNKNOWN, Ended, New, Row, Submitted, Totals, run_name
 from convertrilo._manifests import read_manifest
 from convertrilo._model import field_specs, fit_to_show
 from convertrilo._objects import Page, S3Object, external_id, is_text
@@ -23,7 +23,14 @@ from convertrilo._results import SubmittedJob
 from convertrilo._together import together
 from convertrilo.bulk import submit_jobs
 from convertrilo.client import AsyncClient, engine_of
-from convertrilo.errors import ConvertriloError, JobRefusedError, WaitTimeoutError
+from convertrilo.errors import (
+    ConvertriloError,
+    DecodeError,
+    IdempotencyConflictError,
+    JobRefusedError,
+    OutcomeUnknownError,
+    WaitTimeoutError,
+)
 from convertrilo.models import TERMINAL_STATUSES, BulkCreateSettings, JobCreateRequest, StatusResponse
 from convertrilo.s3 import Folder, UnorderedError, list_objects
 from convertrilo.waiting import JobResult
@@ -50,7 +57,7 @@ class IngestProgress:
     succeeded: int
     """How many of the jobs have, as far as they are waited for."""
     failed: int
-    """How many were refused, or have a job that failed or was canceled."""
+    """How many were refused, have a job that failed or was canceled, or may have one that is not known."""
     is_listed: bool
     """Whether `listed` is all of them."""
 
@@ -96,7 +103,7 @@ class FolderRun:
 
     async def begin(self) -> None:
         """Learn what earlier runs have done."""
-        self._totals = attrs.evolve(await self._record.totals(), refused=0)  # which may go again
+        self._totals = attrs.evolve(await self._record.totals(), refused=0, unknown=0)  # which may go again
         self._last_known = await self._record.last_id()
 
     async def work(
@@ -225,13 +232,15 @@ class FolderRun:
 
     async def _put(self, results: Sequence[SubmittedJob]) -> None:
         said = [
-            Submitted(each.external_id, each.job_id, each.status, self._reason(each.error), each.estimate)
+            Submitted(each.external_id, each.job_id, self._status(each), self._reason(each.error), each.estimate)
             for each in results
             if each.external_id is not None
         ]
-        await self._record.submitted(said)
+        await self._record.submitted(said, dry_run=self._dry_run)
         for each in said:
-            if each.error is not None:
+            if each.job_id is None and each.status == UNKNOWN:
+                self._totals.unknown += 1
+            elif each.error is not None:
                 self._totals.refused += 1
             else:
                 self._totals.submitted += 1
@@ -239,9 +248,25 @@ class FolderRun:
         self._news = anyio.Event()
         self._tell()
 
+    def _status(self, result: SubmittedJob) -> str | None:
+        """Return what is known of a job: without an id there may be one all the same, if its error leaves that open.
+
+        So does an answer that does not mention it, and a key that the service knows with another body.
+        """
+        error = result.error
+        if result.job_id is not None:
+            return result.status
+        if self._dry_run or error is None:
+            return None
+        return UNKNOWN if _is_known(error) or isinstance(error, OutcomeUnknownError | DecodeError) else None
+
     def _reason(self, error: ConvertriloError | None) -> str | None:
         if error is None:
             return None
+        if _is_known(error):
+            return self._hide(
+                f"{error.message}: sent before with other credentials, it seems; with those, run it again"
+            )
         code = error.code if isinstance(error, JobRefusedError) else ""
         return self._hide(error.message if code in ("", error.message) else f"{code}: {error.message}")
 
@@ -317,7 +342,7 @@ class FolderRun:
                     listed=totals.listed,
                     submitted=totals.submitted,
                     succeeded=totals.succeeded,
-                    failed=totals.refused + totals.failed + totals.canceled,
+                    failed=totals.refused + totals.unknown + totals.failed + totals.canceled,
                     is_listed=self._is_listed,
                 )
             )
@@ -335,6 +360,11 @@ _COUNTED = {"success": "succeeded", "failed": "failed", "canceled": "canceled"}
 
 class _EnoughError(Exception):
     """There are as many objects as are wanted."""
+
+
+def _is_known(error: ConvertriloError) -> bool:
+    """Whether the service knows a batch with another body; of a conflict within the journal nothing was sent."""
+    return isinstance(error, IdempotencyConflictError) and error.attempts > 0
 
 
 def _output(status: StatusResponse) -> str | None:

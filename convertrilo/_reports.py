@@ -11,7 +11,7 @@ import anyio.to_thread
 import attrs
 
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import Row
+from convertrilo._folder_rows import UNKNOWN, Row
 from convertrilo.journal import Journal
 
 
@@ -25,8 +25,8 @@ class IngestRow:
     external_id: str
     job_id: str | None
     status: str
-    """`listed`, `refused` (there is no job, and `error` says why), `submitted`, or how the job ended: `success`,
-    `failed`, `canceled`."""
+    """`listed`, `refused` (there is no job, and `error` says why), `unknown` (there may be one, and `error` says why
+    that is open), `submitted`, or how the job ended: `success`, `failed`, `canceled`."""
     output: str | None
     """Where the service put the encoded file."""
     error: str | None
@@ -49,6 +49,8 @@ class IngestReport:
     canceled: int
     refused: int
     """Objects that have no job because something is wrong with them, or with their job."""
+    unknown: int
+    """Objects that may have a job or not: it was sent, and what came of it is not known."""
     size: int
     """Bytes of all objects."""
     estimated: float
@@ -127,6 +129,8 @@ def part_of(path: Path) -> Path:
 
 def status_of(row: Row) -> str:
     """Return where an object stands."""
+    if row.job_id is None and row.status == UNKNOWN:
+        return UNKNOWN
     if row.job_id is None:
         return "listed" if row.error is None else "refused"
     return (row.status if row.ended else None) or "submitted"

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import attrs
 import httpx
 import pytest
 from object_store import ObjectStore
@@ -227,7 +228,7 @@ import anyio
 from convertrilo import AsyncClient, S3FolderSource, ingest_folder
 from convertrilo._folder_record import FolderRecord
 
-async def die(*_):
+async def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main(bucket, endpoint, key, secret, journal, on_demand):
@@ -357,6 +358,54 @@ async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
         assert all((each.error or "").startswith("insufficient_tokens: ") for each in refused)
 
 
+async def test_what_may_have_a_job_is_not_called_refused(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder, path = object_store.folder(object_store.bucket(**videos(3))), tmp_path / "run.db"
+    late = Journal(path, replay_window=0)
+    heard: list[IngestProgress] = []
+    sandbox.faults.lose_response("createJobsBulk")
+    async with sandbox.client(retry=RetryPolicy.none()) as client:
+        with pytest.raises(TransportError):
+            await ingest_folder(client, folder, TEMPLATE, journal=path)
+        for dry_run in (False, True):  # an estimate does not tell whether there is a job
+            report = await ingest_folder(
+                client, folder, TEMPLATE, journal=late, dry_run=dry_run, on_progress=heard.append
+            )
+            assert (report.listed, report.unknown, report.refused, report.submitted) == (3, 3, 0, 0)
+            found = (await rows(report)).values()
+            assert {(each.status, each.job_id) for each in found} == {("unknown", None)}
+            assert all("it could be done twice" in (each.error or "") for each in found)
+        assert heard[-1].failed == 0
+        assert max(each.failed for each in heard) == 3
+        for name in ("out.csv", "out.jsonl"):
+            assert (await report.write(tmp_path / name)).read_text().count("unknown") == 3
+        with pytest.raises(ConfigurationError, match="the journal holds another ingest"):
+            await ingest_folder(client, folder, AV1, journal=late)
+        report = await ingest_folder(client, folder, TEMPLATE, journal=path)  # early enough, after all
+    assert (report.unknown, report.submitted, len(made(sandbox))) == (0, 3, 3)
+    assert {each.status for each in (await rows(report)).values()} == {"submitted"}
+
+
+async def test_a_batch_that_the_service_knows_with_other_credentials_may_have_made_jobs(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket, path = object_store.bucket(**videos(3)), tmp_path / "run.db"
+    folder = object_store.folder(bucket)
+    sandbox.faults.lose_response("createJobsBulk")
+    async with sandbox.client(retry=RetryPolicy.none()) as client:
+        with pytest.raises(TransportError):
+            await ingest_folder(client, folder, TEMPLATE, journal=path)
+        rotated = attrs.evolve(object_store, secret_access_key="another secret").folder(bucket)
+        for journal in (path, tmp_path / "other.db"):  # which knows nothing of it
+            report = await ingest_folder(client, rotated, TEMPLATE, journal=journal)
+            assert (report.unknown, report.refused, len(made(sandbox))) == (3, 0, 3)
+            with pytest.raises(ConfigurationError, match="the journal holds another ingest"):
+                await ingest_folder(client, folder, AV1, journal=journal)
+            report = await ingest_folder(client, folder, TEMPLATE, journal=journal)
+            assert (report.unknown, report.submitted, len(made(sandbox))) == (0, 3, 3)
+
+
 async def test_a_dry_run_estimates_and_creates_nothing(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
@@ -478,6 +527,26 @@ class Counting(httpx.AsyncBaseTransport):
         asked = json.loads(await request.aread())["jobs"]
         jobs = [{"index": index, "jobId": f"job of {each['externalId']}"} for index, each in enumerate(asked)]
         return httpx.Response(200, stream=httpx.ByteStream(json.dumps({"jobs": jobs}).encode()), request=request)
+
+
+class Silent(Counting):
+    """A service that makes jobs, and does not say so of all of them."""
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        answer = await super().handle_async_request(request)
+        jobs = json.loads(await answer.aread())["jobs"][1:]
+        return httpx.Response(200, stream=httpx.ByteStream(json.dumps({"jobs": jobs}).encode()), request=request)
+
+
+async def test_a_job_that_an_answer_does_not_mention_may_be_there(tmp_path: Path) -> None:
+    (tmp_path / "keys.txt").write_text("a.mp4\nb.mp4\n")
+    how: dict[str, Any] = {"manifest": tmp_path / "keys.txt", "anonymous": True}
+    async with AsyncClient("key", base_url="https://api.test", transport=Silent()) as client:
+        dry = await ingest_folder(client, "s3://films", TEMPLATE, journal=tmp_path / "1.db", dry_run=True, **how)
+        report = await ingest_folder(client, "s3://films", TEMPLATE, journal=tmp_path / "2.db", **how)
+    assert (dry.refused, dry.unknown) == (1, 0), "a dry run makes no job"
+    assert (report.submitted, report.refused, report.unknown) == (1, 0, 1)
+    assert (await rows(report))["a.mp4"].error == "the answer does not say what became of this job"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # it is the same memory on trio

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 from mcp import Client
 from object_store import ObjectStore
@@ -117,6 +118,28 @@ async def test_a_call_whose_answer_was_lost_makes_nothing_twice(
         made = value_of(await talking.call_tool("ingest_folder", call))
     assert (made["submitted"], made["replayed"], len(sandbox.jobs)) == (2, False, 2)  # their answer is news
     assert {each["jobId"] for each in made["objects"]} == {job.id for job in sandbox.jobs}
+
+
+async def test_videos_that_may_have_a_job_come_first_and_are_not_called_refused(
+    sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    bucket = object_store.private_bucket(**videos(2))
+    call = of_folder(bucket)
+    async with using(sandbox, object_store, tmp_path, patient=False) as talking:
+        call["confirmation"] = value_of(await talking.call_tool("ingest_folder", call))["confirmation"]
+        sandbox.faults.lose_response("createJobsBulk")
+        problem_of(await talking.call_tool("ingest_folder", call))
+    rotated = attrs.evolve(object_store, secret_access_key="another secret")
+    async with using(sandbox, rotated, tmp_path, patient=False) as talking:
+        made = value_of(await talking.call_tool("ingest_folder", call))
+    assert (made["refused"], made["unknown"], made["submitted"], len(sandbox.jobs)) == (0, 2, 0, 2)
+    assert {each["status"] for each in made["objects"]} == {"unknown"}
+    assert all("sent before with other credentials" in each["error"] for each in made["objects"])
+    async with using(sandbox, object_store, tmp_path, patient=False) as talking:
+        looked = value_of(await talking.call_tool("ingest_folder", of_folder(bucket)))
+        assert (looked["unknown"], looked["confirmation"]) == (2, call["confirmation"])
+        made = value_of(await talking.call_tool("ingest_folder", call))
+    assert (made["unknown"], made["submitted"], len(sandbox.jobs)) == (0, 2, 2)
 
 
 async def test_videos_that_are_refused_come_first_with_the_reason(

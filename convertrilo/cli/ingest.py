@@ -52,7 +52,8 @@ def ingest(source: str, modified_since: datetime | None, **options: Any) -> None
 
     Run again with the same journal it goes on where it stopped, and of a folder that has grown only what is new is
     encoded. A --report whose name ends in .csv is CSV, any other JSON lines.
-    Exit code 1 if objects were refused or jobs have failed, 4 if jobs go on after --timeout-ms.
+    Exit code 1 if objects were refused, jobs have failed, or it is not known whether there is one, 4 if jobs go on
+    after --timeout-ms.
     """
     from convertrilo.cli.ingesting import Ingestion
 

@@ -22,7 +22,7 @@ from convertrilo.models import JobCreateRequest, S3FolderOutput, S3FolderSource
 from convertrilo.s3 import parse_url
 
 _FILTERS = ("exclude", "min_size", "max_size", "max_files", "shard", "manifest", "anonymous", "dry_run", "from_scratch")
-_COUNTS = ("listed", "passed_over", "submitted", "succeeded", "failed", "canceled", "refused", "unfinished")
+_COUNTS = ("listed", "passed_over", "submitted", "succeeded", "failed", "canceled", "refused", "unknown", "unfinished")
 _SUMS = ("size", "estimated", "reserved", "dry_run")
 
 
@@ -68,7 +68,7 @@ class Ingestion:
         summary = {wire_name(name): getattr(report, name) for name in (*_COUNTS, *_SUMS)}
         summary |= {"journal": str(self._how["journal"]), "report": self._report and str(self._report)}
         self._output.show(summary, quiet=self._quiet)
-        if report.refused or report.failed or report.canceled:
+        if report.refused or report.unknown or report.failed or report.canceled:
             raise click.exceptions.Exit(failures.JOB_FAILED)
         if self._waits and report.unfinished:
             raise click.exceptions.Exit(failures.NO_ANSWER)

@@ -117,6 +117,7 @@ async def _result(report: IngestReport) -> dict[str, Any]:
         "failed": report.failed,
         "canceled": report.canceled,
         "refused": report.refused,
+        "unknown": report.unknown,
         "unfinished": report.unfinished,
         "bytes": report.size,
         "estimatedNeu": report.estimated,
@@ -130,10 +131,10 @@ async def _objects(report: IngestReport) -> list[IngestRow]:
     """Return some rows: those that went wrong before the others."""
     wrong: list[IngestRow] = []
     others: list[IngestRow] = []
-    problems = min(report.refused + report.failed + report.canceled, SHOWN)
+    problems = min(report.refused + report.unknown + report.failed + report.canceled, SHOWN)
     async with aclosing(cast("AsyncGenerator[IngestRow]", report.rows())) as rows:
         async for row in rows:
-            chosen = wrong if row.status in ("refused", "failed", "canceled") else others
+            chosen = wrong if row.status in ("refused", "unknown", "failed", "canceled") else others
             if len(chosen) < SHOWN:
                 chosen.append(row)
             if len(wrong) >= problems and len(wrong) + len(others) >= SHOWN:

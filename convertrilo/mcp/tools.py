@@ -76,6 +76,7 @@ _COUNTS = {
     "failed": "Jobs that are known to have failed.",
     "canceled": "Jobs that are known to be canceled.",
     "refused": "Videos that have no job because something is wrong; `objects` says what.",
+    "unknown": "Videos that may have a job or not, because its answer is lost; `objects` says more.",
     "unfinished": "Jobs whose end is not known.",
     "bytes": "Size of all videos.",
     "estimatedNeu": "Estimated price of all of them, in tokens.",

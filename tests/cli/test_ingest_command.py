@@ -122,6 +122,19 @@ def test_what_goes_wrong_with_one_is_told_by_the_exit_code(
     assert len(service.jobs) == COUNT + 3
 
 
+def test_what_may_have_a_job_is_counted_on_its_own(
+    service: Sandbox, folder: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["ingest", folder, "--journal", "lost.db", "--quiet"]) == 0
+    capsys.readouterr()
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another secret")
+    assert run(["ingest", folder, "--journal", "run.db", "--report", "out.csv", "--json", "--quiet"]) == 1
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["listed"], summary["submitted"], summary["refused"], summary["unknown"]) == (COUNT, 0, 0, COUNT)
+    assert [each["status"] for each in rows(Path("out.csv"))] == ["unknown"] * COUNT
+    assert len(service.jobs) == COUNT
+
+
 def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_sent(
     service: Sandbox, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
