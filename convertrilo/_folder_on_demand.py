@@ -1,7 +1,8 @@
 """A small folder that the service lists itself: one request, at most 1,000 files, no cursor."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import partial
 from urllib.parse import quote
 
 import attrs
@@ -9,14 +10,14 @@ import attrs
 from convertrilo import operations as rows
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_rows import Ended, New, Submitted, run_name
-from convertrilo._folder_run import IngestProgress, OnIngest
+from convertrilo._folder_run import ROUNDS, IngestProgress, OnIngest
 from convertrilo._json import encode
 from convertrilo._redaction import hider, secrets_in
 from convertrilo._reports import IngestReport
 from convertrilo._together import together
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request, to_wire
-from convertrilo.errors import Issue, JobError, ValidationError, WaitTimeoutError
+from convertrilo.errors import ConvertriloError, Issue, JobError, ValidationError, WaitTimeoutError
 from convertrilo.idempotency import identify
 from convertrilo.models import (
     JobCreateRequest,
@@ -74,6 +75,7 @@ class OnDemandFolder:
         on_progress: OnIngest | None,
     ) -> None:
         self._client = client
+        self._clock = engine_of(client)[0].clock
         self._request = request
         self._record = record
         self._on_progress = on_progress
@@ -82,21 +84,27 @@ class OnDemandFolder:
     async def work(self, timeout: float | None) -> IngestReport:
         """Have the folder encoded; and follow the jobs for so many seconds, if any are given."""
         answer = await self._ask()
-        jobs = {self._name(each): each for each in answer.jobs or () if each.job_id}
+        jobs = self._named({each.job_id: each for each in answer.jobs or () if each.job_id})
         await self._record.add([New(each.file_name or name, None, name, None) for name, each in jobs.items()], None)
         await self._record.submitted(
             [Submitted(name, each.job_id, "queued", None, None) for name, each in jobs.items()]
         )
         await self._tell()
         if timeout is not None:
-            left = iter([job_id for _, job_id in await self._record.unended(0, len(jobs))])
-            await together([lambda: self._follow(left, timeout)] * _FOLLOWERS)
+            await self._follow_all(timeout, len(jobs))
         totals = await self._record.totals()
         return IngestReport(**attrs.asdict(totals), passed_over=0, dry_run=False, journal=self._record.journal)
 
-    def _name(self, item: OnDemandFolderIngestItem) -> str:
-        """Return the external id of a file's job, as the contract makes it where the answer does not say."""
-        return item.external_id or f"{self._request.external_id_prefix}:{item.file_name or item.job_id}"
+    def _named(self, jobs: Mapping[str, OnDemandFolderIngestItem]) -> dict[str, OnDemandFolderIngestItem]:
+        """Return the jobs by their external ids; of several with the same one, the later ones have their own behind it.
+
+        An external id is as the contract makes it where the answer does not say.
+        """
+        named: dict[str, OnDemandFolderIngestItem] = {}
+        for job_id, item in jobs.items():
+            name = item.external_id or f"{self._request.external_id_prefix}:{item.file_name or job_id}"
+            named[f"{name}#{job_id}" if name in named else name] = item
+        return named
 
     async def _ask(self) -> OnDemandFolderIngestResponse:
         """Send the request, once on this journal: sent and answered before, the answer comes from there."""
@@ -108,22 +116,36 @@ class OnDemandFolder:
             answer, _ = await engine.journaled(self._record.journal, call, identity, bare)
         return answer
 
-    async def _follow(self, left: Iterator[str], timeout: float) -> None:
+    async def _follow_all(self, timeout: float, count: int) -> None:
+        self._deadline = self._clock.monotonic() + timeout
+        for _ in range(ROUNDS):
+            self._unread = 0
+            left = iter([job_id for _, job_id in await self._record.unended(0, count)])
+            await together([partial(self._follow, left)] * _FOLLOWERS)
+            if not self._unread:
+                break
+
+    async def _follow(self, left: Iterator[str]) -> None:
         for job_id in left:
-            status: OnDemandStatusResponse | None = None
-            error: str | None = None
+            seconds = self._deadline - self._clock.monotonic()
+            if seconds <= 0:
+                return
             try:
-                status = await self._client.wait_for_on_demand(job_id, timeout=timeout)
+                status = await self._client.wait_for_on_demand(job_id, timeout=seconds)
             except WaitTimeoutError:
                 continue
             except JobError as failed:
                 status = failed.status
-            assert status is not None
-            error = status.failure_message
-            if error is not None:
-                error = hider(error, secrets_in(self._wire))(error)
-            await self._record.ended([Ended(job_id, status.status, _output(status), error)])
+            except ConvertriloError as error:  # this job's own
+                self._unread += 1
+                await self._record.ended([Ended(job_id, None, None, self._hide(str(error)))])
+                continue
+            message = None if status.failure_message is None else self._hide(status.failure_message)
+            await self._record.ended([Ended(job_id, status.status, _output(status), message)])
             await self._tell()
+
+    def _hide(self, text: str) -> str:
+        return hider(text, secrets_in(self._wire))(text)
 
     async def _tell(self) -> None:
         if self._on_progress is not None:

@@ -38,7 +38,7 @@ from convertrilo.waiting import JobResult
 _FOLLOWERS = 10
 _WINDOW = 100
 """Jobs that each of the followers waits for at a time; the poller asks for those of all of them together."""
-_ROUNDS = 3
+ROUNDS = 3
 """How often jobs are waited for whose status could not be read, for a reason that seemed to be no passing one."""
 _RESULTS = 500
 """Results that are written down together."""
@@ -281,7 +281,7 @@ class FolderRun:
         """Wait for the jobs, a window of them at a time, and write down how each one ends."""
         self._deadline = self._clock.monotonic() + timeout
         self._choosing = anyio.Lock()
-        for _ in range(_ROUNDS):
+        for _ in range(ROUNDS):
             self._after = self._unread = 0
             await together([self._follow] * _FOLLOWERS)
             if not self._unread:

@@ -23,6 +23,7 @@ class IngestRow:
     size: int | None
     """Bytes, where that is known."""
     external_id: str
+    """The job's; where on-demand jobs have the same one, the later ones have `#` and their own id behind it here."""
     job_id: str | None
     status: str
     """`listed`, `refused` (there is no job, and `error` says why), `unknown` (there may be one, and `error` says why

@@ -16,7 +16,7 @@ import attrs
 import httpx
 import pytest
 from object_store import ObjectStore
-from support import Quick
+from support import Clock, Quick
 
 from convertrilo import (
     AsyncClient,
@@ -33,6 +33,7 @@ from convertrilo import (
     TransferError,
     TransportError,
     ValidationError,
+    _folder_on_demand,
     _manifests,
     ingest_folder,
     s3,
@@ -660,6 +661,68 @@ async def test_the_service_may_list_a_small_folder_itself(
     assert {each.external_id: each.job_id for each in found.values()} == made(sandbox)
     assert found.keys() == {key.removeprefix("films/") for key in videos(9)}
     assert sorted(each.error or "" for each in found.values()) == [""] * 7 + ["no video stream"] * 2
+
+
+async def test_a_status_that_cannot_be_read_is_that_jobs_own_and_read_again(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(6)))
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "wait": True}
+    sandbox.faults.status("bulkStatus", 404, times=None)
+    sandbox.faults.status("onDemandStatus", 404, times=4)
+    report = await ingest_folder(client, folder, TEMPLATE, **how)
+    assert (report.succeeded, report.unfinished) == (6, 0)
+    assert {each.error for each in (await rows(report)).values()} == {None}
+
+
+class OnDemand(httpx.AsyncBaseTransport):
+    """A service that has listed a folder, and has these statuses for its jobs."""
+
+    def __init__(self, jobs: list[dict[str, str]], **statuses: str) -> None:
+        self.jobs = jobs
+        self.statuses = statuses
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await anyio.lowlevel.checkpoint()
+        job_id = request.url.path.rpartition("/")[2]
+        status, answer = 200, dict[str, Any]()
+        if request.method == "POST":
+            answer = {"jobs": self.jobs}
+        elif job_id in self.statuses:
+            answer = {"jobId": job_id, "status": self.statuses[job_id]}
+        else:
+            status, answer = 404, {"code": "not_found", "message": "no such job"}
+        return httpx.Response(status, stream=httpx.ByteStream(json.dumps(answer).encode()), request=request)
+
+
+async def test_two_jobs_of_one_name_are_two_and_one_that_cannot_be_read_is_no_others_concern(tmp_path: Path) -> None:
+    listed = [{"jobId": f"o{number}", "externalId": "s3://films/:a.mp4", "fileName": "a.mp4"} for number in range(3)]
+    service = OnDemand([*listed, listed[0]], o0="success", o2="failed")
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "anonymous": True, "wait": True}
+    async with AsyncClient("key", base_url="https://api.test", transport=service, **QUICK) as client:
+        for _ in range(2):
+            report = await ingest_folder(client, "s3://films", TEMPLATE, **how)
+            assert (report.listed, report.submitted) == (3, 3)
+            assert (report.succeeded, report.failed, report.unfinished) == (1, 1, 1)
+    found = {each.job_id: each async for each in report.rows()}
+    assert {name: each.status for name, each in found.items()} == {"o0": "success", "o1": "submitted", "o2": "failed"}
+    assert "no such job" in str(found["o1"].error)
+    assert [found[name].external_id for name in ("o0", "o1")] == ["s3://films/:a.mp4", "s3://films/:a.mp4#o1"]
+
+
+async def test_the_time_to_wait_is_that_of_all_jobs_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_folder_on_demand, "_FOLLOWERS", 1)
+    names = [f"o{number}" for number in range(4)]
+    service = OnDemand(
+        [{"jobId": name, "fileName": f"{name}.mp4"} for name in names], **dict.fromkeys(names, "running")
+    )
+    clock = Clock()
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "anonymous": True, "wait": True}
+    async with AsyncClient("key", base_url="https://api.test", transport=service, clock=clock) as client:
+        began = clock.now
+        report = await ingest_folder(client, "s3://films", TEMPLATE, timeout=1000, **how)
+    assert report.unfinished == 4
+    assert 1000 <= clock.now - began < 1100
 
 
 async def test_the_service_writes_where_it_is_told(
