@@ -4,6 +4,7 @@ import csv
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,15 +97,18 @@ class IngestReport:
         as_csv = target.suffix.lower() == ".csv"
         file = await anyio.to_thread.run_sync(_begin, part, as_csv)
         try:
-            async with self.journal:
-                record = FolderRecord(self.journal)
-                after = 0
-                while page := await record.page(after):
-                    await anyio.to_thread.run_sync(_write, file, page, as_csv)
-                    after = page[-1].id
-        finally:
-            file.close()
-        await anyio.to_thread.run_sync(part.replace, target)
+            with file:
+                async with self.journal:
+                    record = FolderRecord(self.journal)
+                    after = 0
+                    while page := await record.page(after):
+                        await anyio.to_thread.run_sync(_write, file, page, as_csv)
+                        after = page[-1].id
+            await anyio.to_thread.run_sync(part.replace, target)
+        except BaseException:
+            with suppress(OSError):
+                part.unlink()
+            raise
         return target
 
 

@@ -38,6 +38,7 @@ from convertrilo import (
     ingest_folder,
     s3,
 )
+from convertrilo._folder_record import FolderRecord
 from convertrilo._objects import Shard
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
@@ -441,6 +442,27 @@ async def test_the_report_is_a_file_with_a_row_for_each_object(
     assert list(written[0]) == ["key", "size", "external_id", "job_id", "status", "output", "error", "estimate"]
     assert {str(each["size"]) for each in written} == {"5"}
     assert list(tmp_path.glob("*.part")) == []
+
+
+async def test_a_report_that_cannot_be_written_leaves_no_part_of_it(
+    client: AsyncClient, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(2)))
+    report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+    (tmp_path / "there.csv").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        await report.write(tmp_path / "there.csv")
+    with anyio.CancelScope() as scope:
+
+        async def stop(*_: object) -> None:
+            assert [each.name for each in tmp_path.glob("*.part")] == ["out.csv.part"]
+            scope.cancel()
+            await anyio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(FolderRecord, "page", stop)
+        await report.write(tmp_path / "out.csv")
+    assert scope.cancelled_caught
+    assert [each.name for each in tmp_path.glob("*.csv*")] == ["there.csv"]
 
 
 async def test_a_manifest_takes_the_place_of_the_listing(client: AsyncClient, sandbox: Sandbox, tmp_path: Path) -> None:
