@@ -163,7 +163,7 @@ def serve_in_thread(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 
 
     For programs on trio, or on no event loop at all. `sandbox.jobs`, `.requests`, `.tokens` and `.faults` may be used
     from the caller's thread; its clock and its awaitable methods may not. Two busy threads of one process wait for each
-    other's GIL: for load, run `python -m convertrilo.sandbox` as a process of its own.
+    other's GIL: for load, run `convertrilo sandbox`, a process of its own.
 
     Args:
         sandbox: the sandbox; it is entered and left in the thread.

@@ -1,7 +1,5 @@
 """The sandbox in a process of its own, and the ledger that it leaves behind."""
 
-import json
-import sys
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping
 from collections.abc import Set as AbstractSet
@@ -12,6 +10,7 @@ from pathlib import Path
 import anyio
 import pytest
 from anyio.streams.buffered import BufferedByteReceiveStream
+from sandbox_command import COMMAND, LINES, settings_in
 from workload import FOLDER, VIDEOS, Answer
 
 from convertrilo.sandbox import Sandbox
@@ -31,15 +30,17 @@ async def serving(state: Path, *options: str) -> AsyncGenerator[Server]:
     async with Sandbox(state=state) as sandbox:
         for name in VIDEOS:
             await sandbox.drive.add(FOLDER, name, b"not looked into by the instant encoder")
-    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", "instant", "--state", str(state), *options]
+        token = sandbox.drive.access_token
+    command = [*COMMAND, "--port", "0", "--encoder", "instant", "--state", str(state), *options]
     async with await anyio.open_process(command, stderr=None) as process:
         assert process.stdout is not None
-        line = await BufferedByteReceiveStream(process.stdout).receive_until(b"\n", 1000)
-        announced = json.loads(line)
+        stdout = BufferedByteReceiveStream(process.stdout)
+        lines = [await stdout.receive_until(b"\n", 1000) for _ in range(LINES)]
+        base_url, api_key = settings_in(b"\n".join(lines).decode())
         try:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setenv("DRIVE_TOKEN", announced["driveToken"])
-                yield Server(int(announced["baseUrl"].rpartition(":")[2]), announced["apiKey"])
+                patch.setenv("DRIVE_TOKEN", token)
+                yield Server(int(base_url.rpartition(":")[2]), api_key)
         finally:
             process.terminate()
 

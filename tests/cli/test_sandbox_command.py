@@ -1,17 +1,14 @@
 """`convertrilo sandbox` as people run it: in a process of its own, stopped by Ctrl-C."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
 import pytest
-
-COMMAND = [sys.executable, "-m", "convertrilo.cli", "sandbox"]
+from sandbox_command import COMMAND, LINES, settings_in
 
 
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
@@ -20,11 +17,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def settings(process: subprocess.Popen[str]) -> dict[str, str]:
+def settings(process: subprocess.Popen[str]) -> tuple[str, str]:
     """Read what it says is to be pasted."""
     assert process.stdout is not None
-    lines = [process.stdout.readline() for _ in range(2)]
-    return dict(re.findall(r"export (\w+)=(\S+)", "".join(lines)))
+    return settings_in("".join(process.stdout.readline() for _ in range(LINES)))
 
 
 def stop(process: subprocess.Popen[str]) -> tuple[int, str]:
@@ -37,13 +33,11 @@ def test_it_serves_with_the_settings_that_it_prints_and_remembers_them_in_its_st
     keys: list[str] = []
     for _ in range(2):
         process = start(tmp_path, "--port", "0", "--state", "state")
-        given = settings(process)
-        assert given["CONVERTRILO_BASE_URL"].startswith("http://127.0.0.1:")
-        keys.append(given["CONVERTRILO_API_KEY"])
-        headers = {"X-API-Key": keys[-1]}
-        balance = httpx.get(
-            f"{given['CONVERTRILO_BASE_URL']}/tokens/balance", headers=headers, trust_env=False, timeout=60
-        )
+        base_url, api_key = settings(process)
+        assert base_url.startswith("http://127.0.0.1:")
+        keys.append(api_key)
+        headers = {"X-API-Key": api_key}
+        balance = httpx.get(f"{base_url}/tokens/balance", headers=headers, trust_env=False, timeout=60)
         assert balance.json()["available"] > 0
         code, said = stop(process)
         assert code == 0, said

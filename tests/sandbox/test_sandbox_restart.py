@@ -1,10 +1,8 @@
 """State that survives: after a kill, a Ctrl-C, or an end in the middle of work; and never two servers on it."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ import httpx
 import psutil
 import pytest
 from loopback import until
+from sandbox_command import COMMAND, LINES, settings_in
 from sandbox_help import JOB, URL_JOB, client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
@@ -45,14 +44,13 @@ class Server:
 
 @contextmanager
 def server(state: Path, encoder: str = "instant", *arguments: str) -> Iterator[Server]:
-    command = [sys.executable, "-m", "convertrilo.sandbox", "--encoder", encoder, "--state", str(state), *arguments]
+    command = [*COMMAND, "--port", "0", "--encoder", encoder, "--state", str(state), *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            announced = json.loads(process.stdout.readline())
-            headers = {"x-api-key": announced["apiKey"]}
-            with httpx.Client(base_url=announced["baseUrl"], headers=headers, timeout=60) as http:
-                yield Server(process, http, announced["apiKey"])
+            base_url, api_key = settings_in("".join(process.stdout.readline() for _ in range(LINES)))
+            with httpx.Client(base_url=base_url, headers={"x-api-key": api_key}, timeout=60) as http:
+                yield Server(process, http, api_key)
         finally:
             process.kill()
 
@@ -117,7 +115,7 @@ def test_after_kill_9_keys_replay_and_what_was_queued_or_running_is_encoded(
 
 def test_a_second_server_on_the_same_state_is_refused_and_does_no_harm(tmp_path: Path) -> None:
     with server(tmp_path) as first:
-        command = [sys.executable, "-m", "convertrilo.sandbox", "--state", str(tmp_path)]
+        command = [*COMMAND, "--port", "0", "--state", str(tmp_path)]
         second = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
         assert second.returncode != 0
         assert "the state is in use" in second.stderr
