@@ -6,7 +6,6 @@ await. By default three kinds of faults, two kills of the one with a journal, an
 
 import os
 import signal
-import sys
 import types
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -24,9 +23,9 @@ import psutil
 import pytest
 from faults import FAULTS
 from flows import FLOWS, IMPATIENT, JOBS, URGENT, content_of
-from proxy import Plan, Proxy, Request, proxy
+from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
+from proxy import Plan, Request, proxy
 from sandbox_process import Server, serving
-from test_kill import ANSWERED, LINGER, UNANSWERED, Killer
 
 from convertrilo import AsyncClient, Journal
 from convertrilo.client import DEFAULT_TIMEOUT
@@ -122,14 +121,6 @@ async def test_a_fault_at_any_step_costs_nothing_but_time(tmp_path: Path, anyio_
 # ---- kill -9
 
 
-async def run(backend: str, server: Server, connections: Proxy, killer: Killer, *arguments: str) -> int:
-    command = [sys.executable, flows.__file__, backend, connections.url, *arguments]
-    environment = {**os.environ, "CONVERTRILO_API_KEY": server.api_key}
-    async with await anyio.open_process(command, stdout=None, stderr=None, env=environment) as process:
-        killer.victim = process
-        return await process.wait()
-
-
 @pytest.mark.parametrize("journaled", [True, False] if FULL else [True], ids=JOURNALED.get)
 async def test_flows_killed_and_run_again_come_to_their_end(
     tmp_path: Path, anyio_backend: str, journaled: bool
@@ -138,17 +129,16 @@ async def test_flows_killed_and_run_again_come_to_their_end(
     arguments = [str(tmp_path / "killed"), *([str(tmp_path / "journal.db")] if journaled else [])]
     bigger_output(tmp_path / "state" / "files")
     async with serving(tmp_path / "state") as server, proxy(server.port, killer) as connections:
-        once = partial(run, anyio_backend, server, connections, killer)
+        script = Script(flows.__file__, anyio_backend, [connections.url, *arguments], server.api_key, killer)
         kills = 0
         while kills < KILLS:
             killer.at = len(connections.requests) + random.randint(1, REQUESTS)
             killer.plan = random.choice((ANSWERED, *UNANSWERED))
             killer.linger = random.uniform(0, LINGER)
-            code = await once(*arguments)
+            code = await script.run()
             assert code in (0, -signal.SIGKILL)
             kills += code != 0
-        killer.at = None
-        assert await once(*arguments) == 0
+        await script.run_to_the_end()
     async with Sandbox(state=tmp_path / "state") as sandbox:
         check(sandbox, {f"killed/{flow}": tmp_path / "killed" / flow for flow in FLOWS})
 

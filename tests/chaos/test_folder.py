@@ -22,10 +22,10 @@ import dask_folder
 import folder
 import pytest
 from faults import FAULTS
+from killer import UNANSWERED, Killer, Script
 from object_store import ObjectStore, connect
 from proxy import Plan, Proxy, Request, proxy, refuse, stall
 from sandbox_process import serving
-from test_kill import UNANSWERED, Killer
 
 from convertrilo.sandbox import Sandbox
 
@@ -83,21 +83,13 @@ class Mayhem:
 
 
 @dataclass
-class Script:
-    """The script, which may be run any number of times."""
+class Reporting(Script):
+    """The script that has a folder encoded."""
 
-    backend: str
-    killer: Killer
-    api_key: str
-    arguments: list[str]
     report: Path
 
-    async def run(self) -> int:
-        command = [sys.executable, folder.__file__, self.backend, *self.arguments, str(self.report)]
-        environment = {**os.environ, "CONVERTRILO_API_KEY": self.api_key}
-        async with await anyio.open_process(command, stdout=None, stderr=None, env=environment) as process:
-            self.killer.victim = process
-            return await process.wait()
+    async def run(self, *more: str) -> int:
+        return await super().run(*more, str(self.report))
 
     async def run_and_kill(self, random: Random) -> bool:
         """Kill it when it has sent so many requests, to S3 or to the service; return False if it had ended by then."""
@@ -110,12 +102,6 @@ class Script:
     async def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
 
-    async def run_to_the_end(self) -> dict[str, str]:
-        """Let it come to its end, and return the job of each external id."""
-        self.killer.at = None
-        assert await self.run() == 0
-        return await self.reported()
-
     async def reported(self) -> dict[str, str]:
         """Return the job of each external id as the report says: all have succeeded."""
         rows = await self.rows()
@@ -127,7 +113,7 @@ class Script:
 @asynccontextmanager
 async def script(
     tmp_path: Path, backend: str, store: ObjectStore, faults: Mapping[str, Plan] = FAULTS
-) -> AsyncGenerator[tuple[Script, Mayhem, Mayhem]]:
+) -> AsyncGenerator[tuple[Reporting, Mayhem, Mayhem]]:
     killer = Killer()
     of_s3 = {name: faults[name] for name in faults.keys() - {"in progress", "connections refused"}}
     service, s3 = Mayhem("service", faults, killer), Mayhem("s3", of_s3, killer)
@@ -141,7 +127,8 @@ async def script(
         tasks.start_soon(open_again, connections)
         journal = str(tmp_path / "run.db")
         arguments = [connections.url, store_connections.url, BUCKET, str(BATCH), journal]
-        yield Script(backend, killer, server.api_key, arguments, tmp_path / "report.jsonl"), service, s3
+        report = tmp_path / "report.jsonl"
+        yield Reporting(folder.__file__, backend, arguments, server.api_key, killer, report), service, s3
         tasks.cancel_scope.cancel()
 
 
@@ -167,11 +154,13 @@ async def test_a_folder_killed_and_run_again_has_every_video_encoded_once(tmp_pa
             random, kills = Random(SEED), 0
             while kills < KILLS:
                 kills += await victim.run_and_kill(random)
-            told = await victim.run_to_the_end()
+            await victim.run_to_the_end()
+            told = await victim.reported()
             assert len(told) == VIDEOS
             for number in range(MORE):
                 store.s3.put_object(Bucket=BUCKET, Key=f"{number % 10}/{number * 7:07}+.mp4", Body=b"")
-            grown = await victim.run_to_the_end()
+            await victim.run_to_the_end()
+            grown = await victim.reported()
     assert len(grown) == VIDEOS + MORE
     assert told.items() <= grown.items()
     assert service.struck
@@ -209,7 +198,7 @@ async def test_a_folder_on_a_cluster_that_loses_workers_has_every_video_encoded_
 async def test_two_processes_on_one_journal_share_the_work(tmp_path: Path, anyio_backend: str) -> None:
     codes: list[int] = []
 
-    async def run(one: Script) -> None:
+    async def run(one: Reporting) -> None:
         codes.append(await one.run())
 
     with objects(VIDEOS) as store:

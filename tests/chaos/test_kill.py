@@ -1,13 +1,9 @@
 """A script killed with -9 at seeded random moments and run again to its end: every job once, journal or not."""
 
-import os
 import signal
-import socket
-import sys
-from collections import defaultdict
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
@@ -15,8 +11,8 @@ import anyio
 import anyio.abc
 import pytest
 import workload
-from anyio.streams.text import TextReceiveStream
-from proxy import Plan, Proxy, Request, proxy, reset, stall
+from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
+from proxy import Plan, Proxy, proxy
 from sandbox_process import Server, differences, ledger, serving
 from workload import WISHES, Answer
 
@@ -26,86 +22,14 @@ SEED = 3
 KILLS_IN_A_ROW = (3, 4, 5, 6, 7)
 """For each script; 25 on each backend, so 50 with a journal and 50 without."""
 AT_ONCE = 2
-LINGER = 0.005
-"""Seconds that a script may live on after an answer: enough to write the journal, and to send more."""
-
-PATIENCE = 5.0
-"""Seconds after which a script that should be dead is killed all the same."""
-
-UNANSWERED = (
-    Plan(sent=0, answered=None),
-    Plan(sent=0.5, answered=None),
-    Plan(answered=None),
-    Plan(answered=0),
-    Plan(answered=0.5),
-)
-"""How far a request and its answer may have come when the script is killed."""
-ANSWERED = Plan()
 
 
 @dataclass
-class Killer:
-    """Lets one request come as far as its plan says, and kills the script that sent it."""
+class Wishful(Script):
+    """The script that wants all kinds of jobs."""
 
-    victim: anyio.abc.Process | None = None
-    at: int | None = None
-    """The number of that request; None lets the script live."""
-    plan: Plan = ANSWERED
-    linger: float = 0.0
-
-    def __call__(self, request: Request) -> Plan:
-        if self.at is None or request.number < self.at:
-            return Plan()
-        if request.number == self.at:
-            return replace(self.plan, end=self.kill)
-        return Plan(sent=0, answered=None, end=self.wait)  # or the script could end before it is killed
-
-    async def wait(self, connections: Proxy, client: socket.socket) -> None:
-        """Say nothing until the script is killed; do so if its connection broke before it could be."""
-        victim = self.victim
-        with anyio.move_on_after(PATIENCE) as waiting:
-            await stall(connections, client)
-        if waiting.cancelled_caught and victim is not None and victim.returncode is None:
-            victim.kill()
-
-    async def kill(self, connections: Proxy, client: socket.socket) -> None:
-        await anyio.sleep(self.linger)
-        assert self.victim is not None
-        self.victim.kill()
-        await reset(connections, client)
-
-
-@dataclass
-class Script:
-    """The script, which may be run any number of times, and what it has printed so far."""
-
-    name: str
-    backend: str
-    server: Server
     connections: Proxy
-    killer: Killer
     journal: Path | None
-    printed: dict[str, set[Answer]] = field(default_factory=lambda: defaultdict(set))
-
-    async def run(self) -> int:
-        """Run it until it ends or is killed, and return what `wait` says of it."""
-        command = [sys.executable, workload.__file__, self.backend, self.connections.url, self.name]
-        if self.journal is not None:
-            command.append(str(self.journal))
-        environment = {**os.environ, "CONVERTRILO_API_KEY": self.server.api_key}
-        async with await anyio.open_process(command, stderr=None, env=environment) as process:
-            self.killer.victim = process
-            assert process.stdout is not None
-            output = "".join([text async for text in TextReceiveStream(process.stdout)])
-            code = await process.wait()
-        for line in output.splitlines():
-            name, *ids = line.split()
-            self.printed[name].add(tuple(ids))
-        return code
-
-    async def run_to_the_end(self) -> None:
-        self.killer.at = None
-        assert await self.run() == 0
 
     async def run_and_kill(self, random: Random) -> None:
         """Kill it at a random moment, as soon as it has sent a random number of requests."""
@@ -130,10 +54,11 @@ class Script:
 @asynccontextmanager
 async def script(
     name: str, backend: str, server: Server, journal: Path | None = None, *, strip_keys: bool = False
-) -> AsyncGenerator[Script]:
+) -> AsyncGenerator[Wishful]:
     killer = Killer()
     async with proxy(server.port, killer, strip_keys=strip_keys) as connections:
-        yield Script(name, backend, server, connections, killer, journal)
+        arguments = [connections.url, name, *([] if journal is None else [str(journal)])]
+        yield Wishful(workload.__file__, backend, arguments, server.api_key, killer, connections, journal)
 
 
 @pytest.mark.parametrize("journaled", [False, True], ids=["without_journal", "with_journal"])
