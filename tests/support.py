@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -361,6 +362,14 @@ async def raised_by(awaitable: Awaitable[Any]) -> Any:
     except Exception as error:  # noqa: BLE001  # the test looks at whatever it is
         return error
     raise AssertionError("nothing was raised")
+
+
+# ---- files and folders
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of what is in a folder."""
+    return sorted(each.name for each in folder.iterdir())
 
 
 # ---- processes, which may end while they are looked at

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from support import raised_by
+from support import names_in, raised_by
 
 from convertrilo import (
     AsyncClient,
@@ -72,10 +72,6 @@ async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
 
 def asked(sandbox: Sandbox) -> Counter[str | None]:
     return Counter(each.operation for each in sandbox.requests)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
 
 
 async def test_a_file_becomes_a_file(sandbox: Sandbox, client: AsyncClient, source: Path, tmp_path: Path) -> None:

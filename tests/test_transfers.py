@@ -20,7 +20,7 @@ import psutil
 import pytest
 from loopback import Received, loopback
 from loopback import answer as on_the_wire
-from support import API_KEY, TOKEN, Answer, Clock, Script, Sent, Step, client_of, ok, problem, raised_by
+from support import API_KEY, TOKEN, Answer, Clock, Script, Sent, Step, client_of, names_in, ok, problem, raised_by
 
 from convertrilo import (
     AsyncClient,
@@ -638,10 +638,6 @@ class Storage:
             headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
         headers["Content-Length"] = str(len(body))
         return Answer(status, body, headers, cut=failure)
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())
 
 
 TARGETS: dict[str, Any] = {

@@ -88,7 +88,3 @@ class Terminal:
     def ended(self) -> tuple[int, str]:
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, (out or b"").decode()
-
-
-def names_in(folder: Path) -> list[str]:
-    return sorted(each.name for each in folder.iterdir())

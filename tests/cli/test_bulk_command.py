@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_help import COMMAND, Terminal, convertrilo, names_in
+from cli_help import COMMAND, Terminal, convertrilo
+from support import names_in
 
 from convertrilo.cli.app import run
 from convertrilo.sandbox import Sandbox, serve_in_thread

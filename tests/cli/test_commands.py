@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from cli_help import COMMAND, Terminal, convertrilo, names_in
+from cli_help import COMMAND, Terminal, convertrilo
 from loopback import until
-from support import Quick
+from support import Quick, names_in
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, RetryPolicy, WaitTimeoutError
 from convertrilo.cli.app import run

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from cli_help import CLIP, COMMAND, Terminal, convertrilo, names_in
+from cli_help import CLIP, COMMAND, Terminal, convertrilo
 from loopback import web_server
-from support import encoders_of, lives
+from support import encoders_of, lives, names_in
 
 from convertrilo.cli.app import COMMANDS, run
 from convertrilo.sandbox import Sandbox, serve_in_thread

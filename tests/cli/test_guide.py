@@ -3,7 +3,8 @@
 import shutil
 from pathlib import Path
 
-from cli_help import CLIP, Terminal, convertrilo, names_in
+from cli_help import CLIP, Terminal, convertrilo
+from support import names_in
 
 
 def asked(answers: list[tuple[str, str]], folder: Path) -> tuple[int, str]:

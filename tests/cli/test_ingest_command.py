@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_help import Terminal, convertrilo, names_in
+from cli_help import Terminal, convertrilo
 from object_store import ObjectStore
+from support import names_in
 
 from convertrilo.cli.app import run
 from convertrilo.sandbox import Sandbox, serve_in_thread

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_help import names_in
+from support import names_in
 
 from convertrilo.cli.app import run
 from convertrilo.cli.settings import account, config_file
