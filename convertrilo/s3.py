@@ -427,10 +427,13 @@ class _Ranges:
         token: str | None = None
         is_first = True
         last = b"" if after is None else _order(after)
+        seen = set[int]()
         while not self._is_in_vain:
             listed = await self._ask(after, token)
-            if token is not None and listed.token == token:
+            marks = _marks(listed)
+            if not seen.isdisjoint(marks):
                 raise TransferError("the store says again and again that the same page is next")
+            seen.update(marks)
             page, token = listed.objects, listed.token
             self._pages += 1
             keys = [last, *(_order(each.key) for each in page)]
@@ -456,6 +459,15 @@ class _Ranges:
         if not (is_big and page) or self._running >= self._concurrency or self._empty * _WASTE > self._pages:
             return None
         return ahead([each.key for each in page], until, self._prefix)
+
+
+def _marks(listed: Listed) -> list[int]:
+    """Return what a page would be known by if it came again: its first key, and the token for what is behind it.
+
+    Hashes: a folder of ten million objects has ten thousand pages.
+    """
+    marks = [hash(("key", each.key)) for each in listed.objects[:1]]
+    return marks if listed.token is None else [*marks, hash(("token", listed.token))]
 
 
 def _order(key: str) -> bytes:

@@ -298,6 +298,32 @@ async def test_a_store_that_goes_round_in_circles_ends_the_listing(
     assert len(store.requests) == 2
 
 
+def page_of(key: str | None, token: str) -> tuple[int, str]:
+    """A page of one object, or of none, behind which there is another page."""
+    contents = "" if key is None else f"<Contents><Key>{key}</Key></Contents>"
+    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+    return 200, f"<ListBucketResult>{more}{contents}</ListBucketResult>"
+
+
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [page_of("a", "1"), page_of("b", "2"), page_of("a", "1"), page_of("b", "2")],
+        [page_of("b", "1"), page_of("a", "2"), page_of("b", "1"), page_of("a", "2")],
+        [page_of("a", "1"), page_of("b", "2"), page_of("a", "3"), page_of("b", "4")],
+        [page_of(None, "1"), page_of(None, "2"), page_of(None, "1"), page_of(None, "2")],
+    ],
+    ids=["in order", "in no order", "with fresh tokens", "of nothing"],
+)
+async def test_a_store_that_goes_round_in_a_wider_circle_ends_the_listing(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, pages: list[Given]
+) -> None:
+    store = Store(monkeypatch, pages * 10)
+    with pytest.raises(TransferError, match="again and again"):
+        await listed(client, await open_folder("s3://films"))
+    assert len(store.requests) == 3
+
+
 async def test_a_store_that_stays_busy_ends_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(monkeypatch, [BUSY] * 3)
     retry = RetryPolicy(max_attempts=3)
