@@ -3,8 +3,8 @@
 It knows those of `credentials`, and learns the others from the calls that use them: API keys, tokens, what requests and
 answers hold in fields of secrets, signatures of URLs. It looks at every log record, every error of the SDK with its
 whole traceback (when the error dies, and so has everything it will ever have), every model that goes in or comes out
-as its `repr`, every span, and every journal and webhook store that a test leaves behind. A test in which something is
-found has an error.
+as its `repr`, every event and span, the attributes of every metric, every journal and webhook store in a temporary
+folder, and what a test prints, or a process that it waits for. A test in which something is found has an error.
 """
 
 import contextlib
@@ -17,14 +17,17 @@ import sqlite3
 import struct
 import sys
 import traceback
-from collections import deque
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
+from subprocess import Popen
 from typing import Any, cast
 from urllib.parse import parse_qsl, quote, quote_plus, urlsplit
 
+import anyio
 import credentials
 import pytest
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.metrics import Counter, Histogram, UpDownCounter
 from opentelemetry.sdk.trace import Span
 
 from convertrilo import _call, _engine
@@ -32,13 +35,14 @@ from convertrilo._credentials import Credentials
 from convertrilo._model import Model
 from convertrilo.codec import to_wire
 from convertrilo.errors import ConvertriloError
+from convertrilo.events import AttemptEvent
 
 _NAMES = {"accessKeyId", "secretAccessKey", "accessToken", "refreshToken", "sessionToken", "password", "secret"}
 _SIGNATURE = re.compile(r"signature$|^sig$|^token$", re.IGNORECASE)
 _IS_SECRET = re.compile(r"^(?=.*\d).{10}", re.DOTALL)  # what is shorter, or a word, stands in texts by chance
 _JOURNAL = 0x43565254
-_APPLICATIONS = {_JOURNAL, 0x43565744}  # SQLite files of the journal, and of the webhooks' dedupe
 _REMEMBERED = 200
+_APPLICATIONS = {_JOURNAL, 0x43565744}  # SQLite files of the journal, and of the webhooks' dedupe
 
 
 class Watch:
@@ -47,30 +51,53 @@ class Watch:
     def __init__(self) -> None:
         self.found: list[str] = []
         self._always = list(_spellings(credentials.ALL))
-        self._lately: deque[str] = deque(maxlen=_REMEMBERED)
-        self._signatures: deque[str] = deque(maxlen=_REMEMBERED)
+        self._learned: dict[str, None] = {}
+        self._signatures: dict[str, None] = {}
+        self._answered: dict[str, None] = {}
+        """Those that the service has answered with: who asked may have them printed."""
         self._seen: set[int] = set()
+        self.folders: set[Path] = set()
+        """The temporary ones of fixtures, which are looked into at the end."""
 
     def know(self, *secrets: object) -> None:
         """Learn secrets, but for short ones and mere words."""
-        self._learn(self._lately, secrets)
+        self._learn(self._learned, secrets)
 
     def know_those_in(self, wire: object) -> None:
         """Learn what a body holds."""
-        self._learn(self._lately, _secrets_in(wire))
+        self._learn(self._learned, _secrets_in(wire))
         self._learn(self._signatures, _signatures_in(wire))
 
-    def _learn(self, known: deque[str], secrets: Iterable[object]) -> None:
-        fresh = {each for each in secrets if isinstance(each, str) and _IS_SECRET.search(each)}
-        known += [each for each in _spellings(fresh) if each not in known and each not in self._always]
+    def know_the_answer(self, answer: Model) -> None:
+        """Learn what an answer holds."""
+        wire = to_wire(answer)
+        secrets = [*_secrets_in(wire), getattr(answer, "key", None)]
+        self.know_those_in(wire)
+        self.know(*secrets)
+        self._learn(self._answered, secrets)
 
-    def look(self, where: str, text: str, *, signatures: bool = True) -> None:
+    def _learn(self, known: dict[str, None], secrets: Iterable[object]) -> None:
+        fresh = {each for each in secrets if isinstance(each, str) and _IS_SECRET.search(each)}
+        known |= dict.fromkeys(each for each in _spellings(fresh) if each not in self._always)
+
+    def forget_old_signatures(self) -> None:
+        """Forget all but the latest ones, between two tests: a run has thousands, and each look would take 15 ms."""
+        for each in [*self._signatures][:-_REMEMBERED]:
+            del self._signatures[each]
+
+    def look(self, where: str, text: str, but_for: Container[str] = ()) -> None:
         """Look for all that is known in a text."""
-        for secret in (*self._always, *self._lately, *(self._signatures if signatures else ())):
-            if secret in text:
+        for secret in (*self._always, *self._learned, *self._signatures):
+            if secret in text and secret not in but_for:
                 at = text.index(secret)
                 self.found.append(f"{where} shows {secret!r}: …{text[max(0, at - 200) : at + len(secret) + 40]}…")
                 return
+
+    def look_at_output(self, of: object, out: str | bytes | None, err: str | bytes | None) -> None:
+        """Look at what a process, or this one, has printed: on stdout it may show what it was answered."""
+        for text, but_for in ((out, {**self._signatures, **self._answered}), (err, ())):
+            shown = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
+            self.look(f"the output of {of}", shown, but_for)
 
     def look_at_files(self, folder: Path) -> None:
         """Look into the journals and the like below a folder, but for answers: they are kept as they were received."""
@@ -80,7 +107,7 @@ class Watch:
                 written = file.read_bytes()
                 for answer in _answers_in(base) if kind == _JOURNAL else ():
                     written = written.replace(answer, b"")
-                self.look(f"the file {file.name}", written.decode("latin-1"), signatures=False)
+                self.look(f"the file {file.name}", written.decode("latin-1"), self._signatures)
 
     def look_at_error(self, error: BaseException) -> None:
         """Look at all that an error can show, once for all errors that show the same."""
@@ -172,7 +199,10 @@ class _Records(logging.Handler):
 
 def _watch_everything() -> None:
     init, get_token, content, run = Credentials.__init__, Credentials.token, _engine._content, _call.Call.run
-    end_of_span = Span.end
+    end_of_span, event_init, observation_init = Span.end, AttemptEvent.__init__, Observation.__init__
+    add, change, record = Counter.add, UpDownCounter.add, Histogram.record
+    communicate, run_process, readouterr = Popen.communicate, anyio.run_process, pytest.CaptureFixture.readouterr
+    mktemp = pytest.TempPathFactory.mktemp
 
     def init_and_know(self: Credentials, api_key: str | None, *arguments: Any) -> None:
         WATCH.know(api_key)
@@ -193,8 +223,7 @@ def _watch_everything() -> None:
     async def run_and_look(self: _call.Call[Any]) -> Any:
         answered = await run(self)
         if isinstance(answered[0], Model):
-            WATCH.know_those_in(to_wire(answered[0]))
-            WATCH.know(getattr(answered[0], "key", None))
+            WATCH.know_the_answer(answered[0])
             WATCH.look("an answer's repr", repr(answered[0]))
         return answered
 
@@ -205,12 +234,52 @@ def _watch_everything() -> None:
         end_of_span(self, *arguments, **options)
         WATCH.look("a span", self.to_json())
 
+    def init_and_look(self: AttemptEvent, *arguments: Any, **fields: Any) -> None:
+        event_init(self, *arguments, **fields)
+        WATCH.look("an event", repr(self))
+
+    def measuring(measure: Any) -> Any:
+        def measure_and_look(self: Any, value: Any, attributes: Any = None, *more: Any, **options: Any) -> None:
+            WATCH.look("a metric", repr(attributes))
+            measure(self, value, attributes, *more, **options)
+
+        return measure_and_look
+
+    def communicate_and_look(self: Popen[Any], *arguments: Any, **options: Any) -> Any:
+        printed = communicate(self, *arguments, **options)
+        WATCH.look_at_output(self.args, *printed)
+        return printed
+
+    def make_and_note(self: pytest.TempPathFactory, *arguments: Any, **options: Any) -> Path:
+        folder = mktemp(self, *arguments, **options)
+        WATCH.folders.add(folder)
+        return folder
+
+    async def run_and_look_at_output(command: Any, **options: Any) -> Any:
+        done = await run_process(command, **options)
+        WATCH.look_at_output(command, done.stdout, done.stderr)
+        return done
+
+    def read_and_look(self: pytest.CaptureFixture[Any]) -> Any:
+        printed = readouterr(self)
+        WATCH.look_at_output("the test", *printed)
+        return printed
+
     for owner, name, value in (
         (Credentials, "__init__", init_and_know),
         (Credentials, "token", token_and_know),
         (_engine, "_content", content_and_look),
         (_call.Call, "run", run_and_look),
         (Span, "end", end_and_look),
+        (AttemptEvent, "__init__", init_and_look),
+        (Counter, "add", measuring(add)),
+        (UpDownCounter, "add", measuring(change)),
+        (Histogram, "record", measuring(record)),
+        (Observation, "__init__", measuring(observation_init)),
+        (Popen, "communicate", communicate_and_look),
+        (anyio, "run_process", run_and_look_at_output),
+        (pytest.CaptureFixture, "readouterr", read_and_look),
+        (pytest.TempPathFactory, "mktemp", make_and_note),
         (ConvertriloError, "__del__", look_at_error),
     ):
         setattr(owner, name, value)
@@ -226,13 +295,28 @@ def pytest_configure() -> None:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    for name, text in report.sections:
+        if name.startswith("Captured stdout"):
+            WATCH.look_at_output("the test", text, None)
+        elif name.startswith("Captured stderr"):
+            WATCH.look_at_output("the test", None, text)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
     folder = item.funcargs.get("tmp_path") if isinstance(item, pytest.Function) else None
     if isinstance(folder, Path):
         WATCH.look_at_files(folder)
+        WATCH.folders.discard(folder)
     result = yield
-    if nextitem is None:
-        gc.collect()  # what is found later has no test to be an error of
+    WATCH.forget_old_signatures()
+    if nextitem is None:  # what is found later has no test to be an error of
+        for each in WATCH.folders:
+            WATCH.look_at_files(each)
+        gc.collect()
     if WATCH.found:
         found, WATCH.found = WATCH.found, []
         pytest.fail("credentials are seen:\n" + "\n".join(dict.fromkeys(found)), pytrace=False)

@@ -21,6 +21,7 @@ import anyio.to_thread
 import httpx
 import psutil
 import pytest
+from leaks import WATCH
 from loopback import web_server
 from mcp import Client, MCPError, StdioServerParameters, stdio_client
 from mcp.types import CallToolResult
@@ -73,12 +74,14 @@ class Hosted:
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
         result = await self.client.call_tool(tool, arguments)
+        WATCH.look_at_output("a tool", repr(result), None)
         assert not result.is_error, result
         value: dict[str, Any] = result.structured_content
         return value
 
     async def fail(self, tool: str, **arguments: Any) -> dict[str, Any]:
         result = await self.client.call_tool(tool, arguments)
+        WATCH.look_at_output("a tool", None, repr(result))
         assert result.is_error, result
         value: dict[str, Any] = result.structured_content
         return value
@@ -318,7 +321,9 @@ def say(process: subprocess.Popen[str], method: str, number: int | None = None, 
 
 def hear(process: subprocess.Popen[str]) -> dict[str, Any]:
     assert process.stdout is not None
-    message: dict[str, Any] = json.loads(process.stdout.readline())
+    line = process.stdout.readline()
+    WATCH.look_at_output("the server", line, None)
+    message: dict[str, Any] = json.loads(line)
     return message
 
 

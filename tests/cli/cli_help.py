@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from leaks import WATCH
+
 CLIP = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
 COMMAND = [sys.executable, "-m", "convertrilo.cli"]
 
@@ -86,5 +88,6 @@ class Terminal:
         return self.ended()
 
     def ended(self) -> tuple[int, str]:
+        WATCH.look_at_output("a terminal", self.shown, None)
         out, _ = self.process.communicate(timeout=60)
         return self.process.returncode, (out or b"").decode()
