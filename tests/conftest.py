@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,14 @@ OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be insta
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """Run every async test on asyncio and on trio."""
     return str(request.param)
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """Return a host and port where nobody listens, and nobody else can."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{taken.getsockname()[1]}"
 
 
 @pytest.fixture(scope="session", params=[OBJECT_STORE])

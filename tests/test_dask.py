@@ -233,11 +233,11 @@ async def test_a_folder_goes_through_a_cluster(
 
 
 async def test_a_scheduler_that_is_not_there_is_said(
-    server: SandboxServer, object_store: ObjectStore, tmp_path: Path
+    server: SandboxServer, object_store: ObjectStore, nobody: str, tmp_path: Path
 ) -> None:
     bucket = object_store.private_bucket(**{"a.mp4": b""})
-    engine = DaskEngine("tcp://127.0.0.1:1")
-    message = r"the Dask scheduler tcp://127\.0\.0\.1:1 cannot be reached"
+    engine = DaskEngine(f"tcp://{nobody}")
+    message = f"the Dask scheduler tcp://{nobody} cannot be reached"
     with dask.config.set({"distributed.comm.timeouts.connect": "50ms"}), pytest.raises(TransportError, match=message):
         await ingest(object_store, bucket, tmp_path / "run.db", engine=engine)
 

@@ -1051,7 +1051,8 @@ async def test_cancelling_a_download_ends_whatever_the_transport(
 @pytest.mark.parametrize("step", ["putObject", "getObject"])
 async def test_the_sandboxs_faults_cost_nothing_but_time(fault: str, step: str, tmp_path: Path) -> None:
     patience = 0.2 if fault == "stall" else 60
-    async with Sandbox(seed=1) as sandbox, sandbox.client(clock=Clock(), timeout=patience) as client:
+    retry = RetryPolicy(max_attempts=10)  # what is not stalled may be slow, too
+    async with Sandbox(seed=1) as sandbox, sandbox.client(clock=Clock(), timeout=patience, retry=retry) as client:
         getattr(sandbox.faults, fault)(step, times=2)
         job = await client.create_job({"codec": "h264", "resolution": "480p", "fps": 30})
         await client.upload(job, path_to(tmp_path))
@@ -1061,5 +1062,6 @@ async def test_the_sandboxs_faults_cost_nothing_but_time(fault: str, step: str, 
         path = await client.download(job, tmp_path / "out")
         struck = [each.fault for each in sandbox.requests if each.operation == step]
         whole = await client.download(job, tmp_path / "again")
-    assert struck == [fault, fault, None]
+    assert struck[:2] == [fault, fault]
+    assert set(struck[2:]) == {None}
     assert path.read_bytes() == whole.read_bytes() != b""

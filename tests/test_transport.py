@@ -339,7 +339,7 @@ async def stall_in_the_body(request: Received) -> None:
 @pytest.mark.parametrize(
     ("handler", "request_", "error"),
     [
-        pytest.param(echo, {"url": "http://127.0.0.1:1"}, httpx.ConnectError, id="nobody listens"),
+        pytest.param(echo, {"url": "http://{nobody}"}, httpx.ConnectError, id="nobody listens"),
         pytest.param(echo, {"url": f"http://{'a' * 64}.test"}, httpx.ConnectError, id="no host can have that name"),
         pytest.param(echo, {"url": "ftp://127.0.0.1"}, httpx.UnsupportedProtocol, id="another protocol"),
         pytest.param(echo, {"headers": {"X-Bad": "one\ntwo"}}, httpx.LocalProtocolError, id="an illegal header"),
@@ -352,12 +352,12 @@ async def stall_in_the_body(request: Received) -> None:
     ],
 )
 async def test_what_goes_wrong_is_an_error_of_httpx_and_leaves_nothing_behind(
-    handler: Handler, request_: dict[str, Any], error: type[httpx.RequestError]
+    handler: Handler, request_: dict[str, Any], error: type[httpx.RequestError], nobody: str
 ) -> None:
     async with loopback(handler) as server, PoolTransport() as transport:
         request = httpx.Request(
             request_.get("method", "GET"),
-            request_.get("url", server.url),
+            request_.get("url", server.url).replace("{nobody}", nobody),
             headers=request_.get("headers"),
             content=request_.get("content"),
             extensions={"timeout": request_.get("timeout", {})},

@@ -226,8 +226,8 @@ async def test_without_a_proxy_the_pool_itself_serves(environment: pytest.Monkey
         assert isinstance(transport, PoolTransport)
 
 
-async def test_an_error_behind_a_proxy_tells_the_request(environment: pytest.MonkeyPatch) -> None:
-    environment.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+async def test_an_error_behind_a_proxy_tells_the_request(nobody: str, environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("HTTP_PROXY", f"http://{nobody}")
     async with make_transport() as transport:
         with pytest.raises(httpx.ConnectError) as caught:
             await fetch(transport, "http://example.test/x")

@@ -95,9 +95,11 @@ def test_a_key_that_is_refused(
     assert "log in with convertrilo login" in checks["key"]["says"]
 
 
-def test_a_service_that_is_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_service_that_is_not_there(
+    nobody: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CONVERTRILO_API_KEY", "cvr_key")
-    monkeypatch.setenv("CONVERTRILO_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("CONVERTRILO_BASE_URL", f"http://{nobody}")
     assert examined(capsys, code=4)["service"]["state"] == "failed"
 
 

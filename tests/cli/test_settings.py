@@ -153,14 +153,14 @@ def test_login_by_password_saves_a_token_that_keys_can_use(
 
 
 def test_login_saves_nothing_that_the_service_does_not_accept(
-    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    service: Sandbox, nobody: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cases: list[tuple[str, list[str], int, str]] = [
         ("cvr_wrong", [], 5, "401 invalid_api_key"),
         ("wrong-password", ["--email", service.email], 5, "401 user_not_found"),
         ("", [], 2, "no API key: give it on stdin"),
         ("", ["--email", service.email], 2, "no Password: give it on stdin"),
-        (service.api_key, ["--base-url", "http://127.0.0.1:9"], 4, "nothing was sent"),
+        (service.api_key, ["--base-url", f"http://{nobody}"], 4, "nothing was sent"),
         ("", ["--email", service.email, "--api-key", "k"], 2, "exclude each other"),
     ]
     for stdin, options, code, says in cases:
