@@ -8,7 +8,7 @@ import anyio
 
 
 class Clock(Protocol):
-    """Tells the time and sleeps. A test passes one that it moves itself."""
+    """Tells the time and sleeps. A test passes one that it moves itself, such as `convertrilo.sandbox.VirtualClock`."""
 
     def monotonic(self) -> float:
         """Return seconds that never go back, for durations."""

@@ -25,6 +25,7 @@ from convertrilo import (
     JobCreateResponse,
     JobUpload,
     Journal,
+    MemoryDedupe,
     OnDemandEncodeRequest,
     OnDemandEncodeResponse,
     Operation,
@@ -42,10 +43,13 @@ from convertrilo import (
     WebhookReceiver,
     WebhookUpdateRequest,
     ingest_folder,
+    reconcile,
 )
 from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.dask import DaskEngine
+from convertrilo.dedupe import DedupeStore
 from convertrilo.errors import Issue, api_error_class
+from convertrilo.journal import Entry
 from convertrilo.models import (
     BulkCreateItem,
     BulkCreateResponse,
@@ -59,6 +63,7 @@ from convertrilo.models import (
     WebhookResponse,
 )
 from convertrilo.operations import CANCEL_JOB, CREATE_JOB, JOB_STATUS, OPERATIONS
+from convertrilo.reconciliation import Reconciliation
 from convertrilo.sandbox import Sandbox, VirtualClock
 
 # ---- making models
@@ -208,6 +213,16 @@ def one_clock_serves_them_all() -> None:
     SQLiteDedupe("webhooks.db", clock=clock)
     WebhookReceiver("secret", print, clock=clock)
     AsyncClient(clock=time)  # type: ignore[arg-type]
+
+
+async def journals_and_stores_say_what_they_hold(client: AsyncClient, journal: Journal, store: DedupeStore) -> None:
+    async for entry in journal.pending():
+        assert_type(entry, Entry)
+        assert_type(entry.answer, bytes | None)
+    assert_type(await reconcile(client, journal, print, dedupe=store), Reconciliation)
+    assert_type(await store.claim(("job", "job.completed")), Literal["mine", "done", "busy"])
+    for own in (MemoryDedupe(), SQLiteDedupe("webhooks.db")):
+        store = own
 
 
 async def submitted_jobs_say_what_became_of_them(client: AsyncClient, job: JobCreateRequest) -> None:
