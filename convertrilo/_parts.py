@@ -276,13 +276,23 @@ async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | Non
         await engine.clock.sleep(options.retry.backoff(attempt, engine.random))
 
 
-async def _is_there(client: AsyncClient, job_id: str) -> bool:
-    """Whether the service has a job's file: it can only probe what is there."""
+async def has_file(client: AsyncClient, job_id: str, *, unreadable: bool) -> bool:
+    """Whether the service has a job's file: it can only probe what is there.
+
+    Args:
+        client: Whose settings are used.
+        job_id: The job.
+        unreadable: What to say of a file that is there, and that the service finds no video in (`probe_failed`).
+    """
     try:
         await client.probe_duration(job_id)
     except (InvalidRequestError, NotFoundError, ConflictError, GoneError) as error:
-        return error.code == "probe_failed"
+        return unreadable and error.code == "probe_failed"
     return True
+
+
+async def _is_there(client: AsyncClient, job_id: str) -> bool:
+    return await has_file(client, job_id, unreadable=True)  # its parts are together, whatever they make
 
 
 async def _may_be_there(client: AsyncClient, job_id: str) -> bool:

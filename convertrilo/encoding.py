@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from convertrilo._parts import has_file
 from convertrilo._poller import AnyStatus, percent_of
 from convertrilo._storage import BrokenAttempt
 from convertrilo.client import AsyncClient, engine_of
@@ -12,7 +13,6 @@ from convertrilo.errors import (
     ConflictError,
     InvalidRequestError,
     Issue,
-    NotFoundError,
     OutcomeUnknownError,
     TransferError,
     ValidationError,
@@ -41,7 +41,8 @@ async def encode_file(
     if is_named:  # it may be the job of an earlier run, and stand anywhere
         status = (await client.job_status(job.job_id)).status or status
     if status == "created":
-        if not (is_named and await _has_its_file(client, job.job_id)):
+        # What an earlier run has uploaded need not go again, unless it is no video: then it may be only half of one.
+        if not (is_named and await has_file(client, job.job_id, unreadable=False)):
             await _upload(client, job, path, on_progress)
             await _approve(client, job.job_id)
         await _confirm(client, job.job_id)
@@ -58,15 +59,6 @@ def _check_is_upload(body: JobCreateRequest) -> None:
     ]
     if issues:
         raise ValidationError("request", issues)
-
-
-async def _has_its_file(client: AsyncClient, job_id: str) -> bool:
-    """Whether an earlier run has uploaded the file: the service can only probe what is there."""
-    try:
-        await client.probe_duration(job_id)
-    except (InvalidRequestError, NotFoundError, ConflictError):
-        return False
-    return True
 
 
 async def _upload(

@@ -113,6 +113,18 @@ async def test_an_error_that_passes_at_any_step_costs_nothing_but_time(
     assert [job.status for job in sandbox.jobs] == ["success"]
 
 
+@pytest.mark.parametrize(("code", "uploads"), [(None, 1), ("probe_failed", 2), ("upload_not_found", 2)])
+async def test_what_an_earlier_run_has_uploaded_goes_again_only_if_it_is_no_video(
+    code: str | None, uploads: int, sandbox: Sandbox, client: AsyncClient, source: Path, tmp_path: Path
+) -> None:
+    await client.upload(await client.create_job(NAMED), source)
+    if code is not None:
+        sandbox.faults.status("probeDuration", 400, body={"code": code, "message": "no"})
+    await client.encode_file(source, NAMED, tmp_path / "out.mp4")
+    assert asked(sandbox)["putObject"] == uploads
+    assert [job.status for job in sandbox.jobs] == ["success"]
+
+
 @pytest.mark.parametrize("how", ["external_id", "operation", "key", "view"])
 @pytest.mark.parametrize("step", STEPS)
 async def test_a_second_run_goes_on_where_the_first_one_died(
