@@ -196,7 +196,7 @@ class FolderRun:
             settings = BulkCreateSettings(confirm=True)
         submitted = submit_jobs(
             self._client,
-            _Requests(self._record, self._last_known, new, self._job, self._ready),
+            _Requests(self._record, self._last_known, new, self._job, self._ready, self._folder),
             settings=settings,
             batch_size=batch_size,
             concurrency=concurrency,
@@ -387,10 +387,12 @@ class _Requests:
         incoming: MemoryObjectReceiveStream[list[Row]],
         make: Callable[[Row], JobCreateRequest],
         ready: anyio.Event,
+        folder: Folder,
     ) -> None:
         self._record = record
         self._last_known = last_known
         self._ready = ready
+        self._folder = folder
         self._incoming = incoming
         self._make = make
         self._after = 0
@@ -402,6 +404,7 @@ class _Requests:
     async def __anext__(self) -> JobCreateRequest:
         while not self._rows:
             self._rows.extend(each for each in await self._more() if not each.ended)
+            await self._folder.renew_keys()
         return self._make(self._rows.popleft())
 
     async def _more(self) -> Sequence[Row]:

@@ -77,13 +77,33 @@ class Folder:
         parameters = "&".join(f"{name}={quote(value, safe=_UNRESERVED)}" for name, value in sorted(query.items()))
         return f"{where.scheme}://{host}{path or '/'}?{parameters}"
 
+    def frozen_keys(self) -> Any:
+        """Return the credentials as they are now; those that run out soon are renewed, which may ask the network.
+
+        Raises:
+            ConfigurationError: They cannot be had.
+        """
+        try:
+            return None if self.keys is None else self.keys.get_frozen_credentials()
+        except Exception as error:  # botocore's, the network's, or those of a `credential_process`
+            raise ConfigurationError(f"AWS's credentials cannot be had: {error}") from error
+
+    async def renew_keys(self) -> None:
+        """Renew credentials that run out soon, in a thread, so that nobody waits for that who needs them later.
+
+        Raises:
+            ConfigurationError: They cannot be had.
+        """
+        if getattr(self.keys, "refresh_needed", bool)():
+            await anyio.to_thread.run_sync(self.frozen_keys, abandon_on_cancel=True)
+
     def source(self, key: str) -> S3Source:
         """Return an object as the source of a job.
 
         Raises:
-            ConfigurationError: The credentials are temporary, and the API takes none of those.
+            ConfigurationError: The credentials cannot be had, or are temporary, and the API takes none of those.
         """
-        keys = None if self.keys is None else self.keys.get_frozen_credentials()
+        keys = self.frozen_keys()
         if keys is not None and keys.token:
             raise ConfigurationError(
                 "these AWS credentials are temporary, with a session token, and the API has no field for one: use "
@@ -113,7 +133,7 @@ async def open_folder(source: str | S3FolderSource, *, anonymous: bool = False) 
 
     Raises:
         ValidationError: The source is no folder in S3.
-        ConfigurationError: botocore is not installed, or AWS's configuration cannot be read.
+        ConfigurationError: botocore is not installed, or AWS's configuration or credentials cannot be had.
     """
     if isinstance(source, str):
         source = parse_url(source)
@@ -141,7 +161,6 @@ def _check(source: S3FolderSource, *, anonymous: bool) -> None:
 def _open(source: S3FolderSource, *, anonymous: bool) -> Folder:
     try:
         from botocore.credentials import Credentials
-        from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ModuleNotFoundError as error:
         raise ConfigurationError(
@@ -158,9 +177,9 @@ def _open(source: S3FolderSource, *, anonymous: bool) -> Folder:
             keys = Credentials(source.access_key_id, source.secret_access_key)
         elif not anonymous:
             keys = session.get_credentials()
-    except BotoCoreError as error:
+    except Exception as error:  # botocore's, or those of a `credential_process`
         raise ConfigurationError(f"AWS's configuration cannot be used: {error}") from error
-    return Folder(
+    folder = Folder(
         bucket=source.bucket,
         prefix=source.prefix or "",
         endpoint=endpoint or None,
@@ -168,6 +187,8 @@ def _open(source: S3FolderSource, *, anonymous: bool) -> Folder:
         path_style=source.force_path_style is not False,  # the contract's default for a folder
         keys=keys,
     )
+    folder.frozen_keys()  # a role is taken on here, in this thread
+    return folder
 
 
 def _aws(region: str) -> str:
@@ -200,6 +221,7 @@ class _Lister:
         """Return the next objects: those behind a token, or behind a key.
 
         Raises:
+            ConfigurationError: Credentials that ran out cannot be renewed.
             TransferError: The store does not answer, refuses, or answers with something else than a listing.
         """
         query = {"list-type": "2", "encoding-type": "url"}
@@ -244,13 +266,12 @@ class _Lister:
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
 
-        keys = self._folder.keys
+        await self._folder.renew_keys()
+        keys = self._folder.frozen_keys()
         if keys is None:
             return {}
-        if getattr(keys, "refresh_needed", bool)():  # a role's; that may ask the network
-            await anyio.to_thread.run_sync(keys.get_frozen_credentials, abandon_on_cancel=True)
         request = AWSRequest(method="GET", url=url)
-        S3SigV4Auth(keys.get_frozen_credentials(), "s3", self._folder.region).add_auth(request)
+        S3SigV4Auth(keys, "s3", self._folder.region).add_auth(request)
         return {name: str(value) for name, value in request.headers.items()}
 
 
@@ -351,6 +372,7 @@ async def list_objects(
 
     Raises:
         UnorderedError: Some objects may be missing, which a listing in one range finds.
+        ConfigurationError: Credentials that ran out cannot be renewed.
         TransferError: The store does not answer, refuses, or answers with something else than a listing.
     """
     if ask is not None:
@@ -364,6 +386,7 @@ async def list_page(client: AsyncClient, folder: Folder, *, after: str | None, t
     """List one page: the objects behind a token, or behind a key, or the first ones.
 
     Raises:
+        ConfigurationError: Credentials that ran out cannot be renewed.
         TransferError: The store does not answer, refuses, or answers with something else than a listing.
     """
     async with _listing(client, folder, 1) as lister:

@@ -5,8 +5,10 @@ import json
 import os
 import signal
 import sys
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import anyio.lowlevel
 import attrs
 import httpx
 import pytest
+from botocore.credentials import RefreshableCredentials
 from object_store import ObjectStore
 from support import Clock, Quick
 
@@ -789,6 +792,55 @@ async def test_credentials_are_sent_and_stay_nowhere(
         shown += path.read_bytes().decode(errors="replace")
     assert not [secret for secret in ("AKIDEXAMPLE", SECRET) if secret in shown]
     assert "cannot read with <hidden> and <hidden>" in shown
+
+
+class Remembering(Counting):
+    """A service that remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[Any] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.asked += json.loads(await request.aread())["jobs"]
+        return await super().handle_async_request(request)
+
+
+async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such keys may expire and have no token, so that the API takes them."""
+    in_loop, is_late = threading.get_ident(), False
+    threads: list[int] = []
+
+    def renew() -> dict[str, str | None]:
+        threads.append(threading.get_ident())
+        expiry = (datetime.now(UTC) + timedelta(hours=3)).isoformat()
+        return {"access_key": "AKIDRENEWED", "secret_key": SECRET, "token": None, "expiry_time": expiry}
+
+    def now() -> datetime:
+        return datetime.now(UTC) + timedelta(hours=1 if is_late else 0)
+
+    def opened(source: S3FolderSource, *, anonymous: bool) -> s3.Folder:
+        folder = really_open(source, anonymous=True)
+        expiry = datetime.now(UTC) + timedelta(minutes=30)
+        folder.keys = RefreshableCredentials("AKIDEXAMPLE", SECRET, "", expiry, renew, "test", time_fetcher=now)
+        return folder
+
+    async def read(*arguments: Any) -> None:
+        nonlocal is_late
+        is_late = True
+        await really_read(*arguments)
+
+    really_open, really_read = s3._open, _manifests.read_manifest
+    monkeypatch.setattr(s3, "_open", opened)
+    monkeypatch.setattr("convertrilo._folder_run.read_manifest", read)
+    (tmp_path / "keys.txt").write_text("a.mp4\nb.mp4\n")
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", "manifest": tmp_path / "keys.txt"}
+    async with AsyncClient("key", base_url="https://api.test", transport=(service := Remembering())) as client:
+        await ingest_folder(client, "s3://films", TEMPLATE, **how)
+    assert len(threads) == 1
+    assert threads[0] != in_loop
+    assert [job["sourceS3"]["accessKeyId"] for job in service.asked] == ["AKIDRENEWED"] * 2
 
 
 # ---- what makes no sense

@@ -1,8 +1,10 @@
 """Listing a folder in S3: a real server, every odd key, credentials from everywhere, and divided listings."""
 
 import itertools
+import threading
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from botocore.credentials import RefreshableCredentials
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Received, answer, loopback, sockets_to
@@ -353,28 +356,63 @@ async def test_a_bucket_that_is_always_elsewhere_is_not_looked_for_for_ever(
     assert len(store.requests) == 5
 
 
-async def test_credentials_that_run_out_are_renewed(client: AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A role's credentials are asked for anew before they expire, in a thread."""
-    from botocore.credentials import RefreshableCredentials
+def in_minutes(minutes: float) -> datetime:
+    return datetime.now(UTC) + timedelta(minutes=minutes)
 
-    renewals: list[int] = []
 
-    def renew() -> dict[str, str]:
-        renewals.append(1)
-        return {
-            "access_key": f"AKID{len(renewals)}",
-            "secret_key": "s",
-            "token": "t",
-            "expiry_time": "2020-01-01T00:00:00Z",
-        }
+def renewed(key: str, minutes: float) -> dict[str, str | None]:
+    """What a provider of credentials gives: without a token, as a `credential_process` may."""
+    expiry = in_minutes(minutes).isoformat()
+    return {"access_key": key, "secret_key": SECRET, "token": None, "expiry_time": expiry}
 
-    folder = await open_folder("s3://films")
-    folder.keys = RefreshableCredentials("AKID0", "s", "t", datetime(2020, 1, 1, tzinfo=UTC), renew, "test")
-    store = Store(monkeypatch, [(200, LISTING)])
-    with pytest.raises(RuntimeError, match="Credentials were refreshed, but"):  # botocore's: these expire at once again
+
+async def test_credentials_that_run_out_are_renewed_in_a_thread_before_they_do(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+
+    def renew() -> dict[str, str | None]:
+        threads.append(threading.get_ident())
+        return renewed("AKID1", 60)
+
+    folder = await open_folder("s3://films", anonymous=True)
+    folder.keys = RefreshableCredentials("AKID0", SECRET, "", in_minutes(12), renew, "test")
+    store = Store(monkeypatch, [(200, LISTING), (200, LISTING)])
+    for _ in range(2):
+        assert await listed(client, folder) == [LISTED]
+    assert len(threads) == 1
+    assert threads[0] != threading.get_ident()
+    assert {"Credential=AKID1/" in each.headers["authorization"] for each in store.requests} == {True}
+    assert folder.source("a.mp4").access_key_id == "AKID1"
+
+
+def failing() -> dict[str, str | None]:
+    raise ConnectionError("no route to 169.254.169.254")
+
+
+@pytest.mark.parametrize(
+    ("renew", "why"),
+    [(failing, "no route"), (dict, "did not contain: access_key"), (partial(renewed, "AKID1", -1), "still expired")],
+    ids=["failing", "nothing", "expired"],
+)
+async def test_credentials_that_cannot_be_renewed_end_the_listing(
+    client: AsyncClient, monkeypatch: pytest.MonkeyPatch, renew: Any, why: str
+) -> None:
+    folder = await open_folder("s3://films", anonymous=True)
+    folder.keys = RefreshableCredentials("AKID0", SECRET, "", in_minutes(-1), renew, "test")
+    store = Store(monkeypatch, [])
+    with pytest.raises(ConfigurationError, match=f"AWS's credentials cannot be had: .*{why}"):
         await listed(client, folder)
-    assert renewals
-    assert store.closed
+    assert (store.requests, store.closed) == ([], True)
+    with pytest.raises(ConfigurationError, match="AWS's credentials cannot be had"):
+        folder.source("a.mp4")
+
+
+@pytest.mark.parametrize("process", ["/no/such/program", "false", "echo hello"])
+async def test_credentials_that_cannot_be_had_are_said_so(tmp_path: Path, process: str) -> None:
+    (tmp_path / "config").write_text(f"[default]\ncredential_process = {process}\n")
+    with pytest.raises(ConfigurationError, match="AWS's configuration cannot be used"):
+        await open_folder("s3://films")
 
 
 async def test_a_cancelled_listing_leaves_no_connection(client: AsyncClient) -> None:
