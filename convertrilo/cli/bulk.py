@@ -34,9 +34,9 @@ def bulk(file: Path, journal: "Journal | None", **options: Any) -> None:
 
     Each job needs an externalId, by which the journal knows it: no rerun makes it twice, whatever was added to FILE
     since. The journal is by default FILE.db, or with --profile NAME FILE.NAME.db, or with --sandbox FILE.sandbox.db;
-    for stdin there is none by default. With --json each job is a line of JSON on stdout: line, externalId, jobId,
-    status, estimate, downloadUrl, code, error. Exit code 1 if one was refused or has failed, 4 if one goes on after
-    --timeout-ms.
+    stdin has none by default, and needs --journal. With --json each job is a line of JSON on stdout: line, externalId,
+    jobId, status, estimate, downloadUrl, code, error. Exit code 1 if one was refused or has failed, 4 if one goes on
+    after --timeout-ms.
     """
     from convertrilo.cli.bulking import Bulk
     from convertrilo.journal import Journal
