@@ -356,11 +356,18 @@ async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
         sandbox.client(**QUICK) as client,
     ):
         folder = object_store.folder(bucket)
-        report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+        sandbox.fail_jobs("no video stream", times=4)
+        report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", wait=True)
         assert 0 < report.refused < 4
         refused = [each for each in (await rows(report)).values() if each.status == "refused"]
         assert len(refused) == report.refused
         assert all((each.error or "").startswith("insufficient_tokens: ") for each in refused)
+        before = made(sandbox)
+        assert 0 < len(before) == report.failed  # which gives their tokens back
+        report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+        assert (report.listed, report.submitted, report.refused) == (4, 4, 0)
+        assert {each.external_id: each.job_id for each in (await rows(report)).values()} == made(sandbox)
+        assert before.items() <= made(sandbox).items()
 
 
 async def test_what_may_have_a_job_is_not_called_refused(
@@ -602,7 +609,8 @@ async def test_a_service_that_fails_ends_the_run_and_the_next_one_goes_on(
     bucket = object_store.bucket(**videos(40))
     sandbox.faults.reset("createJobsBulk", times=None, probability=0.5)
     options: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy.none()}
-    for _ in range(200):
+    failed = 0
+    while failed < 200:
         async with sandbox.client(**options) as client:
             try:
                 report = await ingest_folder(
@@ -610,7 +618,8 @@ async def test_a_service_that_fails_ends_the_run_and_the_next_one_goes_on(
                 )
                 break
             except TransportError:
-                continue
+                failed += 1
+    assert failed > 0
     assert (report.submitted, len(made(sandbox))) == (40, 40)
 
 
@@ -620,6 +629,7 @@ async def test_lost_answers_and_cancellations_make_no_job_twice(
     bucket = object_store.bucket(**videos(60))
     sandbox.faults.lose_response("createJobsBulk", times=None, probability=0.4)
     folder, journal = object_store.folder(bucket), tmp_path / "run.db"
+    cancelled = 0
     for limit in (1, 2, 4, 6, 9, 0):
         async with sandbox.client(**QUICK) as client:
             with anyio.CancelScope() as scope:
@@ -631,6 +641,9 @@ async def test_lost_answers_and_cancellations_make_no_job_twice(
                 report = await ingest_folder(
                     client, folder, TEMPLATE, journal=journal, batch_size=6, concurrency=2, on_progress=stop
                 )
+            cancelled += scope.cancelled_caught
+    assert cancelled > 0
+    assert "lose_response" in {each.fault for each in sandbox.requests}
     assert (report.listed, report.submitted, len(made(sandbox))) == (60, 60, 60)
 
 
