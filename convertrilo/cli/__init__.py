@@ -1,5 +1,6 @@
 """The command `convertrilo`: thin over `AsyncClient`, with nothing to decide of its own."""
 
+import os
 import sys
 
 _EXTRA = frozenset({"click", "platformdirs", "rich"})
@@ -7,6 +8,9 @@ _EXTRA = frozenset({"click", "platformdirs", "rich"})
 
 def main() -> None:
     """Run the command with the process's arguments, and end the process with its exit code."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by whoever started it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # until the process ends
     try:
         from convertrilo.cli.app import run
 

@@ -190,6 +190,24 @@ def test_stdin_that_cannot_be_read_is_said_to_be(service: Sandbox, tmp_path: Pat
     assert service.jobs == []
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_standard_stream_that_is_closed_is_as_if_it_were_empty(closed: str, service: Sandbox, tmp_path: Path) -> None:
+    command = f'"$@" bulk - --dry-run {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, "sh", *COMMAND],
+        cwd=tmp_path,
+        input="",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert ("0 would be created" in done.stdout) is (closed != ">&-")
+    assert ("submitting" in done.stderr) is (closed != "2>&-")
+    assert service.jobs == []
+
+
 # ---- interrupted, and what is not right
 
 
