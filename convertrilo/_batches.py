@@ -189,7 +189,10 @@ def lend_credentials(items: Sequence[Item], missing: set[int]) -> None:
         item, source = items[position], sources[position]
         lent = lenders.get(_bucket(source))
         if lent is not None:
-            item.wire = {**item.wire, "sourceS3": {**lent, **source}}
+            item.wire = {
+                **item.wire,
+                "sourceS3": {**{name: lent[name] for name in CREDENTIALS & lent.keys()}, **source},
+            }
             item.content = canonical(item.wire)
             missing.discard(position)
 

@@ -21,6 +21,7 @@ from convertrilo._redaction import Hide, hider, secrets_in, without_secrets
 from convertrilo._version import __version__
 from convertrilo.codec import check_empty, read_answer
 from convertrilo.errors import (
+    APIError,
     ConfigurationError,
     ConvertriloError,
     DeadlineExceededError,
@@ -499,6 +500,8 @@ class Call(Generic[R]):
     def _note_doubt(self, error: ConvertriloError) -> None:
         if not self.in_doubt:
             return
+        if isinstance(error, APIError):
+            error.in_doubt = True
         if self._identity is not None:
             again = f"Calling again is safe under the same key: idempotency_key={self._identity.key!r}."
             error.add_note(f"The service may have done it all the same. {again}")

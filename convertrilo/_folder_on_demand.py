@@ -9,7 +9,7 @@ import attrs
 
 from convertrilo import operations as rows
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import Ended, New, Submitted, run_name
+from convertrilo._folder_rows import Ended, New, Submitted
 from convertrilo._folder_run import ROUNDS, IngestProgress, OnIngest
 from convertrilo._json import encode
 from convertrilo._redaction import hider, secrets_in
@@ -110,7 +110,7 @@ class OnDemandFolder:
         """Send the request, once on this journal: sent and answered before, the answer comes from there."""
         engine, options = engine_of(self._client)
         row, content = rows.ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        identity, bare = identify(row, self._wire, content, name=run_name(self._record.generation) or options.operation)
+        identity, bare = identify(row, self._wire, content, name=self._record.run)
         call = engine.frozen_call(row, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
             answer, _ = await engine.journaled(self._record.journal, call, identity, bare)

@@ -16,8 +16,8 @@ class FolderRecord:
 
     def __init__(self, journal: Journal) -> None:
         self.journal = journal
-        self.generation = 0
-        """How often the folder was begun from scratch."""
+        self.run: str | None = None
+        """The name of the folder's operations, if they have one."""
 
     async def begin(self, identity: dict[str, Any], *, from_scratch: bool) -> None:
         """Begin the record, or go on with it.
@@ -30,9 +30,7 @@ class FolderRecord:
             ConfigurationError: The record is of another folder, or of other jobs.
             JournalError: The journal cannot be used.
         """
-        self.generation = await self.journal.do(
-            partial(_folder_rows.begin, identity=identity, from_scratch=from_scratch)
-        )
+        self.run = await self.journal.do(partial(_folder_rows.begin, identity=identity, from_scratch=from_scratch))
 
     async def add(self, objects: Sequence[New], most: int | None) -> list[Row]:
         """Write objects down, and return those that were not there; `most` is how many there may be in all."""

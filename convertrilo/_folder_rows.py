@@ -105,30 +105,30 @@ class Totals:
     reserved: float | None = None
 
 
-def run_name(generation: int) -> str | None:
-    """Return what tells the jobs of a folder that was begun from scratch from those before, which have the same ids."""
-    return f"run {generation}" if generation else None
+def _run_name(identity: dict[str, Any], generation: int) -> str | None:
+    """Return the name of a folder's operations: what is made from scratch has the same ids as what was made before."""
+    name = identity.get("operation")
+    return " ".join([*([name] if name else []), "run", str(generation)]) if generation else name
 
 
-def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> int:
+def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> str | None:
     known = db.execute("SELECT identity, generation FROM folder").fetchone()
     if known is None:
         db.execute("INSERT INTO folder (identity, generation) VALUES (?, 0)", (json.dumps(identity),))
-        return 0
+        return _run_name(identity, 0)
     before, generation = json.loads(known[0]), int(known[1])
     if before == identity and not from_scratch:
-        return generation
-    is_begun = _is_begun(db, before, generation)
-    if from_scratch or not is_begun:  # an estimate binds to nothing
+        return _run_name(identity, generation)
+    if from_scratch or not _is_begun(db, before, generation):  # an estimate binds to nothing
         db.execute("DELETE FROM objects")
-        generation += is_begun
+        generation += from_scratch
         db.execute("UPDATE folder SET identity = ?, generation = ?", (json.dumps(identity), generation))
     else:
         raise ConfigurationError(
             f"the journal holds another ingest: {_difference(before, identity)}. Nothing was sent. "
             "Use another journal, or begin from scratch, which makes every job anew"
         )
-    return generation
+    return _run_name(identity, generation)
 
 
 def last_id(db: "sqlite3.Connection") -> int:
@@ -139,18 +139,16 @@ def last_id(db: "sqlite3.Connection") -> int:
 _NOTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
              UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608
 
-_OF_THIS_RUN = "(:run IS NULL OR name = :run OR name GLOB :run || ' round *')"
-"""Of a folder's own operations: those since it was begun from scratch have names, by `run_name`."""
-
 # A journal may hold operations of others: a folder's batch is known by its objects, which are written down before it
 # is, and what the service was asked to list by its body. What was answered, and made no job, binds to nothing.
+_OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run) + 7) = :run || ' round ')"
+_OF_ITS_OBJECTS = """json_valid(CAST(body AS TEXT)) AND EXISTS
+    (SELECT 1 FROM objects WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))"""
 _SENT = f"""SELECT 1 FROM operations
             WHERE {_OF_THIS_RUN}
               AND CASE operation
                   WHEN 'onDemandIngestFolder' THEN body = :listing
-                  WHEN 'createJobsBulk' THEN json_valid(CAST(body AS TEXT)) AND EXISTS
-                      (SELECT 1 FROM objects
-                       WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))
+                  WHEN 'createJobsBulk' THEN {_OF_ITS_OBJECTS}
                   END
               AND CASE WHEN answered_at IS NULL OR NOT json_valid(CAST(answer AS TEXT)) THEN 1
                   ELSE EXISTS (SELECT 1 FROM json_tree(CAST(answer AS TEXT), '$.jobs')
@@ -164,7 +162,7 @@ def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: in
     if db.execute(_NOTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None
-    return db.execute(_SENT, {"run": run_name(generation), "listing": listing}).fetchone() is not None
+    return db.execute(_SENT, {"run": _run_name(identity, generation), "listing": listing}).fetchone() is not None
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -222,7 +220,7 @@ _COUNTS = f"""SELECT CASE WHEN job_id IS NULL AND status = '{UNKNOWN}' THEN '{UN
                      count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""  # noqa: S608  # it is all ours
 _RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
                 FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
-                AND {_OF_THIS_RUN}"""  # noqa: S608  # it is all ours
+                AND {_OF_THIS_RUN} AND {_OF_ITS_OBJECTS}"""  # noqa: S608  # it is all ours
 _NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused", UNKNOWN: "unknown"}
 
 
@@ -236,8 +234,8 @@ def totals(db: "sqlite3.Connection") -> Totals:
             totals.submitted += count
         if (name := _NAMES.get(state)) is not None:
             setattr(totals, name, getattr(totals, name) + count)
-    generation = db.execute("SELECT generation FROM folder").fetchone()
-    run = None if generation is None else run_name(*generation)
+    folder = db.execute("SELECT identity, generation FROM folder").fetchone()
+    run = None if folder is None else _run_name(json.loads(folder[0]), int(folder[1]))
     (totals.reserved,) = db.execute(_RESERVED, {"run": run}).fetchone()
     return totals
 

@@ -12,7 +12,7 @@ import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from convertrilo._folder_record import FolderRecord
-from convertrilo._folder_rows import UNKNOWN, Ended, New, Row, Submitted, Totals, run_name
+from convertrilo._folder_rows import UNKNOWN, Ended, New, Row, Submitted, Totals
 from convertrilo._manifests import read_manifest
 from convertrilo._model import field_specs, fit_to_show
 from convertrilo._objects import Page, S3Object, external_id, is_text
@@ -81,8 +81,7 @@ class FolderRun:
         dry_run: bool,
     ) -> None:
         self._elsewhere = elsewhere
-        run = run_name(record.generation)
-        self._client = client if run is None else client.with_options(operation=run)
+        self._client = client if record.run is None else client.with_options(operation=record.run)
         self._clock = engine_of(client)[0].clock
         self._folder = folder
         self._template = template

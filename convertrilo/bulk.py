@@ -294,8 +294,6 @@ class _Run:
         except APIError as error:
             if error.status not in _TOO_LARGE:
                 raise
-            if error.status == _TOO_MANY_BYTES and len(batch.items) > 1:
-                self._sizes.bytes = min(self._sizes.bytes, len(batch.content))
             if not _is_for_what_it_is(batch, error):
                 self._results.refuse_all(batch, _unknown(batch, error))
                 return False
@@ -327,7 +325,8 @@ class _Run:
             except DecodeError as error:
                 raise call.not_understood(error, answer) from None
         except BaseException as error:
-            was_begun = call is not None and (call.in_doubt or self._carrier is not None)
+            is_sent_elsewhere = self._carrier is not None and not (isinstance(error, APIError) and not error.in_doubt)
+            was_begun = call is not None and (call.in_doubt or is_sent_elsewhere)
             batch.is_in_doubt = batch.was_sent_before or was_begun
             if ledger is not None:
                 await self._put_down(ledger, batch, error)
@@ -370,6 +369,8 @@ class _Run:
     async def _after_refusal(self, batch: Batch, error: APIError, tries: int) -> bool:
         """Find out whether the service minds how much it is, or one of the jobs: each half goes on its own."""
         items = [item for item in batch.items if item.requests]
+        if error.status == _TOO_MANY_BYTES and len(batch.items) > 1:
+            self._sizes.bytes = min(self._sizes.bytes, len(batch.content))
         if len(batch.items) == 1:
             self._refused_alone += 1
             if self._refused_alone > 1 and not self._was_accepted:
@@ -508,7 +509,7 @@ def _unknown(batch: Batch, error: APIError) -> OutcomeUnknownError:
     """Make the error of a batch that may have been done, and that something before the service now turns away."""
     unknown = OutcomeUnknownError(
         f"an earlier attempt may have been done, and the last one was not the service's to answer: {error.message}.",
-        find_out="In another batch its jobs could be made twice; run it again, and this one goes out as it was.",
+        find_out="In another batch its jobs could be made twice; run again with its journal, it goes out as it was.",
     )
     unknown.__cause__ = error
     return unknown.with_call(operation=_SEND.id, idempotency_key=batch.identity.key, attempts=error.attempts)

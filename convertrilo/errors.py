@@ -136,6 +136,7 @@ class APIError(ConvertriloError):
         available: Tokens (neu) that the account has, for `insufficient_tokens`.
         request_id: The service's id of this request, where it sends one.
         retry_after: Seconds after which the service wants to be asked again, where it says so.
+        in_doubt: Whether it may have been done all the same, by an attempt that had no answer.
     """
 
     def __init__(
@@ -161,6 +162,7 @@ class APIError(ConvertriloError):
         self.available = available
         self.request_id = request_id
         self.retry_after = retry_after
+        self.in_doubt = False
 
     def _context(self) -> list[tuple[str, object]]:
         return [

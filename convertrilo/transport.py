@@ -83,6 +83,7 @@ class _Connection:
                     pending += data
         else:
             assert isinstance(request.stream, httpx.AsyncByteStream)
+            request.extensions["complete"] = True  # any of its pieces may be the last
             chunks = aiter(request.stream)
             try:
                 async for chunk in chunks:

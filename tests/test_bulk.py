@@ -689,6 +689,31 @@ async def test_a_batch_is_not_sent_again_without_credentials_that_it_had(path: P
     assert before == after
 
 
+async def test_a_batch_that_may_be_done_says_nothing_of_the_size_that_others_may_have() -> None:
+    class Other(Service):
+        def answer(self, request: httpx.Request) -> httpx.Response:
+            answer = super().answer(request)
+            return httpx.Response(413) if len(self.requests) == 3 else answer
+
+    service = Other(faults=["", "answer lost"])
+    wanted = [*jobs(*range(4), sourceUrl="https://videos.test/a-long-way-down.mov"), *jobs(*range(4, 8))]
+    async with client_of(service) as client:
+        for _ in range(2):
+            results = await submit(client, wanted, batch_size=4, concurrency=1)
+    assert ids(results) == service.made
+    assert len({key for key, _ in service.requests}) == 2
+
+
+async def test_credentials_are_lent_and_nothing_else(path: Path) -> None:
+    first, second = sourced(0, 1)
+    first["sourceS3"]["versionId"] = "v1"
+    service = Service(faults=["crash before"])
+    await crash(service, path, [first, second])
+    assert ids(await submit_to(service, [first], path)).keys() == {"job-0"}
+    (_, before), (_, after) = service.requests
+    assert before == after
+
+
 async def test_outcomes_without_numbers_are_not_taken_for_those_of_other_jobs(path: Path) -> None:
     class Counting(Service):
         def work(self, body: bytes) -> tuple[int, bytes]:

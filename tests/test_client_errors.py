@@ -214,6 +214,7 @@ async def test_an_error_says_when_the_job_may_exist_all_the_same(steps: list[Ste
         error = await raised_by(client.create_job(JOB))
     notes = getattr(error, "__notes__", [])
     assert bool(notes) is noted
+    assert getattr(pickle.loads(pickle.dumps(error)), "in_doubt", noted) is noted
     if noted:
         assert f"idempotency_key={error.idempotency_key!r}" in notes[0]
         assert pickle.loads(pickle.dumps(error)).__notes__ == notes

@@ -19,6 +19,7 @@ from convertrilo import (
     AsyncClient,
     ConfigurationError,
     IngestReport,
+    InvalidRequestError,
     OutcomeUnknownError,
     RetryPolicy,
     S3FolderSource,
@@ -164,6 +165,32 @@ async def test_what_a_lost_cluster_has_sent_binds_the_journal_to_its_ingest(
     with pytest.raises(TransportError):
         await ingest(object_store, bucket, tmp_path / "run.db", engine=Losing(), from_scratch=True)
     assert len(server.sandbox.jobs) == 14
+
+
+class Gateway(Twice):
+    """Has batches sent by way of a gateway that turns big ones away, of which it may have taken some before."""
+
+    def __init__(self, *, in_doubt: bool) -> None:
+        super().__init__()
+        self._in_doubt = in_doubt
+
+    async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
+        if body.count(b"externalId") > 2:
+            error = InvalidRequestError("too large", status=413, code="http_413")
+            error.in_doubt = self._in_doubt
+            raise error
+        return await super().send(place, service, key, body, last_resend)
+
+
+@pytest.mark.parametrize("in_doubt", [False, True])
+async def test_a_batch_that_a_workers_gateway_turns_away_is_halved_unless_it_may_be_done(
+    server: SandboxServer, object_store: ObjectStore, tmp_path: Path, in_doubt: bool
+) -> None:
+    bucket = object_store.private_bucket(**dict.fromkeys(KEYS[:7], b"video"))
+    report = await ingest(object_store, bucket, tmp_path / "run.db", engine=Gateway(in_doubt=in_doubt))
+    assert (report.submitted, report.unknown, len(made(server))) == ((0, 7, 0) if in_doubt else (7, 0, 7))
+    report = await ingest(object_store, bucket, tmp_path / "run.db", engine=Twice())
+    assert (report.submitted, len(made(server))) == (7, 7)
 
 
 async def test_credentials_in_the_source_are_refused(server: SandboxServer, tmp_path: Path) -> None:

@@ -146,8 +146,12 @@ async def test_what_else_is_in_the_journal_is_not_counted_as_the_folders(
         job = {**TEMPLATE, "externalId": "another", "sourceUrl": "https://videos.test/1.mp4"}
         made = await other.create_jobs_bulk({"jobs": [job], "settings": {"confirm": True}})
         assert made.reserved
+        [another] = [
+            each async for each in other.submit_jobs([{**job, "externalId": "more"}], settings={"confirm": True})
+        ]
+        assert another.job_id is not None
         report = await ingest_folder(other, folder, TEMPLATE, journal=journal)
-    assert report.reserved == sum(job.price or 0 for job in sandbox.jobs) - made.reserved
+    assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[2:]) > 0
 
 
 async def test_from_scratch_makes_every_job_anew(
@@ -163,6 +167,39 @@ async def test_from_scratch_makes_every_job_anew(
     assert len({each.job_id for each in (await rows(report)).values()} & {job.id for job in sandbox.jobs[6:]}) == 3
     await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
     assert len(sandbox.jobs) == 9
+
+
+async def test_from_scratch_asks_anew_for_what_was_refused(tmp_path: Path) -> None:
+    answers: dict[str, list[dict[str, str]]] = {}
+    said = {"error": "source_not_readable: the bucket is not ours"}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        jobs = json.loads(request.content)["jobs"]
+        return httpx.Response(
+            200, json={"jobs": answers.setdefault(request.headers["idempotency-key"], [said] * len(jobs))}
+        )
+
+    manifest = tmp_path / "keys.txt"
+    how: dict[str, Any] = {"journal": tmp_path / "run.db", "anonymous": True}
+    manifest.write_text("a.mp4\n")
+    async with AsyncClient("key", base_url="https://api.test", transport=httpx.MockTransport(answer)) as client:
+        assert (await ingest_folder(client, "s3://films", TEMPLATE, manifest=manifest, **how)).refused == 1
+        said = {"jobId": "j-1"}
+        assert (await ingest_folder(client, "s3://films", TEMPLATE, manifest=manifest, **how)).refused == 1
+        report = await ingest_folder(client, "s3://films", TEMPLATE, manifest=manifest, **how, from_scratch=True)
+    assert (report.submitted, report.refused, len(answers)) == (1, 0, 2)
+
+
+async def test_what_is_made_from_scratch_under_one_name_is_not_what_is_made_under_another(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(2)))
+    for name in ("nightly", "weekly"):
+        for from_scratch in (False, True, False):
+            view, journal = client.with_options(operation=name), tmp_path / f"{name}.db"
+            report = await ingest_folder(view, folder, TEMPLATE, journal=journal, from_scratch=from_scratch)
+            assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[-2:]) > 0
+    assert len(sandbox.jobs) == 8
 
 
 @pytest.mark.parametrize("change", ["template", "bucket", "shard"])

@@ -295,13 +295,27 @@ async def test_an_answer_of_a_server_that_has_stopped_reading_is_read(monkeypatc
             assert (transport.in_flight, transport.idle) == (0, 0)
 
 
-@pytest.mark.parametrize(("size", "complete"), [(0, True), (100_000, True), (10_000_000, False)])
+class Streamed(httpx.AsyncByteStream):
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"film"
+
+
+@pytest.mark.parametrize(
+    ("body", "complete"),
+    [
+        ({"content": b""}, True),
+        ({"content": bytes(100_000)}, True),
+        ({"content": bytes(10_000_000)}, False),
+        ({"stream": Streamed(), "headers": {"Host": "gone.test", "Content-Length": "4"}}, True),
+    ],
+    ids=["empty", "small", "big", "streamed"],
+)
 async def test_a_request_says_whether_all_of_it_may_have_gone_out(
-    size: int, complete: bool, monkeypatch: pytest.MonkeyPatch
+    body: Any, complete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other_end(monkeypatch).close()
     async with PoolTransport() as transport:
-        request = httpx.Request("POST", "http://gone.test/", content=bytes(size))
+        request = httpx.Request("POST", "http://gone.test/", **body)
         with pytest.raises(httpx.TransportError):
             await transport.handle_async_request(request)
         assert (request.extensions["begun"], request.extensions["complete"]) == (True, complete)
