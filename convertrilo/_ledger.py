@@ -17,7 +17,16 @@ from convertrilo._batches import Batch, Outcome, read_outcomes
 from convertrilo._claims import Place, Row
 from convertrilo._engine import only_logged
 from convertrilo.errors import OutcomeUnknownError
-from convertrilo.journal import Entry, Journal, Window, check_sender, claim_operation, find_operation, unknown_outcome
+from convertrilo.journal import (
+    Entry,
+    Journal,
+    Window,
+    check_sender,
+    check_service,
+    claim_operation,
+    find_operation,
+    unknown_outcome,
+)
 
 OPERATION = "createJobsBulk"
 
@@ -87,7 +96,7 @@ class Ledger:
 
         Raises:
             OutcomeUnknownError: It was sent as an operation of its own, and it is not known what became of it.
-            JournalError: The journal cannot be used. Nothing was sent.
+            JournalError: The journal cannot be used, or is another service's. Nothing was sent.
         """
         work = partial(self._claim, batch=batch, window=self.journal.open_window())
         try:
@@ -100,6 +109,7 @@ class Ledger:
     def _claim(
         self, connection: sqlite3.Connection, *, batch: Batch, window: Window
     ) -> dict[bytes, Place] | bytes | None:
+        check_service(connection, self._service)
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
         places = _claims.find(connection, list(replaced))

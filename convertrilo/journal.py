@@ -294,7 +294,7 @@ class Journal:
         """
 
         def find(connection: sqlite3.Connection) -> SentParts:
-            _check_service(connection, service)
+            check_service(connection, service)
             return _sent_parts.find(connection, job=job_id)
 
         return await self._ask(Request(find), _NOTHING_SENT)
@@ -380,7 +380,7 @@ def claim_operation(
     sender: str,
 ) -> Entry:
     """Write an operation down, or find what is known of it: the transaction of `Journal.begin`."""
-    _check_service(connection, service)
+    check_service(connection, service)
     readable = None if name is None else name.encode(errors="backslashreplace").decode()  # file names may be any bytes
     inserted = connection.execute(
         "INSERT INTO operations (operation, key, identity, name, sender, first_sent_at, body) "
@@ -432,7 +432,7 @@ def unknown_outcome(entry: Entry) -> OutcomeUnknownError:
     )
 
 
-def _check_service(connection: sqlite3.Connection, service: str) -> None:
+def check_service(connection: sqlite3.Connection, service: str) -> None:
     """Keep answers of one service, a sandbox say, from being taken for another's."""
     known = connection.execute("SELECT service FROM services").fetchone()
     if known is None:

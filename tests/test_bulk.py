@@ -27,6 +27,7 @@ from convertrilo import (
     JobCreateRequest,
     JobRefusedError,
     Journal,
+    JournalError,
     OutcomeUnknownError,
     RetryPolicy,
     ServerError,
@@ -610,6 +611,15 @@ async def test_a_journal_that_fails_is_heard_before_anything_is_sent(path: Path)
     error = await raised_by(submit_to(service, jobs(0), path))
     assert "Nothing was sent" in str(error)
     assert service.requests == []
+
+
+async def test_what_one_service_has_answered_is_not_taken_for_another_s(path: Path) -> None:
+    async with Sandbox() as sandbox, sandbox.client(journal=Journal(path)) as client:
+        await submit(client, jobs(1))
+    async with Sandbox(base_url="https://convertrilo.test") as other, other.client(journal=Journal(path)) as client:
+        with pytest.raises(JournalError, match=r"and this is https://convertrilo\.test; use another file"):
+            await submit(client, jobs(1))
+        assert other.jobs == []
 
 
 async def test_a_journal_may_be_given_for_one_run(path: Path) -> None:
