@@ -421,6 +421,17 @@ def check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> N
         )
 
 
+def last_of_other_senders(connection: sqlite3.Connection, *, service: str, sender: str) -> datetime | None:
+    """Return when anything was last sent for the first time with another API key, or None.
+
+    Raises:
+        JournalError: The journal is another service's.
+    """
+    check_service(connection, service)
+    (last,) = connection.execute("SELECT max(first_sent_at) FROM operations WHERE sender <> ?", (sender,)).fetchone()
+    return None if last is None else datetime.fromtimestamp(last, UTC)
+
+
 def unknown_outcome(entry: Entry) -> OutcomeUnknownError:
     """Make the error of an operation that was not answered in the replay window."""
     return OutcomeUnknownError(

@@ -33,20 +33,18 @@ def bulk(file: Path, journal: "Journal | None", **options: Any) -> None:
     """Create the jobs of FILE (or of stdin: -), a JSON object of `createJob` in each line.
 
     Each job needs an externalId, by which the journal knows it: no rerun makes it twice, whatever was added to FILE
-    since. The journal is by default FILE.db, or with --profile NAME FILE.NAME.db, or with --sandbox FILE.sandbox.db;
-    stdin has none by default, and needs --journal. With --json each job is a line of JSON on stdout: line, externalId,
-    jobId, status, estimate, downloadUrl, code, error. Exit code 1 if one was refused or has failed, 4 if one goes on
-    after --timeout-ms.
+    since. The journal is by default FILE.db, or with --profile NAME FILE.NAME.db, or with --sandbox a file in the
+    sandbox's folder; where it holds what was sent with another API key, --journal must say which one to use. Stdin has
+    none by default, and needs --journal. With --json each job is a line of JSON on stdout: line, externalId, jobId,
+    status, estimate, downloadUrl, code, error. Exit code 1 if one was refused or has failed, 4 if one goes on after
+    --timeout-ms.
     """
     from convertrilo.cli.bulking import Bulk
-    from convertrilo.journal import Journal
 
     if str(file) != "-":
         readable_file(file)
     if options["waits"] and not options["confirm"]:
         raise click.UsageError("--wait would wait for ever without --confirm")
-    if journal is None and not options["dry_run"]:  # which makes nothing
-        if str(file) == "-":
-            raise click.UsageError("for stdin, --journal must say where to keep what was submitted")
-        journal = Journal(file.with_name(f"{file.name}{options['service'].infix}.db"))
+    if str(file) == "-" and journal is None and not options["dry_run"]:
+        raise click.UsageError("for stdin, --journal must say where to keep what was submitted")
     Bulk(file, journal, options).run()

@@ -2,7 +2,9 @@
 
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import anyio.to_thread
@@ -13,9 +15,9 @@ from convertrilo.cli.output import Output, note, print_line, readable
 from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
 from convertrilo.cli.stdin import arriving_lines
-from convertrilo.client import AsyncClient
-from convertrilo.errors import ConvertriloError, JobRefusedError, WaitTimeoutError
-from convertrilo.journal import Journal
+from convertrilo.client import AsyncClient, engine_of
+from convertrilo.errors import ConfigurationError, ConvertriloError, JobRefusedError, WaitTimeoutError
+from convertrilo.journal import Journal, last_of_other_senders
 
 _READ_BYTES = 1 << 16
 
@@ -31,7 +33,6 @@ class Bulk:
 
     def __init__(self, file: Path, journal: Journal | None, options: dict[str, Any]) -> None:
         self._file = file
-        self._journal = journal
         self._dry_run: bool = options["dry_run"]
         self._settings = {"confirm": options["confirm"], "dryRun": self._dry_run}
         self._waits: bool = options["waits"] and not self._dry_run
@@ -39,6 +40,9 @@ class Bulk:
         self._quiet: bool = options["quiet"]
         self._output: Output = options["output"]
         self._service: Service = options["service"]
+        needs_default = journal is None and not self._dry_run  # which makes nothing
+        self._default_journal = self._service.journal_of(file) if needs_default else None
+        self._journal = journal if self._default_journal is None else Journal(self._default_journal)
         self._number = self._taken = self._submitted = self._done = self._failed = self._unfinished = 0
         self._estimate = 0.0
         self._is_read = False
@@ -61,6 +65,8 @@ class Bulk:
             raise click.exceptions.Exit(failures.NO_ANSWER)
 
     async def _work(self, client: AsyncClient) -> None:
+        if self._default_journal is not None:
+            await self._check_account(client, self._default_journal)
         with steps(quiet=self._quiet) as show:
             try:
                 await self._submit(client, show)
@@ -68,6 +74,25 @@ class Bulk:
                 if failures.leaves_work(error):
                     error.add_note(self._how_to_go_on())
                 raise
+
+    async def _check_account(self, client: AsyncClient, path: Path) -> None:
+        """Check that a journal nobody has named is this account's, or its answers would be another one's jobs.
+
+        Raises:
+            ConfigurationError: It holds what was sent with another API key.
+            JournalError: It cannot be used, or is another service's.
+        """
+        engine, _ = engine_of(client)
+        work = partial(last_of_other_senders, service=engine.service, sender=engine.credentials.sender)
+        async with Journal(path) as journal:
+            last = await journal.do(work, "Nothing was sent.")
+        if last is not None:
+            raise ConfigurationError(
+                f"{path} holds what was sent with another API key, last at {last.isoformat(timespec='seconds')}, and "
+                "nobody says whether that is a key of the same account; nothing was sent. If it is, --journal "
+                f"{quote(str(path))} goes on with what is there, and makes no job twice; if it is another account's, "
+                "--journal must name another file for this one"
+            )
 
     async def _submit(self, client: AsyncClient, show: Any) -> None:
         made: dict[str, dict[str, Any]] = {}

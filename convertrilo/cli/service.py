@@ -1,9 +1,11 @@
 """How a command talks to the service: to the real one as a saved account, or to the sandbox on this machine."""
 
+import os
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from convertrilo.cli.output import note
@@ -37,17 +39,18 @@ class Service:
             return " --sandbox"
         return f" --profile {self.profile}" if self.profile else ""
 
-    @property
-    def infix(self) -> str:
-        """What tells the name of a file that is for its account alone from that of another one's."""
+    def journal_of(self, file: Path) -> Path:
+        """Return where the journal of a file of jobs is: beside it, or in the sandbox's state, to go with that."""
+        from hashlib import sha256
         from urllib.parse import quote
 
-        from convertrilo.cli.settings import DEFAULT_PROFILE, profile_name
+        from convertrilo.cli.settings import DEFAULT_PROFILE, profile_name, state_folder
 
         if self.sandbox:
-            return ".sandbox"
+            return state_folder() / f"bulk-{sha256(os.fsencode(file.resolve())).hexdigest()[:16]}.db"
         name = profile_name(self.profile)
-        return "" if name == DEFAULT_PROFILE else f".{quote(name, safe='')}"
+        infix = "" if name == DEFAULT_PROFILE else f".{quote(name, safe='')}"
+        return file.with_name(f"{file.name}{infix}.db")
 
     def run(
         self,

@@ -1,6 +1,7 @@
 """`convertrilo bulk`: a file of jobs, a result for each, and no job twice however often it is run."""
 
 import json
+import shutil
 import signal
 import subprocess
 import threading
@@ -8,12 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio.from_thread
 import pytest
 from cli_help import COMMAND, Terminal, convertrilo
 from support import names_in
 
 from convertrilo.cli.app import run
-from convertrilo.sandbox import Sandbox, serve_in_thread
+from convertrilo.cli.settings import state_folder
+from convertrilo.sandbox import Sandbox, serve, serve_in_thread
 
 URL = "https://example.com/in.mp4"
 JOB = {"codec": "h264", "resolution": "720p", "fps": 30, "sourceUrl": URL}
@@ -108,16 +111,91 @@ def test_what_was_made_is_refused_with_other_settings_and_not_made_again(
     assert service.assert_created_once(external_id="clip-1").status == "created"
 
 
-def test_each_account_has_a_journal_of_its_own(service: Sandbox) -> None:
+@pytest.mark.parametrize(("name", "infix"), [("a/b", ".a%2Fb"), ("sandbox", ".sandbox")])
+def test_each_profile_has_a_journal_of_its_own(name: str, infix: str, service: Sandbox) -> None:
     write(named(1, sourceUrl=None))
     with serve_in_thread(other := Sandbox()) as base_url:
         for setting, value in (("apiKey", other.api_key), ("baseUrl", base_url)):
-            assert run(["config", "set", setting, value, "--profile", "a/b"]) == 0
-        for more in ([], ["--profile", "a/b"], ["--sandbox"], ["--dry-run"], ["--journal", "mine"]):
+            assert run(["config", "set", setting, value, "--profile", name]) == 0
+        for more in ([], ["--sandbox"], ["--profile", name], ["--dry-run"], ["--journal", "mine"]):
             assert run(["bulk", "jobs.jsonl", "--quiet", *more]) == 0
         assert len(service.jobs) == len(other.jobs) == 1
-    beside = ["jobs.jsonl", "jobs.jsonl.a%2Fb.db", "jobs.jsonl.db", "jobs.jsonl.sandbox.db"]
-    assert names_in(Path()) == [*beside, "mine"]
+    assert names_in(Path()) == sorted(["jobs.jsonl", "jobs.jsonl.db", f"jobs.jsonl{infix}.db", "mine"])
+
+
+def test_a_journal_goes_with_the_jobs_of_the_sandbox(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    ids = []
+    for folder, fps, begins_anew in ((one, 24, False), (one, 24, False), (other, 25, False), (one, 24, True)):
+        if begins_anew:
+            shutil.rmtree(state_folder())
+        folder.mkdir(exist_ok=True)
+        write(named(1, sourceUrl=None, fps=fps), name=str(folder / "jobs.jsonl"))
+        assert run(["bulk", str(folder / "jobs.jsonl"), "--sandbox", "--job-id-only", "--quiet"]) == 0
+        ids.append(capsys.readouterr().out.strip())
+        assert run(["status", ids[-1], "--sandbox", "--field", "externalId"]) == 0
+        assert capsys.readouterr().out == "clip-1\n"
+        assert names_in(folder) == ["jobs.jsonl"]
+    assert ids[0] == ids[1]
+    assert len(set(ids)) == 3
+
+
+async def more_keys(sandbox: Sandbox) -> tuple[str, str]:
+    """Return another key of the sandbox's own account, and one of another account."""
+
+    async def get_token() -> str:
+        return (await client.login({"email": sandbox.email, "password": sandbox.password})).access_token or ""
+
+    async with sandbox.client(get_token=get_token) as client:
+        new = await client.create_api_key({"name": "new"})
+    _, others = await sandbox.add_account("other@example.com", "other-password", tokens=1_000)
+    assert new.key is not None
+    return new.key, others
+
+
+def test_answers_to_another_key_are_not_taken_for_this_account_s(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with (
+        anyio.from_thread.start_blocking_portal("asyncio") as portal,
+        portal.wrap_async_context_manager(Sandbox(seed=1)) as service,
+        portal.wrap_async_context_manager(serve(service)) as base_url,
+    ):
+        new, others = portal.call(more_keys, service)
+        monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
+        monkeypatch.setenv("CONVERTRILO_API_KEY", service.api_key)
+        write(named(1))
+        assert run(["bulk", "jobs.jsonl", "--quiet"]) == 0
+        write(named(1), named(2))
+        seen = len(service.requests)
+        for key in (new, others):
+            monkeypatch.setenv("CONVERTRILO_API_KEY", key)
+            capsys.readouterr()
+            assert run(["bulk", "jobs.jsonl", "--confirm"]) == 2
+            out, err = capsys.readouterr()
+            assert (out, err.count("\n")) == ("", 1)
+            assert "jobs.jsonl.db holds what was sent with another API key, last at 20" in err
+            assert "If it is, --journal jobs.jsonl.db goes on with what is there, and makes no job twice" in err
+            assert key not in err
+        assert len(service.requests) == seen
+        monkeypatch.setenv("CONVERTRILO_API_KEY", others)
+        assert run(["bulk", "jobs.jsonl", "--journal", "other.db", "--quiet"]) == 0
+        monkeypatch.setenv("CONVERTRILO_API_KEY", new)
+        assert run(["bulk", "jobs.jsonl", "--journal", "jobs.jsonl.db", "--quiet"]) == 0
+        accounts = [(job.external_id, job.account == service.account_id) for job in service.jobs]
+        assert sorted(accounts) == [("clip-1", False), ("clip-1", True), ("clip-2", False), ("clip-2", True)]
+
+
+def test_of_a_journal_of_another_service_that_is_said_first(
+    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(named(1))
+    assert run(["bulk", "jobs.jsonl", "--quiet"]) == 0
+    monkeypatch.setenv("CONVERTRILO_API_KEY", "another")
+    monkeypatch.setenv("CONVERTRILO_BASE_URL", "https://convertrilo.test")
+    assert run(["bulk", "jobs.jsonl"]) == 2
+    assert "and this is https://convertrilo.test; use another file. Nothing was sent." in capsys.readouterr().err
 
 
 def test_without_a_journal_nothing_is_sent(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
