@@ -16,7 +16,13 @@ from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
 from convertrilo.cli.stdin import arriving_lines
 from convertrilo.client import AsyncClient, engine_of
-from convertrilo.errors import ConfigurationError, ConvertriloError, JobRefusedError, WaitTimeoutError
+from convertrilo.errors import (
+    ConfigurationError,
+    ConvertriloError,
+    JobRefusedError,
+    OutcomeUnknownError,
+    WaitTimeoutError,
+)
 from convertrilo.journal import Journal, last_of_other_senders
 
 _READ_BYTES = 1 << 16
@@ -97,10 +103,13 @@ class Bulk:
     async def _submit(self, client: AsyncClient, show: Any) -> None:
         made: dict[str, dict[str, Any]] = {}
         if str(self._file) == "-":
+            unclear: list[_Line] = []
             async with arriving_lines() as arriving:
                 async for lines in arriving:  # what has come by a slow pipe does not wait for more
-                    await self._submit_all(client, list(self._jobs(lines)), made, show)
+                    await self._submit_all(client, list(self._jobs(lines)), made, show, unclear)
             self._is_read = True
+            # A batch of an earlier run may need all of its jobs to go out again, and their lines may have come apart.
+            await self._submit_all(client, unclear, made, show)
         else:
             await self._submit_all(client, self._jobs_of_file(), made, show)
         show(self._step())
@@ -120,14 +129,25 @@ class Bulk:
                 self._tell(job)
             show(self._step())
 
-    async def _submit_all(self, client: AsyncClient, jobs: Any, made: dict[str, dict[str, Any]], show: Any) -> None:
-        """Submit jobs, and tell what comes of each; those that are to be waited for are told of later, from `made`."""
+    async def _submit_all(
+        self,
+        client: AsyncClient,
+        jobs: Any,
+        made: dict[str, dict[str, Any]],
+        show: Any,
+        unclear: list[_Line] | None = None,
+    ) -> None:
+        """Submit jobs, and tell what comes of each.
+
+        Those that are to be waited for are told of later, from `made`; and those of which it is not known what came,
+        if they are to go once more, from `unclear`.
+        """
         async for each in client.submit_jobs(jobs, settings=self._settings):
-            job: dict[str, Any] = {
-                "line": cast("_Line", each.request).number,
-                "externalId": each.external_id,
-                "jobId": each.job_id,
-            }
+            line = cast("_Line", each.request)
+            if unclear is not None and isinstance(each.error, OutcomeUnknownError):
+                unclear.append(line)
+                continue
+            job: dict[str, Any] = {"line": line.number, "externalId": each.external_id, "jobId": each.job_id}
             job |= {"status": each.status, "estimate": each.estimate}
             if each.error is not None:
                 self._fail(job, each.error)

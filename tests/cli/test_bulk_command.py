@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,47 @@ def test_a_line_that_has_arrived_is_submitted_and_a_signal_ends_what_waits_for_m
         )
     done = subprocess.run(command, cwd=tmp_path, input=b"".join(lines), stdout=pipe, timeout=60, check=True)
     assert [json.loads(line)["jobId"] for line in done.stdout.splitlines()] == [job.id for job in service.jobs]
+    service.assert_no_duplicates()
+
+
+def test_what_was_sent_together_goes_out_again_though_its_lines_arrive_apart(service: Sandbox, tmp_path: Path) -> None:
+    command = [*COMMAND, "bulk", "-", "--confirm", "--json", "--journal", "run.db"]
+    pipe = subprocess.PIPE
+    urls = [f"{URL}?X-Amz-Credential=of-{number}&X-Amz-Signature=ab" for number in range(4)]
+    lines = [json.dumps(named(number, sourceUrl=url)).encode() + b"\n" for number, url in enumerate(urls)]
+    service.faults.lose_response("createJobsBulk")
+    service.faults.stall("createJobsBulk")
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdin is not None
+        process.stdin.write(b"".join(lines))
+        process.stdin.close()
+        while not any(each.fault == "stall" for each in service.requests):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+        guard.cancel()
+    assert len(service.jobs) == 4
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"".join(lines[:2]) + json.dumps(named(5)).encode() + b"\n")
+        process.stdin.flush()
+        results = [json.loads(process.stdout.readline())]
+        while results[-1]["externalId"] != "clip-5":  # after which the first two lines are not waited for any more
+            results.append(json.loads(process.stdout.readline()))
+        process.stdin.write(b"".join(lines[2:]))
+        process.stdin.close()
+        results += map(json.loads, process.stdout)
+        assert process.wait() == 0, results
+        guard.cancel()
+    assert sorted((each["line"], each["externalId"], each["jobId"]) for each in results) == [
+        (line, f"clip-{number}", service.assert_created_once(external_id=f"clip-{number}").id)
+        for line, number in ((1, 0), (2, 1), (3, 5), (4, 2), (5, 3))
+    ]
     service.assert_no_duplicates()
 
 
