@@ -95,8 +95,8 @@ async def ingest_folder(
 
     Raises:
         ValidationError: An argument or a manifest's line is not what is allowed.
-        ConfigurationError: The journal holds another folder, template, share or name, the extra `s3` is not installed,
-            or AWS's credentials cannot be used.
+        ConfigurationError: The journal holds another service's ingest, or another folder, template, share or name; the
+            extra `s3` is not installed, or AWS's credentials cannot be used.
         TransferError: The folder cannot be listed.
         JournalError: The journal cannot be used.
         ConvertriloError: The service refuses a request as a whole, or does not answer. What was done until then is in
@@ -187,9 +187,10 @@ def _identity(
     client: AsyncClient, folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
 ) -> dict[str, Any]:
     """Return what is done with which folder: what must not change on the way."""
-    name = engine_of(client)[1].operation  # it is in the keys
+    inner, options = engine_of(client)
     return {
-        **({} if name is None else {"operation": name}),
+        "service": inner.service,
+        **({} if options.operation is None else {"operation": options.operation}),  # it is in the keys
         "source": f"s3://{folder.bucket}/{folder.prefix}",
         "endpoint": folder.endpoint,
         "region": folder.region,

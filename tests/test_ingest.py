@@ -154,6 +154,16 @@ async def test_what_else_is_in_the_journal_is_not_counted_as_the_folders(
     assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[2:]) > 0
 
 
+async def test_what_one_service_has_is_not_said_to_be_anothers(
+    client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    folder = object_store.folder(object_store.bucket(**videos(1)))
+    await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
+    async with AsyncClient(sandbox.api_key, base_url="https://api.test") as elsewhere:
+        with pytest.raises(ConfigurationError, match='another ingest: its service is .* not "https://api.test'):
+            await ingest_folder(elsewhere, folder, TEMPLATE, journal=tmp_path / "run.db")
+
+
 async def test_from_scratch_makes_every_job_anew(
     client: AsyncClient, sandbox: Sandbox, object_store: ObjectStore, tmp_path: Path
 ) -> None:
