@@ -160,7 +160,7 @@ async def test_what_one_service_has_is_not_said_to_be_anothers(
     folder = object_store.folder(object_store.bucket(**videos(1)))
     await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
     async with AsyncClient(sandbox.api_key, base_url="https://api.test") as elsewhere:
-        with pytest.raises(ConfigurationError, match='another ingest: its service is .* not "https://api.test'):
+        with pytest.raises(ConfigurationError, match=r'another ingest: its service is .* not "https://api\.test'):
             await ingest_folder(elsewhere, folder, TEMPLATE, journal=tmp_path / "run.db")
 
 
