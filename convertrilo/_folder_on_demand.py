@@ -10,7 +10,7 @@ import attrs
 from convertrilo import operations as rows
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_rows import Ended, New, Submitted
-from convertrilo._folder_run import ROUNDS, IngestProgress, OnIngest
+from convertrilo._folder_run import ROUNDS, OnIngest, progress_of
 from convertrilo._json import encode
 from convertrilo._redaction import hider, secrets_in
 from convertrilo._reports import IngestReport
@@ -149,16 +149,7 @@ class OnDemandFolder:
 
     async def _tell(self) -> None:
         if self._on_progress is not None:
-            totals = await self._record.totals()
-            self._on_progress(
-                IngestProgress(
-                    listed=totals.listed,
-                    submitted=totals.submitted,
-                    succeeded=totals.succeeded,
-                    failed=totals.failed + totals.canceled,
-                    is_listed=True,
-                )
-            )
+            self._on_progress(progress_of(await self._record.totals(), is_listed=True))
 
 
 def _output(status: OnDemandStatusResponse) -> str | None:

@@ -335,16 +335,7 @@ class FolderRun:
 
     def _tell(self) -> None:
         if self._on_progress is not None:
-            totals = self._totals
-            self._on_progress(
-                IngestProgress(
-                    listed=totals.listed,
-                    submitted=totals.submitted,
-                    succeeded=totals.succeeded,
-                    failed=totals.refused + totals.unknown + totals.failed + totals.canceled,
-                    is_listed=self._is_listed,
-                )
-            )
+            self._on_progress(progress_of(self._totals, is_listed=self._is_listed))
 
     async def report(self) -> IngestReport:
         """Return what became of the folder, counted in the journal."""
@@ -355,6 +346,17 @@ class FolderRun:
 
 
 _COUNTED = {"success": "succeeded", "failed": "failed", "canceled": "canceled"}
+
+
+def progress_of(totals: Totals, *, is_listed: bool) -> IngestProgress:
+    """Return how far a folder is, by what was counted."""
+    return IngestProgress(
+        listed=totals.listed,
+        submitted=totals.submitted,
+        succeeded=totals.succeeded,
+        failed=totals.refused + totals.unknown + totals.failed + totals.canceled,
+        is_listed=is_listed,
+    )
 
 
 class _EnoughError(Exception):

@@ -325,9 +325,9 @@ class _Run:
             except DecodeError as error:
                 raise call.not_understood(error, answer) from None
         except BaseException as error:
-            is_sent_elsewhere = self._carrier is not None and not (isinstance(error, APIError) and not error.in_doubt)
-            was_begun = call is not None and (call.in_doubt or is_sent_elsewhere)
-            batch.is_in_doubt = batch.was_sent_before or was_begun
+            # Of what was sent elsewhere an API error says whether it is in doubt; any other error leaves it open.
+            elsewhere = self._carrier is not None and getattr(error, "in_doubt", True)
+            batch.is_in_doubt = batch.was_sent_before or (call is not None and (call.in_doubt or elsewhere))
             if ledger is not None:
                 await self._put_down(ledger, batch, error)
             raise
@@ -340,9 +340,8 @@ class _Run:
         """Leave a batch that was not answered in the journal as what it is: pending, or nothing at all."""
         assert batch.number is not None
         self._live.pop(batch.number, None)
-        is_nothing = not batch.is_in_doubt or _is_for_what_it_is(batch, error)
-        if isinstance(error, IdempotencyConflictError):  # the service knows its key, and another would be second jobs
-            is_nothing = False
+        is_known = isinstance(error, IdempotencyConflictError)  # by its key: under another there would be second jobs
+        is_nothing = not is_known and (not batch.is_in_doubt or _is_for_what_it_is(batch, error))
         await (ledger.free(batch) if is_nothing else ledger.let_go([batch.number]))
 
     async def _take(self, batch: Batch, outcomes: Mapping[int, Outcome], tries: int) -> bool:
