@@ -7,7 +7,7 @@ ACCESS_KEY_ID = "AKIAIOSFODNN7EXAMPLE"
 SECRET_ACCESS_KEY = 'wJalrXUtn"FEMI7K/MDENG7+bPxRfi\\=='
 DRIVE_TOKEN = "ya29.a0AfB_byC-drive-token-7"
 REFRESH_TOKEN = "1//0g-drive-refresh-token-8"
-SIGNATURE = "5f2b0c9a+5f2b0c9b/0c9a=="
+SIGNATURE = "Zk5tQ2vN+Zk5tQ2vM/Wy8HuR4x=="
 WEBHOOK_SECRET = "whsec_6f1d0c5ab37e"
 
 ALL = [value for name, value in sorted(globals().items()) if name.isupper() and isinstance(value, str)]
