@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import socket
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,9 @@ pytest_plugins = ["leaks"]
 PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it traces every line, for minutes
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
 settings.load_profile("default")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; children would ignore it, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OBJECT_STORES = {"moto": moto_server, "radosgw": radosgw}
 OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be installed: `nox -s s3`
