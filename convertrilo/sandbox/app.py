@@ -99,6 +99,7 @@ class _Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         fault = self._service.faults.take(self._name)
         held: list[Message] = []
+        cut = _cutting(send)
 
         async def watch(message: Message) -> None:
             # Written down before it is sent, so that who has the answer finds the record.
@@ -107,7 +108,7 @@ class _Observed:
             if fault is None or fault.kind == "status":
                 await send(message)
             elif fault.kind == "cut_response":
-                await _cut(message, send)
+                await cut(message)
             elif fault.kind == "future":
                 held.append(message)
                 if message["type"] == "http.response.body" and not message.get("more_body"):
@@ -157,12 +158,21 @@ async def _send_later_version(answer: Sequence[Message], send: Send) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _cut(message: Message, send: Send) -> None:
-    """Pass on the head of an answer and half of its first piece."""
-    if message["type"] == "http.response.body":
-        body = message.get("body", b"")
-        message = {**message, "body": body[: len(body) // 2], "more_body": True}
-    await send(message)
+def _cutting(send: Send) -> Send:
+    """Return what passes on the head of an answer and the first half of its body, in however many pieces that comes."""
+    left = 0
+
+    async def cut(message: Message) -> None:
+        nonlocal left
+        if message["type"] == "http.response.start":
+            left = next((int(value) // 2 for name, value in message["headers"] if name == b"content-length"), 0)
+        else:
+            body = message.get("body", b"")[:left]
+            left -= len(body)
+            message = {**message, "body": body, "more_body": True}
+        await send(message)
+
+    return cut
 
 
 async def _until_gone(receive: Receive) -> None:

@@ -172,9 +172,9 @@ class _Exchange:
         except Exception as error:  # noqa: BLE001 - it is raised again, where the caller sees it
             self._error = self._error or error
         finally:
+            if not self._finished and self._error is None:  # as the end of a server looks in the middle of an answer
+                self._error = (_reset if self._head is None else _BROKEN["cut_response"])(self._request)
             self._finished = True
-            if self._head is None and self._error is None:
-                self._error = _reset(self._request)
             self._move()
 
     def _scope(self) -> dict[str, Any]:

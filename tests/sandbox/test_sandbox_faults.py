@@ -1,5 +1,6 @@
 """Faults strike as planned, in process and over a port."""
 
+import random
 from collections.abc import AsyncIterator
 
 import anyio
@@ -125,8 +126,10 @@ async def test_in_progress_strikes_keyed_operations_only(struck: Struck) -> None
     assert (await http.post("/jobs", json=JOB, headers=KEY)).status_code == 200
 
 
-async def test_downloads_can_be_cut_too(struck: Struck) -> None:
+async def test_downloads_can_be_cut_too_in_the_middle_of_what_they_hold(struck: Struck) -> None:
     sandbox, http = struck
+    whole = random.Random(1).randbytes(200_000)  # more than one piece of the answer
+    (sandbox.folder / "sample.mp4").write_bytes(whole)
     job = (await http.post("/jobs", json={**URL_JOB, "confirm": True})).json()["jobId"]
     with anyio.fail_after(60):
         while (status := (await http.get(f"/jobs/{job}/status")).json())["status"] != "success":
@@ -134,16 +137,18 @@ async def test_downloads_can_be_cut_too(struck: Struck) -> None:
     sandbox.faults.cut_response("getObject")
     url = httpx.URL(status["downloadUrl"])
     del http.headers["x-api-key"]
-    received: list[bytes] = []
+    received = bytearray()
 
     async def download() -> None:
         async with http.stream("GET", url) as answer:
-            received.extend([piece async for piece in answer.aiter_raw()])
+            async for piece in answer.aiter_raw():
+                received.extend(piece)
 
     with pytest.raises(httpx.RemoteProtocolError):
         await download()
-    whole = (await http.get(url)).content
-    assert len(b"".join(received)) < len(whole)
+    assert received == whole[: len(whole) // 2]
+    rest = await http.get(url, headers={"range": f"bytes={len(received)}-"})
+    assert received + rest.content == whole
 
 
 async def test_chance_is_seeded() -> None:

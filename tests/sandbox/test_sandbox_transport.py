@@ -102,6 +102,18 @@ async def test_a_bug_in_the_app_is_raised_where_it_is_seen() -> None:
             await http.get("http://a.example/")
 
 
+async def test_an_answer_whose_server_ends_in_the_middle_is_not_taken_for_whole() -> None:
+    async with anyio.create_task_group() as tasks:
+        transport = InProcessTransport(endless, tasks, "http://a.example")
+        answer = await transport.handle_async_request(httpx.Request("GET", "http://a.example/"))
+        assert isinstance(answer.stream, httpx.AsyncByteStream)
+        pieces = answer.stream.__aiter__()
+        assert await anext(pieces) == b"x" * 1000
+        tasks.cancel_scope.cancel()
+    with pytest.raises(httpx.RemoteProtocolError):
+        [piece async for piece in pieces]
+
+
 async def test_many_callers_at_once_and_a_third_of_them_give_up(sandbox: Sandbox, http: httpx.AsyncClient) -> None:
     async def create(number: int) -> None:
         with anyio.CancelScope() as scope:
