@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import logging
 from typing import Any
 
 import anyio
@@ -28,6 +29,8 @@ _EVENTS = {
     FAILED: "job.failed",
     CANCELED: "job.canceled",
 }
+
+_log = logging.getLogger("convertrilo.sandbox")
 
 
 # ---- the outbox
@@ -85,6 +88,12 @@ def ask(
         *(delivery, webhook, url, event, job, body, attempt, due_at, tx.now),
     )
     tx.sent.append(delivery)
+
+
+def drop_waiting(tx: Tx, webhook: str) -> None:
+    """Send a webhook nothing more of what waits for it: it was switched off."""
+    tx.run("UPDATE deliveries SET due_at = NULL WHERE webhook = ?", webhook)
+    tx.run("UPDATE deliveries SET next_retry_at = NULL WHERE webhook = ? AND retried_at IS NULL", webhook)
 
 
 # ---- deliveries
@@ -189,10 +198,13 @@ async def _send(client: httpx.AsyncClient, delivery: _Due) -> _Outcome:
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
             response = await client.post(delivery.url, content=delivery.body, headers=headers)
-    except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+    except Exception as error:  # noqa: BLE001 - an odd URL, or an app in process that raises: the others are delivered
+        if not isinstance(error, httpx.HTTPError | TimeoutError):
+            _log.warning("a delivery of %s raised", delivery.event, exc_info=True)
         return _Outcome(milliseconds(), error=f"{type(error).__name__}: {error}"[:_CUT])
     failed = None if response.is_success else f"the receiver answered {response.status_code}"
-    return _Outcome(milliseconds(), response.status_code, response.text[:_CUT], failed)
+    text = response.content.decode(errors="replace")  # not all encodings that a receiver may name are one of text
+    return _Outcome(milliseconds(), response.status_code, text[:_CUT], failed)
 
 
 def _due(tx: Tx) -> tuple[list[_Due], float | None]:
@@ -237,7 +249,7 @@ def _record(tx: Tx, delivery: _Due, outcome: _Outcome) -> None:
     )
     active = tx.row("SELECT is_active FROM webhooks WHERE id = ?", delivery.webhook)
     if active is None or not active[0]:
-        tx.run("UPDATE deliveries SET due_at = NULL WHERE webhook = ?", delivery.webhook)
+        drop_waiting(tx, delivery.webhook)
     elif again_at is not None:
         ask(
             tx,

@@ -49,7 +49,7 @@ def create_webhook(call: Call, tx: Tx) -> WebhookResponse:
 
 
 def update_webhook(call: Call, tx: Tx) -> WebhookResponse:
-    """Answer `updateWebhook`; switched on again, a webhook's failures are forgotten."""
+    """Answer `updateWebhook`; switched off, a webhook is sent nothing more; on again, its failures are forgotten."""
     body = call.body_as(WebhookUpdateRequest)
     webhook = _find(call, tx, call.path["id"])
     if body.url is None and body.events is None and body.is_active is None:
@@ -61,6 +61,8 @@ def update_webhook(call: Call, tx: Tx) -> WebhookResponse:
         tx.run("UPDATE webhooks SET events = ? WHERE id = ?", " ".join(body.events), webhook.id)
     if body.is_active is not None:
         tx.run("UPDATE webhooks SET is_active = ? WHERE id = ?", body.is_active, webhook.id)
+        if not body.is_active:
+            deliveries.drop_waiting(tx, call.path["id"])
     if body.is_active and not webhook.is_active:
         tx.run("UPDATE webhooks SET failure_count = 0 WHERE id = ?", webhook.id)
     return _find(call, tx, call.path["id"])

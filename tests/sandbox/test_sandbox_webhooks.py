@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 from sandbox_help import ON_DEMAND, URL_JOB, client_of
+from starlette.types import Receive, Scope, Send
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
 
@@ -155,6 +156,54 @@ async def test_ten_failures_in_a_row_switch_a_webhook_off_until_it_is_switched_o
     await http.post("/ondemand/encode", json=ON_DEMAND)
     await sandbox.wait_until_idle()
     assert len(receiver.taken) == 11
+
+
+async def test_a_webhook_that_is_switched_off_is_sent_nothing_more(
+    sandbox: Sandbox, http: httpx.AsyncClient, receiver: Receiver, clock: VirtualClock
+) -> None:
+    receiver.status = 500
+    path = f"/webhooks/{(await http.post('/webhooks', json=HOOK)).json()['id']}"
+    await http.post("/ondemand/encode", json=ON_DEMAND)
+    await sandbox.wait_until_idle()
+    await http.patch(path, json={"isActive": False})
+    [recorded] = (await http.get(f"{path}/deliveries")).json()["deliveries"]
+    assert recorded["nextRetryAt"] is None
+    clock.advance(60)
+    await sandbox.wait_until_idle()
+    await http.patch(path, json={"isActive": True})
+    clock.advance(3_600)
+    await sandbox.wait_until_idle()
+    assert len(receiver.taken) == 1
+
+
+async def _app_with_a_bug(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ZeroDivisionError("a bug")
+
+
+def _in_an_odd_encoding(_request: httpx.Request) -> httpx.Response:
+    return httpx.Response(200, headers={"content-type": "text/plain; charset=hex"}, content=b"zz")
+
+
+@pytest.mark.parametrize(
+    ("url", "transport", "error"),
+    [
+        ("https://hooks.example/a", httpx.ASGITransport(_app_with_a_bug), "ZeroDivisionError: a bug"),
+        ("https://hooks.example/a", httpx.MockTransport(_in_an_odd_encoding), None),
+        ("https://xn--/", httpx.MockTransport(_in_an_odd_encoding), "IDNAError"),
+        ("http://127.0.0.1:99999/", None, ""),
+    ],
+    ids=["an app that raises", "an encoding that is none of text", "a host that is none", "a port that is none"],
+)
+async def test_whatever_a_receiver_does_the_sandbox_lives_on(
+    url: str, transport: httpx.AsyncBaseTransport | None, error: str | None
+) -> None:
+    async with Sandbox(clock=VirtualClock(), webhook_transport=transport) as sandbox, client_of(sandbox) as http:
+        await http.post("/webhooks", json={**HOOK, "url": url})
+        for _ in range(2):
+            await http.post("/ondemand/encode", json=ON_DEMAND)
+            await sandbox.wait_until_idle()
+        assert [each.status for each in sandbox.webhooks] == ["success" if error is None else "failed"] * 2
+        assert all(error is None or error in str(each.error) for each in sandbox.webhooks)
 
 
 async def test_a_one_off_callback_is_unsigned_and_comes_once_at_the_end(
