@@ -4,8 +4,8 @@ import hashlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 
 import anyio
@@ -65,8 +65,22 @@ class Files:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in (*self.folder.glob("*/.*.part"), *self.folder.glob("*/*/.*.part")):
             leftover.unlink()
-        for leftover in self.folder.glob("out/.*.encoding"):
+        for leftover in (*self.folder.glob("out/.*.encoding"), self.folder / "arrived"):
             shutil.rmtree(leftover, ignore_errors=True)
+
+    def arrival(self) -> Path:
+        """Return where an upload may lie until `moving` takes it from there."""
+        return self.folder / "arrived" / uuid.uuid4().hex
+
+    @contextmanager
+    def moving(self, arrived: Path, target: Path) -> Generator[None]:
+        """Move an upload to its place if the block finds that it is still wanted, and remove it if not."""
+        try:
+            yield
+            target.parent.mkdir(parents=True, exist_ok=True)
+            arrived.replace(target)
+        finally:
+            arrived.unlink(missing_ok=True)
 
     def source(self, job_id: str) -> Path:
         """Return where a job's source lies."""
@@ -80,6 +94,10 @@ class Files:
         """Return all sources."""
         return list(self.folder.glob("in/*"))
 
+    def parted(self) -> list[str]:
+        """Return the ids of the jobs that have parts."""
+        return [path.name for path in self.folder.glob("parts/*")]
+
     def outputs(self) -> list[Path]:
         """Return all outputs."""
         return list(self.folder.glob("out/*"))
@@ -92,30 +110,24 @@ class Files:
         """Return where a file of the Google Drive stand-in lies."""
         return self.folder / "drive" / file_id
 
-    async def join_parts(self, job_id: str, numbers: Sequence[int]) -> int:
-        """Put parts together as the job's source, and return its size in bytes."""
-        return await anyio.to_thread.run_sync(self._join, job_id, numbers)
+    async def join_parts(self, job_id: str, numbers: Sequence[int], target: Path) -> None:
+        """Put parts together as one file, all of it or nothing."""
+        await anyio.to_thread.run_sync(self._join, job_id, numbers, target)
 
-    def _join(self, job_id: str, numbers: Sequence[int]) -> int:
-        target = self.source(job_id)
+    def _join(self, job_id: str, numbers: Sequence[int], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{job_id}.{uuid.uuid4().hex}.part")
         try:
-            with partial.open("wb") as joined:
+            with target.open("wb") as joined:
                 for number in numbers:
                     with self.part(job_id, number).open("rb") as part:
                         shutil.copyfileobj(part, joined, _WRITE_BYTES)
-                size = joined.tell()
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return size
+        except OSError:
+            target.unlink()
+            raise
 
-    async def drop_parts(self, job_id: str) -> None:
+    def drop_parts(self, job_id: str) -> None:
         """Remove the parts of a chunked upload."""
-        folder = self.folder / "parts" / job_id
-        if folder.exists():
-            await anyio.to_thread.run_sync(lambda: shutil.rmtree(folder, ignore_errors=True))
+        shutil.rmtree(self.folder / "parts" / job_id, ignore_errors=True)
 
     def close(self) -> None:
         """Remove a temporary folder and what is in it."""

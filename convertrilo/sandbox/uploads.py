@@ -1,9 +1,10 @@
 """Bytes in and out: presigned uploads and downloads, and uploads in parts."""
 
 import mimetypes
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 
+import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
@@ -48,12 +49,19 @@ async def _storage(service: Service, request: Request) -> Response:
 
 async def _put(service: Service, request: Request, job: Job) -> Response:
     _check_open(job)
+    files, arrived = service.files, service.files.arrival()
     try:
-        limit = service.rules.max_source_bytes
-        written = await write_stream(request.stream(), service.files.source(job.id), limit=limit)
+        written = await write_stream(request.stream(), arrived, limit=service.rules.max_source_bytes)
     except ClientDisconnect:
         return Response(status_code=400)  # nobody reads it
-    await service.store.transaction(lambda tx: _source_is_there(tx, job.id))
+
+    def work(tx: Tx) -> None:
+        with files.moving(arrived, files.source(job.id)):
+            now = tx.job(job.id)
+            assert now is not None
+            _source_is_there(tx, now)
+
+    await service.store.transaction(work)
     return Response(headers={"etag": f'"{written.etag}"'})
 
 
@@ -75,10 +83,9 @@ def _check_open(job: Job) -> None:
         raise invalid_request(f"The job is {job.status} already, and takes no source any more.")
 
 
-def _source_is_there(tx: Tx, job_id: str) -> None:
-    """Note that a job has a new source, which nobody has measured."""
-    job = tx.job(job_id)
-    assert job is not None
+def _source_is_there(tx: Tx, job: Job) -> None:
+    """Note that a job has a new source, which nobody has measured, unless it has gone on without it meanwhile."""
+    _check_open(job)
     tx.change_job(job, uploaded=True, duration=None)
 
 
@@ -97,9 +104,14 @@ def init_stream(call: Call, tx: Tx) -> StreamInitResponse:
 
 def _upload(call: Call, tx: Tx) -> Job:
     job = call.job(tx)
+    _check_open(job)
     if tx.row("SELECT 1 FROM uploads WHERE job = ?", job.id) is None:
-        raise invalid_request("No upload in parts is open for this job.")
+        raise _not_begun()
     return job
+
+
+def _not_begun() -> Problem:
+    return invalid_request("No upload in parts is open for this job.")
 
 
 async def upload_chunk(call: Call) -> Work:
@@ -108,16 +120,15 @@ async def upload_chunk(call: Call) -> Work:
     number = int(index) if index.isascii() and index.isdigit() and len(index) < 6 else 0
     if not 1 <= number <= _MAX_PARTS:
         raise invalid_request(f"The number of a part is from 1 to {_MAX_PARTS}, not {index}.")
-    service = call.service
-    job = await service.store.transaction(lambda tx: _upload(call, tx))
-    written = await write_stream(
-        call.chunks(), service.files.part(job.id, number), limit=service.rules.max_source_bytes
-    )
+    service, files = call.service, call.service.files
+    job, arrived = await service.store.transaction(lambda tx: _upload(call, tx)), files.arrival()
+    written = await write_stream(call.chunks(), arrived, limit=service.rules.max_source_bytes)
     call.headers["etag"] = f'"{written.etag}"'
 
     def work(call: Call, tx: Tx) -> None:
-        _upload(call, tx)
-        tx.run("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", job.id, number, written.etag, written.size)
+        with files.moving(arrived, files.part(job.id, number)):
+            _upload(call, tx)
+            tx.run("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", job.id, number, written.etag, written.size)
 
     return work
 
@@ -125,7 +136,7 @@ async def upload_chunk(call: Call) -> Work:
 async def finalize_stream(call: Call) -> Work:
     """Answer `finalizeStream`: the parts that the body lists, or all, become the source."""
     body = call.body_as(StreamFinalizeRequest)
-    service = call.service
+    service, files = call.service, call.service.files
 
     def find(tx: Tx) -> tuple[Job, list[int]]:
         job = _upload(call, tx)
@@ -133,13 +144,18 @@ async def finalize_stream(call: Call) -> Work:
         _check_parts(body, stored)
         return job, sorted(stored if body.parts is None else {part.part_number or 0 for part in body.parts})
 
-    job, numbers = await service.store.transaction(find)
-    await service.files.join_parts(job.id, numbers)
-    call.afterwards = partial(service.files.drop_parts, job.id)
+    (job, numbers), arrived = await service.store.transaction(find), files.arrival()
+    try:
+        await files.join_parts(job.id, numbers, arrived)
+    except FileNotFoundError:  # finalized or aborted by another request in the meantime
+        raise _not_begun() from None
+    call.afterwards = _drop_parts(call, job)
 
     def work(call: Call, tx: Tx) -> None:
-        _close(tx, _upload(call, tx))
-        _source_is_there(tx, job.id)
+        with files.moving(arrived, files.source(job.id)):
+            now = _upload(call, tx)
+            _close(tx, now)
+            _source_is_there(tx, now)
 
     return work
 
@@ -166,8 +182,12 @@ def _check_parts(body: StreamFinalizeRequest, stored: Mapping[int, str]) -> None
 async def abort_stream(call: Call) -> Work:
     """Answer `abortStream`: without an open upload there is nothing to do."""
     job = await call.service.store.transaction(call.job)
-    call.afterwards = partial(call.service.files.drop_parts, job.id)
+    call.afterwards = _drop_parts(call, job)
     return lambda _call, tx: _close(tx, job)
+
+
+def _drop_parts(call: Call, job: Job) -> Callable[[], Awaitable[None]]:
+    return partial(anyio.to_thread.run_sync, call.service.files.drop_parts, job.id)
 
 
 def _close(tx: Tx, job: Job) -> None:

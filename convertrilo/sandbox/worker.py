@@ -102,6 +102,8 @@ class Worker:
     def _drop_source(self, job: Job) -> None:
         if job.uploaded or self._places.fetches:
             self._files.source(job.id).unlink(missing_ok=True)
+        if job.kind == "upload":
+            self._files.drop_parts(job.id)
 
     async def wait_until_idle(self) -> None:
         """Wait until no job is queued or running."""
@@ -279,11 +281,15 @@ def _busy(tx: Tx) -> bool:
 
 
 def sweep(tx: Tx, files: Files) -> None:
-    """Remove what a crash may have left: sources of jobs that have ended, outputs of jobs that have none."""
+    """Remove what a crash may have left: sources and parts of jobs that have ended, outputs of jobs that have none."""
     for path in files.sources():
         job = tx.job(path.name)
         if job is None or job.ended:
             path.unlink()
+    for job_id in files.parted():
+        job = tx.job(job_id)
+        if job is None or job.ended:
+            files.drop_parts(job_id)
     for path in files.outputs():
         job = tx.job(path.name)
         if job is None or job.status != SUCCESS or job.destination is not None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from sandbox_help import JOB, URL_JOB, client_of
@@ -222,6 +223,83 @@ async def test_an_aborted_upload_drops_its_parts_and_the_job_stays(sandbox: Sand
     await send(http, job, 1, b"new")
     await http.post(f"/jobs/{job}/stream/finalize")
     assert source_of(sandbox, job) == b"new"
+
+
+def lying_about(sandbox: Sandbox) -> list[str]:
+    return [path.name for path in sandbox.folder.rglob("*") if path.is_file() and path.name != "sample.mp4"]
+
+
+@pytest.mark.parametrize("ending", ["confirm", "cancel"])
+async def test_a_job_that_has_gone_on_takes_no_source_any_more_and_keeps_no_part(
+    sandbox: Sandbox, http: httpx.AsyncClient, bare: httpx.AsyncClient, ending: str
+) -> None:
+    job, url = await create(http)
+    await bare.put(url, content=b"whole")
+    await http.post(f"/jobs/{job}/stream/init")
+    await send(http, job, 1, b"a")
+    gone_on = anyio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"too"
+        await gone_on.wait()
+        yield b"late"
+
+    async def put(http: httpx.AsyncClient, url: str) -> None:
+        assert (await http.put(url, content=slowly())).json()["code"] == "invalid_request"
+
+    async with anyio.create_task_group() as late:
+        late.start_soon(put, bare, url)
+        late.start_soon(put, http, f"/jobs/{job}/stream/chunk/2")
+        await anyio.wait_all_tasks_blocked()
+        assert (await http.post(f"/jobs/{job}/{ending}")).status_code == 200
+        await sandbox.wait_until_idle()
+        gone_on.set()
+    assert (await http.post(f"/jobs/{job}/stream/finalize")).json()["code"] == "invalid_request"
+    assert sandbox.jobs[0].ended
+    assert sandbox.jobs[0].duration == (60 if ending == "confirm" else None)
+    assert lying_about(sandbox) == []
+
+
+async def test_a_part_that_comes_while_its_upload_is_aborted_is_refused(
+    sandbox: Sandbox, http: httpx.AsyncClient
+) -> None:
+    job = await start(http)
+    await send(http, job, 2, b"bb")
+    aborted = anyio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b"a"
+        await aborted.wait()
+
+    async def put() -> None:
+        answer = await http.put(f"/jobs/{job}/stream/chunk/1", content=slowly())
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+    async with anyio.create_task_group() as late:
+        late.start_soon(put)
+        await anyio.wait_all_tasks_blocked()
+        assert (await http.post(f"/jobs/{job}/stream/abort")).status_code == 200
+        aborted.set()
+    assert lying_about(sandbox) == []
+
+
+async def test_an_upload_that_is_finalized_several_times_at_once_is_finalized_once(
+    sandbox: Sandbox, http: httpx.AsyncClient
+) -> None:
+    job = await start(http)
+    for number in range(1, 6):
+        await send(http, job, number, b"a")
+    statuses: list[int] = []
+
+    async def finalize() -> None:
+        statuses.append((await http.post(f"/jobs/{job}/stream/finalize")).status_code)
+
+    async with anyio.create_task_group() as together:
+        for _ in range(4):
+            together.start_soon(finalize)
+    assert sorted(statuses) == [200, 400, 400, 400]
+    assert source_of(sandbox, job) == b"aaaaa"
+    assert lying_about(sandbox) == [job]
 
 
 @pytest.mark.parametrize("number", ["0", "10001", "-1", "x", "1.5", "99999999999999999999", "²"])
