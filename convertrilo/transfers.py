@@ -283,6 +283,8 @@ class _Part:
         """Read what an earlier process has left."""
         if self.final.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if self.final.exists() and not self.final.is_file():  # it would be replaced: a device, for all who use it
+            raise OSError(errno.EINVAL, "it is no regular file")
         try:
             known = json.loads(self.note.read_bytes())
             self.etag, self.last_modified, self.total = known["etag"], known["lastModified"], known["total"]

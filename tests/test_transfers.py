@@ -996,12 +996,16 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
     assert script.sent[-1].headers["range"] == f"bytes={len(DATA) // 2}-"
 
 
-@pytest.mark.parametrize(("name", "says"), [("", "Is a directory"), ("none/out", "No such file")])
+@pytest.mark.parametrize(
+    ("name", "says"), [("", "Is a directory"), ("none/out", "No such file"), ("pipe", "it is no regular file")]
+)
 async def test_a_path_that_cannot_be_written_says_so(name: str, says: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
     async with client_of(Script(Storage())) as client:
         error = await raised_by(client.download(STATUS, tmp_path / name))
     assert isinstance(error, TransferError)
     assert says in str(error)
+    assert (tmp_path / "pipe").is_fifo()
 
 
 async def test_cancelling_a_download_keeps_its_part_and_nothing_open(tmp_path: Path) -> None:
