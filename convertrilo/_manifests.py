@@ -89,7 +89,7 @@ def _objects(path: Path, bucket: str) -> Iterator[S3Object]:
         else:
             yield from _from_lines(path, bucket)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise _unusable(path, f"cannot be read: {error}") from error
+        raise _unusable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _unusable(path: Path, problem: str, line: int | None = None) -> ValidationError:

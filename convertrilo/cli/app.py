@@ -126,6 +126,9 @@ def _fail_of(error: Exception) -> int:
         return _fail(str(error), failures.INTERRUPTED)
     if isinstance(error, ConvertriloError):
         return _fail(failures.line(error), failures.exit_code(error))
+    if isinstance(error, OSError) and error.strerror:  # a file, or stdout
+        what = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
+        return _fail("; ".join([what, *getattr(error, "__notes__", [])]), failures.USAGE)
     raise error
 
 

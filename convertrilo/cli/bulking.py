@@ -11,7 +11,7 @@ import anyio.to_thread
 import click
 
 from convertrilo.cli import failures
-from convertrilo.cli.output import Output, note, print_line, readable
+from convertrilo.cli.output import Output, note, print_line, readable, tokens_text
 from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
 from convertrilo.cli.stdin import arriving_lines
@@ -62,7 +62,8 @@ class Bulk:
         self._service.run(self._work, state=self._how_to_go_on, journal=self._journal)
         what = "would be created" if self._dry_run else "submitted"
         done = f", {self._done:,} succeeded" if self._waits else ""
-        summary = f"{self._submitted:,} {what}{done}, {self._failed:,} failed; {self._estimate:,g} tokens estimated"
+        counts = f"{self._submitted:,} {what}{done}, {self._failed:,} failed"
+        summary = f"{counts}; {tokens_text(self._estimate)} tokens estimated"
         if not self._quiet:
             (note if self._output.is_for_programs else print_line)(summary)
         if self._failed:

@@ -15,6 +15,7 @@ import attrs
 import httpx
 
 from convertrilo.cli import failures, settings
+from convertrilo.cli.output import tokens_text
 from convertrilo.cli.service import Service
 from convertrilo.cli.webhooks import state_of
 from convertrilo.client import AsyncClient
@@ -191,7 +192,7 @@ def _tokens(balance: Any) -> Check:
     if isinstance(balance, ConvertriloError):
         return Check("tokens", "skipped", failures.line(balance))
     wire = to_wire(balance)
-    says = f"{balance.available or 0:g} available, {balance.reserved or 0:g} reserved"
+    says = f"{tokens_text(balance.available or 0)} available, {tokens_text(balance.reserved or 0)} reserved"
     return Check("tokens", "ok" if balance.available else "warning", says, facts=wire)
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convertrilo.cli.options import of_output, of_service, of_waiting
+from convertrilo.cli.options import of_output, of_service, of_waiting, writable_file
 from convertrilo.cli.output import Output
 from convertrilo.cli.service import Service
 from convertrilo.cli.waits import Waiting
@@ -26,14 +26,17 @@ def download(
 ) -> None:
     """Download what a job has made; a download that broke off goes on where it stopped.
 
-    Without --output the file gets the name that the service gives it, in this folder.
+    Without --output the file gets the name that the service gives it, in this folder, unless there is one already.
     """
     from convertrilo.cli.progress import progress
+
+    if path is not None:
+        writable_file(path)
 
     async def work(client: "AsyncClient") -> dict[str, Any]:
         with progress(quiet=waiting.quiet) as on_progress:
             found = await (waiting.wait(client, job_id, on_progress) if waits else client.find_job(job_id))
-            target = path or Path(Path(found.output_filename or "").name or f"{job_id}.mp4")
+            target = path or _new_file(found.output_filename, job_id)
             await client.download(found, target, on_progress=on_progress)
         return {"jobId": job_id, "output": str(target), "size": target.stat().st_size, "status": found.status}
 
@@ -41,3 +44,12 @@ def download(
         return "what has arrived is kept: run the same command again to go on"
 
     output.show(service.run(work, state=state), quiet=waiting.quiet)
+
+
+def _new_file(name: str | None, job_id: str) -> Path:
+    """Return where to put a result that has its name from the service: where nothing is, not even its own source."""
+    target = Path(Path(name or "").name or f"{job_id}.mp4")
+    writable_file(target)
+    if target.exists():
+        raise click.UsageError(f"{target} is there already: say with --output where to put the result")
+    return target

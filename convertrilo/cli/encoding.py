@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import time
 import uuid
 from pathlib import Path
@@ -11,7 +12,7 @@ import attrs
 import click
 
 from convertrilo.cli.failures import JOB_FAILED, NO_ANSWER, UNCLEAR, exit_code
-from convertrilo.cli.options import readable_file
+from convertrilo.cli.options import readable_file, writable_file
 from convertrilo.cli.output import Output, print_line, size_text, wire_of
 from convertrilo.cli.progress import Show, progress
 from convertrilo.cli.service import Service
@@ -71,10 +72,10 @@ class Encoding:
             name = Path(source)
             path = path or Path(f"{name.stem or 'output'}.{options['codec']}.{container}")
             _check_file(source, path)
-        if key is None and options["external_id"] is None:
+        if key is None and not options["external_id"]:  # an empty one names nothing
             key = f"cli-{uuid.uuid4().hex}"  # known here, so that an interrupted run can be gone on with
-        if path is not None and not path.parent.is_dir():
-            raise click.UsageError(f"there is no folder {path.parent}")
+        if path is not None:
+            writable_file(path)
         return cls(
             source=source,
             path=path,
@@ -86,7 +87,11 @@ class Encoding:
     def run(self) -> None:
         """Encode, show how it goes, and print what came out."""
         result = self.service.run(self._work, state=self._how_to_go_on)
-        self.output.show(result, _for_people if self.path is not None else None, quiet=self.waiting.quiet)
+        try:
+            self.output.show(result, _for_people if self.path is not None else None, quiet=self.waiting.quiet)
+        except OSError as error:  # the disk is full, or the like
+            error.add_note(f"job {self.job_id} is made: convertrilo status {self.job_id}{self.service.suffix} shows it")
+            raise
 
     async def _work(self, client: AsyncClient) -> dict[str, Any]:
         try:
@@ -187,7 +192,8 @@ def _request(
     if not is_url:
         if on_demand:
             raise click.UsageError(f"{_flags(on_demand)}: for URLs only, not for files")
-        wire |= {"originalFilename": Path(source).name, **{wire_name(name): options[name] for name in _OF_JOBS}}
+        name = os.fsencode(Path(source).name).decode(errors="replace")  # a file system takes names that JSON does not
+        wire |= {"originalFilename": name, **{wire_name(name): options[name] for name in _OF_JOBS}}
         return from_request(JobCreateRequest, wire)
     wire["sourceUrl"] = source
     if jobs and on_demand:

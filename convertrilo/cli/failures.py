@@ -3,6 +3,7 @@
 from typing import cast
 
 from convertrilo import errors
+from convertrilo.cli.output import tokens_text
 
 SUCCESS = 0
 JOB_FAILED = 1
@@ -46,7 +47,7 @@ def line(error: errors.ConvertriloError) -> str:
 
 
 def _what(error: errors.ConvertriloError) -> str:
-    if isinstance(error, errors.ValidationError):
+    if isinstance(error, errors.ValidationError) and all(issue.path for issue in error.issues):
         return "; ".join(map(str, error.issues))
     if not isinstance(error, errors.APIError):
         return error.message
@@ -82,4 +83,4 @@ def _what_next(error: errors.ConvertriloError) -> str:
 
 
 def _number(tokens: float | None) -> str:
-    return "an unknown number of" if tokens is None else f"{tokens:g}"
+    return "an unknown number of" if tokens is None else tokens_text(tokens)

@@ -213,6 +213,20 @@ def readable_file(path: Path | str) -> None:
         click.UsageError: It is not.
     """
     if not Path(path).is_file():
-        raise click.UsageError(f"{path} is a folder" if Path(path).is_dir() else f"there is no file {path}")
+        raise click.UsageError(f"{Path(path)} is a folder" if Path(path).is_dir() else f"there is no file {path}")
     if not os.access(path, os.R_OK):
         raise click.UsageError(f"{path} cannot be read: permission denied")
+
+
+def writable_file(path: Path) -> None:
+    """Check that a file can be put somewhere, before anything is done for it.
+
+    Raises:
+        click.UsageError: It cannot, or would take the place of what is no file.
+    """
+    if not path.parent.is_dir():
+        raise click.UsageError(f"there is no folder {path.parent}")
+    if path.exists() and not path.is_file():
+        raise click.UsageError(f"{path} is no regular file")
+    if not os.access(path.parent, os.W_OK):
+        raise click.UsageError(f"{path} cannot be written: permission denied")

@@ -72,6 +72,8 @@ class Output:
         wire = result if isinstance(result, Mapping) else wire_of(result)
         if self.is_for_programs:
             self._print(wire, indent=2)
+            if self.field is not None and self.field not in wire:
+                note(f"There is no field {self.field} here; there are {', '.join(wire)}.")
         elif not quiet:
             (for_people or facts)(wire)
 
@@ -104,7 +106,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
     from rich.table import Column, Table
     from rich.text import Text
 
-    heads = [Column(each, overflow="fold") for each in columns]
+    # An id is whole, to be copied into the next command.
+    heads = [Column(each, overflow="fold", no_wrap=each == "id") for each in columns]
     grid = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         grid.add_row(*(Text(text, style=_COLOURS.get(text, "")) for text in map(_plain, row)))
@@ -149,6 +152,7 @@ def print_line(text: str) -> None:
         click.echo(text)
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
+            error.filename = "stdout"
             raise
         _give_up(sys.stdout)
 
@@ -166,6 +170,11 @@ def size_text(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def tokens_text(tokens: float) -> str:
+    """Return a number of tokens as people read it, with all of its digits."""
+    return f"{tokens:,.6f}".rstrip("0").rstrip(".")
 
 
 def _give_up(stream: TextIO) -> None:

@@ -109,6 +109,22 @@ def test_status_wait_and_download_of_a_job(
         assert "404 not_found" in failed(3, command, NOBODY)
 
 
+def test_a_download_takes_no_place_that_nobody_gave_it(
+    server: SandboxServer, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job_id = on_demand()
+    assert run(["wait", job_id]) == 0
+    (here / "holiday.mp4").write_text("the source")  # what the service calls the result, too
+    capsys.readouterr()
+    assert run(["download", job_id, "--quiet"]) == 2
+    said = "convertrilo: holiday.mp4 is there already: say with --output where to put the result\n"
+    assert capsys.readouterr().err == said
+    assert (here / "holiday.mp4").read_text() == "the source"
+    assert run(["download", job_id, "--quiet", "-o", "none/out.mp4"]) == 2
+    assert run(["download", job_id, "--quiet", "-o", "holiday.mp4"]) == 0
+    assert (here / "holiday.mp4").read_bytes() != b"the source"
+
+
 def test_wait_tells_a_job_that_failed_by_its_exit_code(server: SandboxServer) -> None:
     server.sandbox.fail_jobs("the picture is upside down")
     assert failed(1, "wait", on_demand(), "--quiet").endswith("failed: the picture is upside down\n")
@@ -171,6 +187,14 @@ def test_webhooks(server: SandboxServer, capsys: pytest.CaptureFixture[str]) -> 
     assert (attempt["event"], attempt["webhookId"]) == ("webhook.test", webhook_id)
     assert answered("webhooks", "delete", webhook_id) == {"webhookId": webhook_id, "deleted": True}
     assert answered("webhooks", "list") == {"webhooks": []}
+
+
+def test_an_id_can_be_copied_from_a_terminal(here: Path) -> None:
+    webhook_id = answered("webhooks", "create", "https://hooks.example/with-a-long-path/in")["id"]
+    terminal = Terminal("webhooks", "list", cwd=here, stdout=True, COLUMNS="80")
+    code, _ = terminal.end()
+    assert (code, terminal.shown.count(webhook_id)) == (0, 1)
+    assert run(["webhooks", "delete", webhook_id]) == 0
 
 
 def test_what_webhooks_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -263,6 +263,15 @@ def test_one_field_alone_is_for_scripts(
     assert (out.count("\n"), err) == (1, "")
 
 
+def test_a_field_that_is_none_is_said_to_be(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["balance", "--field", "availabel"]) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == (
+        "\n",
+        "There is no field availabel here; there are available, reserved, trialExpiresAt, trialGrantRemaining.\n",
+    )
+
+
 def test_what_only_a_job_of_its_own_can_be_told_makes_one(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["encode", URL, "--optimize", "vmaf", "--vmaf-target", "93", "--wait", "--json"]) == 0
     (job,) = service.jobs
@@ -364,6 +373,9 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode"], "Missing argument 'SOURCE'"),
     (["encode", "none.mp4"], "there is no file none.mp4"),
     (["encode", "."], ". is a folder"),
+    (["encode", ""], ". is a folder"),
+    (["encode", "x" * 300], "File name too long"),
+    (["encode", "in.mp4", "-o", "x" * 300], "File name too long"),
     (["encode", "in.mp4", "--codec", "vp9"], "'vp9' is not one of 'h264', 'h265', 'av1'"),
     (["encode", "in.mp4", "--fps", "0"], "0 is not in the range"),
     (["encode", "in.mp4", "--timeout-ms", "0"], "0 is not in the range"),
@@ -403,6 +415,45 @@ def test_what_is_not_right_is_one_line(
     assert says in err
     assert out == ""
     assert names_in(tmp_path) == ["in.mp4"]
+
+
+def test_where_nothing_can_be_written_nothing_is_encoded(
+    service: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo("pipe")
+    assert run(["encode", "in.mp4", "-o", "pipe"]) == 2
+    assert "pipe is no regular file" in capsys.readouterr().err
+    assert Path("pipe").is_fifo()
+    monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
+    assert run(["encode", "in.mp4"]) == 2
+    assert "in.h264.mp4 cannot be written: permission denied" in capsys.readouterr().err
+    assert service.jobs == []
+
+
+def test_a_result_that_cannot_be_printed_names_its_job(service: Sandbox) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "encode", URL], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    (job,) = service.jobs
+    says = f"convertrilo: stdout: No space left on device; job {job.id} is made: convertrilo status {job.id} shows it\n"
+    assert (done.returncode, done.stderr) == (2, says)
+
+
+def test_a_name_that_is_no_text_is_one_all_the_same(service: Sandbox) -> None:
+    name = os.fsdecode(b"in-\xe9.mp4")
+    Path("in.mp4").rename(name)
+    assert run(["encode", name, "-o", os.fsdecode(b"out-\xe9.mp4"), "--quiet"]) == 0
+    assert [each.source_filename for each in service.jobs] == ["in-\ufffd.mp4"]
+    assert {os.fsencode(each) for each in Path().iterdir()} == {b"in-\xe9.mp4", b"out-\xe9.mp4"}
+
+
+def test_an_empty_external_id_names_no_job(
+    sandbox: Sandbox, service: Sandbox, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sandbox.faults.status("createJob", 503, headers={"retry-after": "86400"})
+    assert run(["encode", "in.mp4", "--external-id", ""]) == 4
+    assert "the same command with --idempotency-key cli-" in capsys.readouterr().err
 
 
 # ---- help, and what is missing

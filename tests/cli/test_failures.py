@@ -59,6 +59,12 @@ NEXT = [
     (of(errors.RateLimitError, 429, "c", retry_after=30.0), "No (429 c); try again in 30 s"),
     (of(errors.InvalidRequestError, 400, "c", issues=[{"path": "fps", "message": "too much"}]), "fps too much (400 c)"),
     (of(errors.InvalidRequestError, 400, "c", issues=["odd"]), "No (400 c)"),
+    (
+        of(errors.InsufficientTokensError, 402, "c", required=1234567.25, available=1e6),
+        "No (402 c); 1,234,567.25 tokens are required, 1,000,000 are available",
+    ),
+    (line(errors.ValidationError("shard", [errors.Issue("", "must be i/n")])), "shard: must be i/n"),
+    (line(errors.ValidationError("Job", [errors.Issue("fps", "is required")])), "fps: is required"),
     (line(errors.NotSentError("nothing was sent")), "nothing was sent; convertrilo doctor looks for the reason"),
 ]
 
