@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import anyio.lowlevel
 
-from convertrilo.codec import from_request
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import (
     BulkConfirmRequest,
@@ -17,7 +16,7 @@ from convertrilo.models import (
     JobCreateRequest,
 )
 from convertrilo.sandbox import jobs, lifecycle
-from convertrilo.sandbox.call import Call, Handler, Work, refuse
+from convertrilo.sandbox.call import Call, Handler, Work, read_body, refuse
 from convertrilo.sandbox.problem import Problem, invalid_body, invalid_request
 from convertrilo.sandbox.records import Job
 from convertrilo.sandbox.store import Tx
@@ -77,7 +76,7 @@ class _RefusedError(Exception):
 
 async def _check(call: Call, item: Any, settings: Mapping[str, Any], hosts: set[str]) -> _Accepted | str:
     try:
-        body = from_request(JobCreateRequest, item)
+        body = read_body(JobCreateRequest, item)
         merged = lifecycle.settings_of(item, settings)
         await jobs.check_creation(call, item, merged, hosts)
         if settings.get("confirm") and body.source_url is None and body.source_s3 is None:

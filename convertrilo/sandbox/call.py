@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
 
-from convertrilo._model import Model
+from convertrilo._model import Model, field_specs
+from convertrilo.codec import from_request, to_wire, wire_name
+from convertrilo.errors import Issue
 from convertrilo.operations import Operation
 from convertrilo.sandbox.problem import invalid_body, not_found
 from convertrilo.sandbox.records import Job
 from convertrilo.sandbox.store import Tx
 
 if TYPE_CHECKING:
-    from convertrilo.errors import Issue
     from convertrilo.sandbox.service import Service
 
 M = TypeVar("M", bound=Model)
@@ -74,3 +75,30 @@ def refuse(issues: list[Issue]) -> None:
     """Answer 400 `invalid_body` if there is anything wrong."""
     if issues:
         raise invalid_body(issues)
+
+
+def read_body(model: type[M], wire: Any) -> M:
+    """Read a body, or one of the jobs in it, as its model.
+
+    Raises:
+        ValidationError: the contract does not allow it.
+        Problem: the same, for a null.
+    """
+    body = from_request(model, wire)
+    refuse(list(_nulls(model, wire, "")))
+    to_wire(body)  # raises for metadata that no answer and no event could repeat, because it is nested too deep
+    return body
+
+
+def _nulls(model: type[Model], wire: dict[str, Any], path: str) -> Iterator[Issue]:
+    """Find the fields of a body that are null: clients may mean "not set" by that, the contract does not."""
+    for spec in field_specs(model):
+        name = wire_name(spec.name)
+        if name not in wire:
+            continue
+        value = wire[name]
+        if value is None:
+            yield Issue(f"{path}{name}", "must not be null")
+        elif issubclass(spec.kind, Model):
+            for each in value if spec.many else [value]:
+                yield from _nulls(spec.kind, each, f"{path}{name}.")

@@ -115,7 +115,7 @@ class Drive:
 
 
 async def _is_valid(client: httpx.AsyncClient, token: str) -> bool:
-    params, headers = {"fields": "user"}, {"authorization": f"Bearer {token}"}
+    params, headers = {"fields": "user"}, {b"authorization": f"Bearer {token}".encode()}  # whatever it is made of
     return (await client.get("/drive/v3/about", params=params, headers=headers)).status_code != 401
 
 

@@ -85,11 +85,10 @@ def _fingerprint(rules: Rules, operation: str, body: bytes) -> bytes:
     if rules.compare == "json" or not rules.compare_credentials:
         try:
             value = loads(body)
-        except ValueError:
-            pass  # such a body is refused anyway
-        else:
             value = value if rules.compare_credentials else _without_credentials(value)
             body = json.dumps(value, sort_keys=True).encode()
+        except (ValueError, RecursionError):
+            pass  # such a body is refused anyway
     return hashlib.sha256(operation.encode() + b"\0" + body).digest()
 
 

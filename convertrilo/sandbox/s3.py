@@ -56,6 +56,8 @@ def issues_of(place: Mapping[str, Any], field: str, *, needs_key: bool) -> list[
         issues.append(Issue(f"{field}.endpoint", "must be an http or https URL of a host"))
     if place.get("region") is not None and not _LABEL.fullmatch(place["region"]):
         issues.append(Issue(f"{field}.region", "is not the name of a region"))
+    if not (place.get("accessKeyId") or "").isascii():
+        issues.append(Issue(f"{field}.accessKeyId", "must be ASCII: it goes into a header"))
     if (place.get("accessKeyId") is None) != (place.get("secretAccessKey") is None):
         missing = "accessKeyId" if place.get("accessKeyId") is None else "secretAccessKey"
         issues.append(Issue(f"{field}.{missing}", "is required with the other half of the credentials"))

@@ -59,12 +59,12 @@ def reserve(tx: Tx, job: Job, amount: int) -> int:
     """
     if job.account is None or amount == 0:
         return job.reserved
-    booked = tx.run(
-        "UPDATE accounts SET available = available - ?1, reserved = reserved + ?1 WHERE id = ?2 AND available >= ?1",
-        *(amount, job.account),
+    available = balance_of(tx, job.account).available
+    if amount > available:
+        raise insufficient(amount, available)
+    tx.run(
+        "UPDATE accounts SET available = available - ?1, reserved = reserved + ?1 WHERE id = ?2", amount, job.account
     )
-    if not booked.rowcount:
-        raise insufficient(tx, job.account, amount)
     return job.reserved + amount
 
 
@@ -88,9 +88,8 @@ def spend(tx: Tx, job: Job, amount: int, released: int = 0) -> None:
         )
 
 
-def insufficient(tx: Tx, account: str, amount: int) -> Problem:
+def insufficient(amount: int, available: int) -> Problem:
     """Return the answer to an account that has less than `amount`."""
-    available = balance_of(tx, account).available
     return Problem(
         402,
         "insufficient_tokens",

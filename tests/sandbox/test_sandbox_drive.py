@@ -64,7 +64,7 @@ async def test_the_sources_are_read_from_drive(clock: VirtualClock) -> None:
         assert [each.status for each in sandbox.jobs] == ["success"]
 
 
-@pytest.mark.parametrize("tokens", [{}, {"accessToken": "stale"}, {"refreshToken": "stale"}])
+@pytest.mark.parametrize("tokens", [{}, {"accessToken": "stale"}, {"refreshToken": "stale"}, {"accessToken": "ключ"}])
 @pytest.mark.parametrize(
     ("path", "field", "body"),
     [

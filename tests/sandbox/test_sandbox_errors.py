@@ -1,13 +1,14 @@
 """Requests that are refused, and how the refusal reads."""
 
+import json
 from typing import Any
 
 import httpx
 import pytest
-from sandbox_help import JOB, ON_DEMAND, URL_JOB
+from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.operations import OPERATIONS
-from convertrilo.sandbox import Sandbox
+from convertrilo.sandbox import Rules, Sandbox, app, replay
 from convertrilo.sandbox.app import HANDLERS
 
 
@@ -49,10 +50,51 @@ async def test_a_wrong_body_is_refused_field_by_field(
     assert not sandbox.jobs
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[" * 100_000, b"NaN"])
-async def test_a_body_that_is_no_json_is_refused(http: httpx.AsyncClient, body: bytes) -> None:
-    answer = await http.post("/jobs", content=body)
-    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+NO_JSON = [b"", b"{", b"\xff", b"[" * 100_000, b"NaN", b'{"codec": "\\ud800"}', b'{"metadata": {"\\ud800": 1}}']
+RULES = {"bytes": Rules(), "json": Rules(compare="json"), "no credentials": Rules(compare_credentials=False)}
+
+
+@pytest.mark.parametrize("library", ["orjson", "json"])
+@pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
+async def test_a_body_that_is_no_json_is_refused(monkeypatch: pytest.MonkeyPatch, rules: Rules, library: str) -> None:
+    if library == "json":  # as it is where orjson is not installed
+        for module in (app, replay):
+            monkeypatch.setattr(module, "loads", json.loads)
+        monkeypatch.setattr(app, "dumps", lambda value: json.dumps(value, ensure_ascii=False).encode())
+    async with Sandbox(rules=rules) as sandbox, client_of(sandbox) as http:
+        for number, body in enumerate(NO_JSON):
+            answer = await http.post("/jobs", content=body, headers={"idempotency-key": str(number)})
+            assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+
+
+@pytest.mark.parametrize("depth", [101, 200, 500])
+async def test_metadata_that_no_answer_could_repeat_is_refused(
+    sandbox: Sandbox, http: httpx.AsyncClient, depth: int
+) -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(depth):
+        deep = {"a": deep}
+    for path, body in (("/jobs", JOB), ("/ondemand/encode", ON_DEMAND)):
+        answer = await http.post(path, json={**body, "metadata": deep})
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+    assert not sandbox.jobs
+
+
+async def test_a_null_is_refused_in_a_job_of_many_as_in_one(sandbox: Sandbox, http: httpx.AsyncClient) -> None:
+    wrong = [{**JOB, "externalId": None}, {**JOB, "sourceS3": {"bucket": "b-1", "key": "k", "region": None}}]
+    many = (await http.post("/jobs/bulk", json={"jobs": wrong})).json()["jobs"]
+    for body, outcome in zip(wrong, many, strict=True):
+        [issue] = (await http.post("/jobs", json=body)).json()["issues"]
+        assert outcome["error"] == f"invalid_body: {issue['path']} {issue['message']}"
+    assert not sandbox.jobs
+
+
+@pytest.mark.parametrize("amount", [2**63, 2**70])
+async def test_more_tokens_than_there_can_be_are_too_many(http: httpx.AsyncClient, amount: int) -> None:
+    job = (await http.post("/jobs", json=URL_JOB)).json()["jobId"]
+    for path in ("/tokens/reserve", "/tokens/deduct"):
+        answer = await http.post(path, json={"jobId": job, "amount": amount})
+        assert (answer.status_code, answer.json()["required"]) == (402, amount)
 
 
 async def test_settings_of_an_approval_are_checked(http: httpx.AsyncClient) -> None:

@@ -215,6 +215,7 @@ async def test_a_store_in_a_private_network_is_blocked_unless_allowed(
         ({"bucket": "b-1", "key": "k", "region": "a.example/"}, "region"),
         ({"bucket": "b-1", "key": "k", "accessKeyId": "x"}, "secretAccessKey"),
         ({"bucket": "b-1", "key": "k", "secretAccessKey": "x"}, "accessKeyId"),
+        ({"bucket": "b-1", "key": "k", "accessKeyId": "ключ", "secretAccessKey": "x"}, "accessKeyId"),
     ],
 )
 async def test_a_place_that_cannot_be_is_refused_field_by_field(
