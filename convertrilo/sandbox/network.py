@@ -4,6 +4,7 @@ import ipaddress
 import socket
 import ssl
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import cast
@@ -83,10 +84,16 @@ class Network:
             Problem: the host is not allowed.
             httpx.HTTPError: there is no answer.
         """
-        if found := await self.addresses(request.url.host):
-            # Connect to the address that was checked, not to what the name stands for a moment later.
-            request.extensions["sni_hostname"] = request.url.host
-            request.url = request.url.copy_with(host=found[0])
+        found = await self.addresses(request.url.host)
+        if not found:
+            return await client.send(request, stream=True)
+        # Connect to an address that was checked, not to what the name stands for a moment later.
+        request.extensions["sni_hostname"] = request.url.host
+        for address in found[:-1]:
+            request.url = request.url.copy_with(host=address)
+            with suppress(httpx.ConnectError):  # localhost is ::1, too, and most servers are at 127.0.0.1 only
+                return await client.send(request, stream=True)
+        request.url = request.url.copy_with(host=found[-1])
         return await client.send(request, stream=True)
 
 

@@ -22,7 +22,10 @@ _REGION = "us-east-1"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _DNS_BUCKET = re.compile(r"[a-z0-9][a-z0-9-]{1,61}[a-z0-9]")
 _LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
+_SIZE = re.compile(r"[0-9]{0,18}")
 _MAX_KEY_BYTES = 1_024
+_EMPTY_PAGES = 100
+"""How many pages without an object may follow one another, as some stores answer for what was deleted."""
 _MAX_ANSWER = 8 * 1024**2
 _CHUNK_BYTES = 1 << 18
 _UPLOADS_AT_ONCE = 16
@@ -74,8 +77,7 @@ def _is_key(key: str) -> bool:
 def _is_endpoint(url: str) -> bool:
     try:
         parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-        httpx.URL(url)
+        host, _ = parts.hostname, (parts.port, httpx.URL(url).host)
     except (ValueError, httpx.InvalidURL):
         return False
     return parts.scheme in ("http", "https") and bool(host) and not (parts.query or parts.fragment or "@" in url)
@@ -107,19 +109,25 @@ class S3:
             MediaError: the store refuses; the message is for the job's owner.
         """
         token: str | None = None
-        while True:
+        empty = 0
+        while empty < _EMPTY_PAGES:
             query = {"encoding-type": "url", "list-type": "2", "prefix": place.get("prefix") or ""}
             if token is not None:
                 query["continuation-token"] = token
             async with self._answer("GET", place, "", query) as response:
                 listing = await _xml(response)
             is_quoted = _text(listing, "EncodingType") == "url"  # a store that does not know it sends keys as they are
-            for each in listing.iterfind("{*}Contents"):
-                key = _text(each, "Key")
-                yield Object(unquote_plus(key) if is_quoted else key, int(_text(each, "Size") or 0))
+            listed = listing.findall("{*}Contents")
+            for each in listed:
+                key, size = _text(each, "Key"), _text(each, "Size")
+                if not _SIZE.fullmatch(size):
+                    raise _no_listing()
+                yield Object(unquote_plus(key) if is_quoted else key, int(size or 0))
+            empty = 0 if listed else empty + 1
             token = _text(listing, "NextContinuationToken")
             if not token or _text(listing, "IsTruncated") != "true":
                 return
+        raise MediaError("the object store's listing does not end")
 
     async def fetch(self, place: Mapping[str, Any], target: Path, *, limit: int) -> None:
         """Bring the object at the place's `key` to a file.
@@ -181,7 +189,7 @@ class S3:
                     await response.aclose()
         except Problem as problem:
             raise MediaError(problem.message.rstrip(".")) from None
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the latter of where it redirects to
             raise MediaError(f"the object store does not answer ({type(error).__name__})") from None
 
 
@@ -236,8 +244,12 @@ async def _read(response: httpx.Response) -> bytes:
 async def _xml(response: httpx.Response) -> ET.Element:
     try:
         return ET.fromstring(await _read(response))  # noqa: S314 - expat bounds what entities expand to
-    except ET.ParseError:
-        raise MediaError("the object store's answer is no listing: is the endpoint right?") from None
+    except (ET.ParseError, LookupError, ValueError):  # no XML, or in an encoding that there is not
+        raise _no_listing() from None
+
+
+def _no_listing() -> MediaError:
+    return MediaError("the object store's answer is no listing: is the endpoint right?")
 
 
 def _text(element: ET.Element, name: str) -> str:

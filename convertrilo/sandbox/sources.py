@@ -60,12 +60,12 @@ class Sources:
             raise Problem(400, "url_ingest_disabled", "Sources on the web are switched off.")
         try:
             parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-        except ValueError:
+            host, _ = parts.hostname, (parts.port, httpx.URL(url).host)
+        except (ValueError, httpx.InvalidURL):
             host, parts = None, urlsplit("")
         if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
             raise Problem(400, "invalid_url", "A source URL is http or https, and has a host and no user name.")
-        if host.lower() in rules.blocked_hosts:
+        if host.lower().removesuffix(".") in rules.blocked_hosts:
             raise Problem(400, "url_host_blocked", f"Sources on {host} are not allowed.")
         if rules.signed_urls_only and not any(mark in parts.query.lower() for mark in _SIGNATURES):
             raise Problem(400, "signed_url_required", "A source URL must be signed.")
@@ -109,6 +109,8 @@ class Sources:
                     response = await self._network.send(client, request)
                 except httpx.HTTPError as error:
                     raise MediaError(f"the source's server does not answer ({type(error).__name__})") from None
+                except (httpx.InvalidURL, UnicodeError):  # httpx has looked at the location already
+                    raise MediaError("the source redirects to what is no URL") from None
                 try:
                     if not response.has_redirect_location:
                         self._check_headers(response)

@@ -212,6 +212,7 @@ async def test_a_store_in_a_private_network_is_blocked_unless_allowed(
         ({"bucket": "b-1", "key": "k", "endpoint": "https://user:word@a.example"}, "endpoint"),
         ({"bucket": "b-1", "key": "k", "endpoint": "https://a.example/?x"}, "endpoint"),
         ({"bucket": "b-1", "key": "k", "endpoint": "https://a.example:x"}, "endpoint"),
+        ({"bucket": "b-1", "key": "k", "endpoint": "https://xn--/"}, "endpoint"),
         ({"bucket": "b-1", "key": "k", "region": "a.example/"}, "region"),
         ({"bucket": "b-1", "key": "k", "accessKeyId": "x"}, "secretAccessKey"),
         ({"bucket": "b-1", "key": "k", "secretAccessKey": "x"}, "accessKeyId"),
@@ -307,11 +308,23 @@ async def test_a_listing_is_read_page_by_page(clock: VirtualClock) -> None:
     ]
 
 
-async def test_a_listing_that_is_none_is_said_so(clock: VirtualClock) -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, text="<html><p>Welcome!"))
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("<html><p>Welcome!", "is the endpoint right?"),
+        ('<?xml version="1.0" encoding="none"?><L/>', "is the endpoint right?"),
+        ("<L><Contents><Key>a.mp4</Key><Size>big</Size></Contents></L>", "is the endpoint right?"),
+        (f"<L><Contents><Key>a.mp4</Key><Size>{'9' * 19}</Size></Contents></L>", "is the endpoint right?"),
+        ("<L><IsTruncated>true</IsTruncated><NextContinuationToken>on</NextContinuationToken></L>", "does not end"),
+    ],
+    ids=["a page", "an encoding that there is not", "a size that is no number", "a size beyond all", "an endless one"],
+)
+async def test_a_listing_that_is_none_is_said_so(clock: VirtualClock, content: str, message: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=content))
     async with Sandbox(clock=clock, source_transport=transport) as sandbox, client_of(sandbox) as http:
         answer = await http.post("/ondemand/ingest/folder", json={"sourceS3": {"bucket": "b-1"}})
-        assert "is the endpoint right?" in answer.json()["message"]
+        assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+        assert message in answer.json()["message"]
 
 
 # ---- the wire

@@ -9,6 +9,7 @@ import pytest
 from sandbox_help import ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
+from convertrilo.sandbox.network import Network
 
 
 @pytest.mark.parametrize(
@@ -19,11 +20,14 @@ from convertrilo.sandbox import Rules, Sandbox, VirtualClock
         ("https://user:secret@a.example/b", {}, "invalid_url"),
         ("https://[::1/b", {}, "invalid_url"),
         ("https://a.example:x/b", {}, "invalid_url"),
+        ("https://xn--/b", {}, "invalid_url"),
+        ("http://①②⑦.0.0.1/b", {}, "invalid_url"),
         ("http://127.0.0.1/b", {}, "private_ip_blocked"),
         ("http://localhost/b", {}, "private_ip_blocked"),
         ("http://[::1]/b", {}, "private_ip_blocked"),
         ("http://10.1.2.3/b", {}, "private_ip_blocked"),
         ("http://169.254.169.254/latest", {}, "private_ip_blocked"),
+        ("https://evil.example./b", {"blocked_hosts": frozenset({"evil.example"})}, "url_host_blocked"),
         ("https://Evil.example/b", {"blocked_hosts": frozenset({"evil.example"})}, "url_host_blocked"),
         ("https://a.example/b", {"signed_urls_only": True}, "signed_url_required"),
         ("https://a.example/b", {"url_ingest": False}, "url_ingest_disabled"),
@@ -37,6 +41,31 @@ async def test_a_url_that_breaks_a_rule_is_refused_at_creation(
         answer = await http.post(path, json={**URL_JOB, "sourceUrl": url})
         assert (answer.status_code, answer.json()["code"]) == (400, code)
         assert not sandbox.jobs
+
+
+async def test_each_address_of_a_host_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def resolve(*_arguments: Any, **_options: Any) -> list[Any]:
+        return [(0, 0, 0, "", (address, 0)) for address in ("::1", "127.0.0.1")]
+
+    monkeypatch.setattr(anyio, "getaddrinfo", resolve)
+    there = {"127.0.0.1"}
+    asked: list[tuple[str, str]] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.host, request.headers["host"]))
+        if request.url.host not in there:
+            raise httpx.ConnectError("refused", request=request)
+        return film()
+
+    network = Network(None, allow_private=True)
+    async with httpx.AsyncClient(transport=httpx.MockTransport(serve)) as http:
+        answer = await network.send(http, http.build_request("GET", "http://localhost/b"))
+        assert await answer.aread() == b"film"
+        assert asked == [("::1", "localhost"), ("127.0.0.1", "localhost")]
+        there.clear()
+        with pytest.raises(httpx.ConnectError):
+            await network.send(http, http.build_request("GET", "http://localhost/b"))
+        assert asked[2:] == asked[:2]
 
 
 async def test_a_host_that_does_not_resolve_is_refused() -> None:
@@ -66,6 +95,8 @@ async def endless() -> AsyncIterator[bytes]:
         (lambda _: httpx.Response(302, headers={"location": "https://a.example/again"}), "probe_failed"),
         (lambda _: httpx.Response(302, headers={"location": "http://127.0.0.1/x"}), "private_ip_blocked"),
         (lambda _: httpx.Response(302, headers={"location": "file:///etc/passwd"}), "invalid_url"),
+        (lambda _: httpx.Response(302, headers={"location": "http://xn--/x"}), "probe_failed"),
+        (lambda _: httpx.Response(302, headers={"location": "javascript:x"}), "probe_failed"),
     ],
 )
 async def test_a_source_that_misbehaves_is_refused_on_demand_and_fails_a_job(
@@ -80,6 +111,7 @@ async def test_a_source_that_misbehaves_is_refused_on_demand_and_fails_a_job(
         await sandbox.wait_until_idle()
         assert [job.status for job in sandbox.jobs] == ["failed"]
         assert sandbox.jobs[0].failure_message
+        assert "its log says why" not in sandbox.jobs[0].failure_message
         assert sandbox.tokens.available == sandbox.tokens.granted
 
 
