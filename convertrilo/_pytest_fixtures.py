@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _NATIVE = "_convertrilo_sandbox_in_this_task"
 _ASYNCIO = "_convertrilo_sandbox_in_the_loop_of_a_"
 _QUIET_TURNS = 25  # of the event loop: more than any step of the client or the sandbox takes between two waits
+_PAUSE = 0.001  # seconds of real time, for a sandbox that is busy: a source is fetched, an output taken away
+_PAUSES = 1_000  # and no more, because it may be waiting for the client
 _LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
 
@@ -45,7 +47,9 @@ def client_of(sandbox: "Sandbox") -> AsyncClient:
 
     if not isinstance(sandbox.clock, VirtualClock):
         return sandbox.client()
-    clock = AutojumpClock(sandbox.clock)
+    worker = sandbox._worker  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    sleepers = sandbox.clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    clock = AutojumpClock(sandbox.clock, lambda: worker.busy > len(sleepers))
 
     async def counted(*arguments: Any) -> None:
         clock.requests += 1
@@ -72,12 +76,14 @@ class AutojumpClock:
 
     Args:
         clock: the sandbox's.
+        is_busy: whether the sandbox is doing anything that does not wait for the clock: time stands still meanwhile.
     """
 
-    def __init__(self, clock: "VirtualClock") -> None:
+    def __init__(self, clock: "VirtualClock", is_busy: Callable[[], bool]) -> None:
         self.requests = 0
         """How many the sandbox is working on: time stands still until they are answered."""
         self._clock = clock
+        self._is_busy = is_busy
         self._due: list[float] = []
 
     def monotonic(self) -> float:
@@ -98,9 +104,11 @@ class AutojumpClock:
             await anyio.lowlevel.checkpoint()
             quiet = 0
             while (now := self._clock.time()) < due:
-                await anyio.lowlevel.checkpoint()
-                quiet = 0 if self.requests or self._clock.time() != now else quiet + 1
-                if quiet >= _QUIET_TURNS and due == min(self._due):
+                busy = self._is_busy()
+                await (anyio.sleep(_PAUSE) if busy else anyio.lowlevel.checkpoint())
+                moved = self._clock.time() != now or self._is_busy() != busy
+                quiet = 0 if self.requests or moved else quiet + 1
+                if quiet >= (_PAUSES if busy else _QUIET_TURNS) and due == min(self._due):
                     self._clock.advance(due - now)
         finally:
             self._due.remove(due)

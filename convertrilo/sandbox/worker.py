@@ -2,7 +2,8 @@
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -63,6 +64,8 @@ class Worker:
         self._encoder: Encoder = encoder
         self._limit = limit
         self._seconds = seconds
+        self.busy = 0
+        """How many things it is doing; an instant encode may be waiting for the clock meanwhile."""
         self._running: dict[str, _Running] = {}
         self._failures: list[str] = []
         self._woken = anyio.Event()
@@ -129,14 +132,23 @@ class Worker:
         async with anyio.create_task_group() as encodes:
             while True:
                 self._woken = anyio.Event()
-                while len(self._running) < self._limit:
-                    if self._is_immediate() and await self._store.transaction(self._finish_batch):
-                        await anyio.lowlevel.checkpoint()
-                    elif not await self._take(encodes):
-                        break
+                with self._busy():
+                    while len(self._running) < self._limit:
+                        if self._is_immediate() and await self._store.transaction(self._finish_batch):
+                            await anyio.lowlevel.checkpoint()
+                        elif not await self._take(encodes):
+                            break
                 self._turn.set()
                 self._turn = anyio.Event()
                 await self._woken.wait()
+
+    @contextmanager
+    def _busy(self) -> Generator[None]:
+        self.busy += 1
+        try:
+            yield
+        finally:
+            self.busy -= 1
 
     def _is_immediate(self) -> bool:
         return self._encoder == "instant" and self._seconds == 0 and not self._places.fetches
@@ -178,7 +190,7 @@ class Worker:
     async def _work_on(self, job: Job) -> None:
         running = self._running[job.id]
         try:
-            with running.scope:
+            with running.scope, self._busy():
                 await self._encode(job, running)
             self._drop_source(job)  # not if the sandbox is ending: the job runs again then
         finally:
