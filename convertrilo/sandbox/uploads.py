@@ -2,7 +2,6 @@
 
 import mimetypes
 from collections.abc import Awaitable, Callable, Mapping
-from functools import partial
 
 import anyio.to_thread
 from starlette.requests import ClientDisconnect, Request
@@ -187,7 +186,7 @@ async def abort_stream(call: Call) -> Work:
 
 
 def _drop_parts(call: Call, job: Job) -> Callable[[], Awaitable[None]]:
-    return partial(anyio.to_thread.run_sync, call.service.files.drop_parts, job.id)
+    return lambda: anyio.to_thread.run_sync(call.service.files.drop_parts, job.id)
 
 
 def _close(tx: Tx, job: Job) -> None:
