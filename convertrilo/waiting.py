@@ -4,6 +4,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol, Self, cast
 
+import anyio
 import attrs
 
 from convertrilo._poller import AnyStatus, Poller, Waiter, Watch
@@ -83,15 +84,17 @@ class _Results:
         self._poller = poller
         self._waiter = waiter
         self._raise_errors = raise_errors
+        self._turn = anyio.Lock()  # several tasks may share out the results: each of them leads, or is woken, alone
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> JobResult:
-        if not (self._waiter.watches or self._waiter.finished):
-            raise StopAsyncIteration
-        await self._poller.wait(self._waiter)
-        watch, error = _next_result(self._poller, self._waiter)
+        async with self._turn:
+            if not (self._waiter.watches or self._waiter.finished):
+                raise StopAsyncIteration
+            await self._poller.wait(self._waiter)
+            watch, error = _next_result(self._poller, self._waiter)
         if error is not None and self._raise_errors:
             raise error
         return JobResult(watch.job_id, cast("StatusResponse | None", watch.status), error)

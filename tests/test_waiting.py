@@ -336,6 +336,20 @@ async def test_who_leaves_the_loop_waits_for_nothing_any_more() -> None:
     assert {job_id for _, _, ids in service.asked for job_id in ids} == {"other"}
 
 
+async def test_tasks_may_share_out_the_jobs_of_one_loop() -> None:
+    done: list[str] = []
+    async with serving(many(6)) as (client, service, _), anyio.create_task_group() as tasks:
+        results = client.wait_for_jobs(service.jobs)
+
+        async def work() -> None:
+            async for each in results:
+                done.append(each.job_id)  # noqa: PERF401  # an async iterator, as a user would write it
+
+        for _ in range(3):
+            tasks.start_soon(work)
+    assert sorted(done) == sorted(service.jobs)
+
+
 async def test_others_go_on_while_a_loop_is_busy_with_a_job() -> None:
     jobs = {"a": Job(1), "b": Job(2), "other": Job(5)}
     async with serving(jobs) as (client, _, clock), anyio.create_task_group() as tasks:
