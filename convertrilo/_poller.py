@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import anyio
 import anyio.lowlevel
@@ -401,7 +401,7 @@ class Poller:
 
     def _fail(self, error: Exception, watches: Sequence[Watch]) -> None:
         """Be quiet for a while, if the trouble may pass; if not, the wait for these jobs is over."""
-        if isinstance(error, TransportError | RateLimitError | ServerError):
+        if _may_pass(error):
             self.trouble = error
             self._failures = min(self._failures + 1, 10)
             told = error.retry_after if isinstance(error, APIError) else None
@@ -417,6 +417,12 @@ class Poller:
             self._wake(waiter)
         for waiter in tuple(watch.waiters):
             self.leave(waiter, watch)
+
+
+def _may_pass(error: Exception) -> TypeGuard[ConvertriloError]:
+    if isinstance(error, APIError) and error.status == 408:  # the request came too slowly, by no fault of its own
+        return True
+    return isinstance(error, TransportError | RateLimitError | ServerError)
 
 
 def _cancel(scope: anyio.CancelScope | None) -> None:

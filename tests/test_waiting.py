@@ -441,6 +441,7 @@ PASSING = [
     httpx.ConnectError("refused"),
     httpx.ReadError("reset"),
     httpx.ReadTimeout("slow"),
+    refusal(408, "oops"),
     refusal(500, "oops"),
     refusal(502, "oops"),
     refusal(503, "oops"),
