@@ -90,6 +90,8 @@ class Content:
             raise TransferError(f"{self.name} cannot be read after {self.done} bytes: {error}") from error
         if isinstance(piece, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # from a file opened in text mode
             raise ValidationError("source", [Issue("", "must hold bytes, not text")])
+        if piece is not None and not isinstance(piece, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+            piece = bytes(memoryview(piece))  # a buffer, which its owner may fill anew for the next piece
         return self._measured(piece)
 
     def _measured(self, piece: bytes | None) -> bytes | None:

@@ -1,6 +1,7 @@
 """A file in parts: several at a time, each tried again on its own; with a journal, only what has not arrived yet."""
 
 import hashlib
+import io
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -198,13 +199,21 @@ class _Parts:
             return self._number, data
 
     async def _read(self) -> bytes:
-        pieces, size = [self._rest] if self._rest else [], len(self._rest)
-        while size < self.size and (piece := await self._content.next(self.size - size)) is not None:
-            pieces.append(piece)
+        first, gathered, size = b"", io.BytesIO(), 0
+        while size < self.size:
+            room = self.size - size
+            piece = self._rest or await self._content.next(room)
+            if piece is None:
+                break
+            piece, self._rest = piece[:room], piece[room:]
+            if size == 0:
+                first = piece  # which is mostly all of it
+            else:
+                gathered.write(first)  # not joined at the end: all would be in memory twice
+                gathered.write(piece)
+                first = b""
             size += len(piece)
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._rest = data[self.size :]
-        return data[: self.size] if self._rest else data
+        return first or gathered.getvalue()
 
 
 async def _send_all(

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -429,6 +430,38 @@ async def test_as_many_parts_are_under_way_as_was_said(concurrency: int) -> None
         with anyio.fail_after(60):
             await client.upload_chunked("j-1", counted(), part_size=50_000, concurrency=concurrency)
     assert store.most_at_once == concurrency
+
+
+async def test_a_part_that_comes_in_pieces_is_in_memory_once() -> None:
+    size = 4 * 1024 * 1024
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3 * 8):
+            yield bytes(size // 8)
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, json={"uploadId": "u-1"}, headers={"ETag": "e"}))
+    async with AsyncClient(API_KEY, base_url="https://api.test", transport=transport) as client:
+        tracemalloc.start()
+        try:
+            await client.upload_chunked("j-1", pieces(), part_size=size, concurrency=1)
+            _, most = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert most < 1.5 * size
+
+
+async def test_a_buffer_that_is_filled_anew_for_each_piece_is_not_mistaken_for_what_it_was() -> None:
+    buffer = bytearray(100_000)
+
+    async def pieces() -> AsyncIterator[Any]:
+        async for piece in stream_of(DATA, len(buffer)):
+            buffer[: len(piece)] = piece
+            yield memoryview(buffer)[: len(piece)]
+
+    store = PartStore()
+    async with client_of(Script(store)) as client:
+        await client.upload_chunked("j-1", pieces(), part_size=300_000)
+    assert store.file == DATA
 
 
 @pytest.mark.parametrize("word", ["init", "chunk", "finalize"])
