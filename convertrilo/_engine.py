@@ -25,7 +25,6 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 _MOST_URLS = 1024
-_CLOSED = "the client is closed"
 _UNWATCHED = contextlib.nullcontext()
 
 
@@ -55,10 +54,18 @@ class Engine(Context):
         self._journal_opening = anyio.Lock()
         self._urls: dict[str, httpx.URL] = {}
 
+    def check_open(self) -> None:
+        """Refuse to go on with a client that is closed.
+
+        Raises:
+            ConfigurationError: It is.
+        """
+        if self.closed:
+            raise ConfigurationError("the client is closed")
+
     async def open_journal(self) -> None:
         """Open the journal, if there is one and it is not open yet."""
-        if self.closed:
-            raise ConfigurationError(_CLOSED)
+        self.check_open()
         if self.journal is None or self._journal_open:
             return
         async with self._journal_opening:
@@ -88,8 +95,7 @@ class Engine(Context):
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
         """Carry out one operation, and return its answer with the answer's headers."""
-        if self.closed:
-            raise ConfigurationError(_CLOSED)
+        self.check_open()
         url = self._url(operation, path, query)
         wire, content = _content(operation, body)
         identity: Identity | None = None
@@ -140,8 +146,7 @@ class Engine(Context):
         self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
     ) -> Call[R]:
         """Return the call of a keyed operation whose bytes and identity are made already; no journal is around it."""
-        if self.closed:
-            raise ConfigurationError(_CLOSED)
+        self.check_open()
         return Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
 
     async def journaled(

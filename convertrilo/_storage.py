@@ -73,6 +73,7 @@ async def until_done(
 
     Raises:
         BrokenAttempt: As the last attempt did.
+        ConfigurationError: The client is closed.
     """
     if engine.observer is None:
         return await _until_done(name, engine, options, attempt, reached, None)
@@ -99,6 +100,7 @@ async def _until_done(
         notify(engine.on_event, event)
 
     while True:
+        engine.check_open()
         tries += 1
         if observation is not None:
             observation.begin_attempt(tries)  # its headers are for the service, and storage is somebody else's
@@ -107,8 +109,9 @@ async def _until_done(
         except BrokenAttempt as broken:
             futile = 1 if reached() > furthest else futile + 1
             furthest = max(furthest, reached())
-            wait = broken.told or policy.backoff(futile, engine.random)
-            may = broken.kind in _AGAIN and futile < policy.max_attempts and wait <= policy.max_retry_after
+            told = broken.told or 0.0
+            wait = told or policy.backoff(futile, engine.random)
+            may = broken.kind in _AGAIN and futile < policy.max_attempts and told <= policy.max_retry_after
             if not may or (broken.told is None and not engine.budget.spend()):
                 tell(broken.kind.value, broken.status)
                 raise
