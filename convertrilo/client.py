@@ -527,7 +527,8 @@ class AsyncClient:
             on_progress: Called with a `Progress` for what is written, at least every second if something arrives.
 
         Raises:
-            TransferError: The file did not arrive, or cannot be written; what has arrived stays in `path.part`.
+            TransferError: The file did not arrive, or cannot be written, or another download to this path is under way;
+                what has arrived stays in `path.part`.
         """
         from convertrilo.transfers import download
 

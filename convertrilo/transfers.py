@@ -1,26 +1,24 @@
 """Files to and from storage: presigned uploads, and downloads that go on where they broke off."""
 
-import errno
 import hashlib
-import json
 import os
-import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import anyio
-import anyio.to_thread
 import attrs
 import httpx
 from anyio.streams.memory import MemoryObjectSendStream
 
 from convertrilo._call import Options
 from convertrilo._clock import Clock
-from convertrilo._content import Content, Source, content_of, opened
+from convertrilo._content import Content, Source, content_of
 from convertrilo._engine import Engine
+from convertrilo._partial import Partial, held
 from convertrilo._parts import send_parts
-from convertrilo._storage import BrokenAttempt, body_of, checked_url, digest_in, exchange, until_done
+from convertrilo._storage import BrokenAttempt, body_of, checked_url, exchange, until_done
 from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import Issue, TransferError, ValidationError
 from convertrilo.models import (
@@ -60,6 +58,30 @@ class Progress:
 OnProgress = Callable[[Progress], object]
 
 
+Tell = Callable[[int, int | None], None]
+"""Tells how many bytes are there, and how many there will be."""
+
+
+@contextmanager
+def _telling(on_progress: OnProgress | None, stage: Stage, job_id: str | None) -> Generator[Tell]:
+    """Yield what tells a callback. An error of its own ends everything, and is none of the network's or the disk's."""
+    failures: list[Exception] = []
+
+    def tell(done: int, total: int | None) -> None:
+        if on_progress is None or failures:
+            return
+        try:
+            on_progress(Progress(stage, done, total, job_id))
+        except Exception as error:  # noqa: BLE001  # raised below, past all who would take it for one of theirs
+            failures.append(error)
+            scope.cancel()
+
+    with anyio.CancelScope() as scope:
+        yield tell
+    if failures:
+        raise failures[0]
+
+
 # ---- upload
 
 
@@ -69,7 +91,7 @@ class _Body(httpx.AsyncByteStream):
     No generator: a connection that breaks would leave it unfinished, and nobody would close it.
     """
 
-    def __init__(self, content: Content, tell: Callable[[int], None]) -> None:
+    def __init__(self, content: Content, tell: Tell) -> None:
         self._content = content
         self._tell = tell
         self._begun = False
@@ -83,9 +105,9 @@ class _Body(httpx.AsyncByteStream):
         if not self._begun:
             self._begun = True
             await self._content.begin()
-            self._tell(0)
+            self._tell(0, self._content.size)
         elif self._sent:
-            self._tell(self._sent)
+            self._tell(self._sent, self._content.size)
         if not self._piece:
             piece = await self._content.next()
             if piece is None:
@@ -109,34 +131,34 @@ async def upload(
     engine, options = engine_of(client)
 
     async with content_of(source, size) as content:
-
-        def tell(sent: int) -> None:
-            if on_progress is not None:
-                on_progress(Progress("upload", sent, content.size, job_id))
-
-        def make_body() -> httpx.AsyncByteStream:
-            if content.is_spent:
-                raise BrokenAttempt(f"{content.name} cannot be read a second time")
-            return _Body(content, tell)
-
-        # No Content-Type: if it is part of the signature, nobody says which; and older signatures want none.
-        length = ("Transfer-Encoding", "chunked") if content.size is None else ("Content-Length", str(content.size))
-
-        async def attempt() -> None:
+        with _telling(on_progress, "upload", job_id) as tell:
             try:
-                async with exchange(engine, options, "PUT", url, [length], make_body) as response:
-                    await response.aread()
+                await _put(engine, options, url, content, tell)
             except BrokenAttempt as broken:
-                if content.is_spent and broken.kind is not FailureKind.REJECTED:
-                    broken.kind = FailureKind.REJECTED
-                    broken.reason += f", and {content.name} cannot be read a second time"
-                raise
+                hint = "; the upload URL may have expired" if broken.is_expired else ""
+                raise TransferError(f"{content.name} is not uploaded: {broken}{hint}") from broken
 
+
+async def _put(engine: Engine, options: Options, url: httpx.URL, content: Content, tell: Tell) -> None:
+    def make_body() -> httpx.AsyncByteStream:
+        if content.is_spent:
+            raise BrokenAttempt(f"{content.name} cannot be read a second time")
+        return _Body(content, tell)
+
+    # No Content-Type: if it is part of the signature, nobody says which; and older signatures want none.
+    length = ("Transfer-Encoding", "chunked") if content.size is None else ("Content-Length", str(content.size))
+
+    async def attempt() -> None:
         try:
-            await until_done("upload", "PUT", engine, options, attempt, lambda: 0)
+            async with exchange(engine, options, "PUT", url, [length], make_body) as response:
+                await response.aread()
         except BrokenAttempt as broken:
-            hint = "; the upload URL may have expired" if broken.is_expired else ""
-            raise TransferError(f"{content.name} is not uploaded: {broken}{hint}") from broken
+            if content.is_spent and broken.kind is not FailureKind.REJECTED:
+                broken.kind = FailureKind.REJECTED
+                broken.reason += f", and {content.name} cannot be read a second time"
+            raise
+
+    await until_done("upload", "PUT", engine, options, attempt, lambda: 0)
 
 
 def _upload_url(job: JobCreateResponse | JobUpload | str) -> tuple[httpx.URL, str | None]:
@@ -184,13 +206,24 @@ async def download(
     """Fetch a job's output to a file; see `AsyncClient.download`."""
     engine, options = engine_of(client)
     output = _Output.of(target)
-    part = _Part.of(Path(path))
+    with _telling(on_progress, "download", output.job_id) as tell:
+        async with held(Path(path), output.name) as part:
+            if output.url is None:
+                await output.refresh(client)
+            try:
+                await _get(client, engine, options, output, part, tell)
+            except BrokenAttempt as broken:
+                hint = "; the download URL may have expired" if broken.is_expired else ""
+                raise TransferError(f"{part.final} is not downloaded: {broken}{hint}{part.kept()}") from broken
+            await part.on_disk(part.finish)
+    return part.final
+
+
+async def _get(
+    client: AsyncClient, engine: Engine, options: Options, output: "_Output", part: Partial, tell: Tell
+) -> None:
     asked_at = -1
     """How much was there when a fresh URL was last asked for."""
-
-    def tell() -> None:
-        if on_progress is not None:
-            on_progress(Progress("download", part.size, part.total, output.job_id))
 
     async def attempt() -> None:
         nonlocal asked_at
@@ -203,18 +236,7 @@ async def download(
         await output.refresh(client)
         return await _fetch(engine, options, output, part, tell)
 
-    try:
-        await anyio.to_thread.run_sync(part.recall)
-        if output.url is None:
-            await output.refresh(client)
-        await until_done("download", "GET", engine, options, attempt, lambda: part.size)
-        await anyio.to_thread.run_sync(part.finish)
-    except BrokenAttempt as broken:
-        hint = "; the download URL may have expired" if broken.is_expired else ""
-        raise TransferError(f"{part.final} is not downloaded: {broken}{hint}{part.kept()}") from broken
-    except OSError as error:
-        raise TransferError(f"{part.final} cannot be written: {error.strerror or error}{part.kept()}") from error
-    return part.final
+    await until_done("download", "GET", engine, options, attempt, lambda: part.size)
 
 
 class _Output:
@@ -234,6 +256,14 @@ class _Output:
         if isinstance(target, OnDemandStatusResponse):
             return cls(target.download_url, target.job_id, on_demand=True)
         return cls(None, target.job_id, on_demand=isinstance(target, OnDemandEncodeResponse))
+
+    @property
+    def name(self) -> str:
+        """What it is known by, whatever the signature of its URL."""
+        if self.job_id is not None or self.url is None:
+            return self.job_id or ""
+        unsigned = httpx.URL(self.url).copy_with(query=None, fragment=None)
+        return hashlib.sha256(str(unsigned).encode()).hexdigest()
 
     async def refresh(self, client: AsyncClient) -> None:
         """Ask the service for the URL.
@@ -255,109 +285,7 @@ class _Output:
         return await (client.on_demand_status if self._on_demand else client.job_status)(job_id)
 
 
-@attrs.define(eq=False)
-class _Part:
-    """The file that a download grows in, and a note beside it that says of what it is a part."""
-
-    final: Path
-    path: Path
-    note: Path
-    size: int = 0
-    """Bytes that are there."""
-    total: int | None = None
-    etag: str | None = None
-    last_modified: str | None = None
-    digest: tuple[str, str] | None = None
-
-    @classmethod
-    def of(cls, final: Path) -> "_Part":
-        path = final.with_name(f"{final.name}.part")
-        return cls(final, path, final.with_name(f"{final.name}.part.json"))
-
-    def open(self) -> IO[bytes]:
-        """Open it to read and write, as it is or new."""
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        return os.fdopen(descriptor, "r+b", buffering=0)
-
-    def recall(self) -> None:
-        """Read what an earlier process has left."""
-        if self.final.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if self.final.exists() and not self.final.is_file():  # it would be replaced: a device, for all who use it
-            raise OSError(errno.EINVAL, "it is no regular file")
-        try:
-            known = json.loads(self.note.read_bytes())
-            self.etag, self.last_modified, self.total = known["etag"], known["lastModified"], known["total"]
-            self.digest = known["digest"] and tuple(known["digest"])
-            self.size = self.path.stat().st_size
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            self.size = 0
-
-    @property
-    def validator(self) -> str | None:
-        """What tells the server which version of the file is here."""
-        return self.etag or self.last_modified
-
-    def begin(self, file: IO[bytes], response: httpx.Response) -> None:
-        """Start from nothing, and note what an answer says of the whole."""
-        file.truncate(0)
-        headers = response.headers
-        etag, length = headers.get("etag"), headers.get("content-length", "")
-        self.size = 0
-        self.etag = None if etag is None or etag.startswith("W/") else etag
-        self.last_modified = headers.get("last-modified")
-        self.total = int(length) if length.isdecimal() else None
-        self.digest = digest_in(headers)
-        known = {"etag": self.etag, "lastModified": self.last_modified, "total": self.total, "digest": self.digest}
-        self.note.write_text(json.dumps(known))
-
-    def go_on(self, file: IO[bytes], response: httpx.Response) -> None:
-        """Stand where an answer continues.
-
-        Raises:
-            BrokenAttempt: It does not continue what is here.
-        """
-        headers = response.headers
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
-        same = (
-            found is not None
-            and int(found[1]) == self.size
-            and (self.total is None or found[2] in ("*", str(self.total)))
-            and (self.etag is None or headers.get("etag", self.etag) == self.etag)
-            and (self.etag is not None or headers.get("last-modified") == self.last_modified)
-        )
-        if not same:
-            self.size = 0
-            raise BrokenAttempt("the file has changed on the server", FailureKind.UNCLEAR)
-        file.truncate(self.size)
-        file.seek(self.size)
-
-    def check(self) -> None:
-        """See that the file is whole.
-
-        Raises:
-            BrokenAttempt: It is not.
-        """
-        if self.total is not None and self.size != self.total:
-            raise BrokenAttempt(f"it ended after {self.size} of {self.total} bytes", FailureKind.UNCLEAR)
-        if self.digest is not None:
-            algorithm, expected = self.digest
-            with self.path.open("rb") as file:
-                found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False))
-                if found.hexdigest() != expected:
-                    self.size = 0
-                    raise BrokenAttempt(f"it does not have the {algorithm} that the storage says", FailureKind.UNCLEAR)
-
-    def finish(self) -> None:
-        """Give the whole file its name."""
-        self.path.replace(self.final)
-        self.note.unlink(missing_ok=True)
-
-    def kept(self) -> str:
-        return f"; what has arrived is kept in {self.path}" if self.size else ""
-
-
-async def _fetch(engine: Engine, options: Options, output: _Output, part: _Part, tell: Callable[[], None]) -> None:
+async def _fetch(engine: Engine, options: Options, output: _Output, part: Partial, tell: Tell) -> None:
     """Receive the rest of a file, or all of it."""
     assert output.url is not None
     headers = [("Accept-Encoding", "identity")]
@@ -368,16 +296,14 @@ async def _fetch(engine: Engine, options: Options, output: _Output, part: _Part,
     try:
         async with exchange(engine, options, "GET", checked_url("download_url", output.url), headers) as response:
             _check(response)
-            async with opened(part.open) as file:
-                place = part.go_on if response.status_code == 206 else part.begin
-                await anyio.to_thread.run_sync(place, file, response)
-                tell()
-                await _receive(response, file, part, tell, engine.clock)
+            await part.on_disk(part.go_on if response.status_code == 206 else part.begin, response)
+            tell(part.size, part.total)
+            await _receive(response, part, tell, engine.clock)
     except BrokenAttempt as broken:
         if broken.status == 416:  # it is shorter now than what is here
             part.size, broken.kind = 0, FailureKind.UNCLEAR
         raise
-    await anyio.to_thread.run_sync(part.check)
+    await part.on_disk(part.check)
 
 
 def _check(response: httpx.Response) -> None:
@@ -391,9 +317,7 @@ def _check(response: httpx.Response) -> None:
         raise BrokenAttempt("the storage does not say how long it is")
 
 
-async def _receive(
-    response: httpx.Response, file: IO[bytes], part: _Part, tell: Callable[[], None], clock: Clock
-) -> None:
+async def _receive(response: httpx.Response, part: Partial, tell: Tell, clock: Clock) -> None:
     """Write the body of an answer to a file: a thread writes while more arrives."""
     outgoing, incoming = anyio.create_memory_object_stream[list[bytes]](1)
     failures: list[Exception] = []
@@ -401,9 +325,8 @@ async def _receive(
     async def write() -> None:
         try:
             async for chunks in incoming:
-                await anyio.to_thread.run_sync(write_pieces, file, chunks)
-                part.size += sum(map(len, chunks))
-                tell()
+                await part.on_disk(part.write, chunks)
+                tell(part.size, part.total)
         except Exception as error:  # noqa: BLE001  # raised below, outside of the group
             failures.append(error)
             tasks.cancel_scope.cancel()
@@ -435,11 +358,3 @@ async def _hand_on(response: httpx.Response, outgoing: MemoryObjectSendStream[li
     finally:
         if waiting:
             await outgoing.send(waiting)
-
-
-def write_pieces(file: IO[bytes], chunks: list[bytes]) -> None:
-    """Write what has arrived, through to the system."""
-    for chunk in chunks:
-        left = memoryview(chunk)
-        while left:
-            left = left[file.write(left) :]

@@ -28,7 +28,7 @@ FLOORS = """
     _engine _reports receiver
     client
     _ledger _poller _storage
-    _parts bulk s3
+    _partial _parts bulk s3
     _cancel _remote encoding reconciliation transfers waiting
     _folder_on_demand _folder_run
     ingest

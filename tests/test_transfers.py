@@ -26,6 +26,7 @@ from support import API_KEY, TOKEN, Answer, Clock, Script, Sent, Step, client_of
 from convertrilo import (
     AsyncClient,
     AttemptEvent,
+    ConfigurationError,
     JobCreateResponse,
     JobOutput,
     JobUpload,
@@ -39,6 +40,7 @@ from convertrilo import (
     TransportError,
     ValidationError,
     _content,
+    _partial,
     _parts,
     _storage,
     transfers,
@@ -569,6 +571,57 @@ async def test_parts_of_no_size_are_refused(wrong: dict[str, Any]) -> None:
     assert script.attempts == 0
 
 
+# ---- what is nobody else's
+
+
+@pytest.mark.parametrize("error", [LookupError("its own"), BrokenPipeError("stdout"), httpx.ReadError("its own")])
+@pytest.mark.parametrize("flow", ["upload", "download"])
+async def test_an_error_of_the_callback_is_not_taken_for_the_networks_or_the_disks(
+    flow: str, error: Exception, tmp_path: Path
+) -> None:
+    def fail(progress: Progress) -> None:
+        if progress.done:
+            raise error
+
+    script = Script(STORED if flow == "upload" else Storage())
+    async with client_of(script) as client:
+        if flow == "upload":
+            raised = await raised_by(client.upload(JOB, DATA, on_progress=fail))
+        else:
+            raised = await raised_by(client.download(STATUS, tmp_path / "out", on_progress=fail))
+    assert raised is error
+    assert script.clock.sleeps == []
+    assert script.open == 0
+    assert not (tmp_path / "out").exists()
+
+
+async def test_an_error_of_the_callers_token_source_is_not_taken_for_the_disks(tmp_path: Path) -> None:
+    def get_token() -> str:
+        raise ConnectionRefusedError("no vault")
+
+    async with client_of(Script(ok(DONE)), api_key=None, get_token=get_token) as client:
+        assert isinstance(await raised_by(client.download("j-1", tmp_path / "out")), ConnectionRefusedError)
+
+
+async def test_who_waits_for_no_retry_after_tries_again_all_the_same() -> None:
+    script = Script(RESET, STORED)
+    async with client_of(script, retry=RetryPolicy(max_retry_after=0)) as client:
+        await client.upload(JOB, DATA)
+        assert script.attempts == 2
+    script = Script(problem(503, headers={"Retry-After": "1"}), STORED)
+    async with client_of(script, retry=RetryPolicy(max_retry_after=0)) as client:
+        assert isinstance(await raised_by(client.upload(JOB, DATA)), TransferError)
+
+
+async def test_a_client_that_is_closed_moves_no_file(tmp_path: Path) -> None:
+    script = Script(RESET)
+    async with client_of(script) as client:
+        pass
+    for flow in (client.upload(JOB, DATA), client.download(STATUS, tmp_path / "out")):
+        assert isinstance(await raised_by(flow), ConfigurationError)
+    assert script.attempts == 0
+
+
 # ---- credentials and redirects
 
 
@@ -651,6 +704,7 @@ class Storage:
         self.etag = etag
         self.failures = failures or []
         self.knows_if_range = True
+        self.most_of_a_range = len(data)
         self.last_modified = "Mon, 01 Jan 2029 00:00:00 GMT"
         self.headers: dict[str, str] = {}
 
@@ -667,8 +721,8 @@ class Storage:
             start = int(wanted.removeprefix("bytes=").removesuffix("-"))
             if start >= len(self.data):
                 return Answer(416, headers={"Content-Range": f"bytes */{len(self.data)}"})
-            body, status = self.data[start:], 206
-            headers["Content-Range"] = f"bytes {start}-{len(self.data) - 1}/{len(self.data)}"
+            body, status = self.data[start : start + self.most_of_a_range], 206
+            headers["Content-Range"] = f"bytes {start}-{start + len(body) - 1}/{len(self.data)}"
         headers["Content-Length"] = str(len(body))
         return Answer(status, body, headers, cut=failure)
 
@@ -780,7 +834,7 @@ async def test_another_process_goes_on_where_one_stopped(tmp_path: Path) -> None
 
 async def test_a_process_that_died_before_the_last_step_only_has_that_to_do(tmp_path: Path) -> None:
     (tmp_path / "out.part").write_bytes(DATA)
-    note = {"etag": '"v1"', "lastModified": None, "total": len(DATA), "digest": None}
+    note = {"source": "j-1", "etag": '"v1"', "lastModified": None, "total": len(DATA), "digest": None}
     (tmp_path / "out.part.json").write_text(json.dumps(note))
     script = Script(Storage())
     async with client_of(script) as client:
@@ -814,6 +868,42 @@ async def test_a_file_that_has_changed_on_the_server_is_fetched_from_its_start(k
     async with client_of(Script(storage)) as client:
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == storage.data
+
+
+async def test_a_weak_etag_tells_another_version_of_the_same_second(tmp_path: Path) -> None:
+    async with client_of(Script(Storage(etag='W/"v1"', failures=[RESET])), retry=RetryPolicy.none()) as client:
+        await raised_by(client.download(STATUS, tmp_path / "out"))
+    script = Script(Storage(NEW, 'W/"v2"'))
+    async with client_of(script) as client:
+        path = await client.download(STATUS, tmp_path / "out")
+    assert path.read_bytes() == NEW
+    assert script.sent[0].headers["if-range"] == "Mon, 01 Jan 2029 00:00:00 GMT"
+
+
+URL_OF_ANOTHER = "https://storage.test/out/j-2?X-Amz-Signature=download-secret"
+ANOTHER: dict[str, tuple[Any, Any]] = {
+    "job": (STATUS, StatusResponse(id="j-2", status="success", download_url=URL_OF_ANOTHER)),
+    "URL": (DOWNLOAD_URL, URL_OF_ANOTHER),
+}
+
+
+@pytest.mark.parametrize("kind", ANOTHER)
+async def test_a_part_of_another_output_is_not_continued(kind: str, tmp_path: Path) -> None:
+    """Not even if its version is called the same: an ETag need only be unique among the versions of one file."""
+    one, another = ANOTHER[kind]
+    async with client_of(Script(Storage(failures=[RESET])), retry=RetryPolicy.none()) as client:
+        await raised_by(client.download(one, tmp_path / "out"))
+    async with client_of(Script(Storage(NEW))) as client:
+        path = await client.download(another, tmp_path / "out")
+    assert path.read_bytes() == NEW
+
+
+async def test_a_range_that_is_shorter_than_what_is_missing_is_not_the_end(tmp_path: Path) -> None:
+    storage = Storage(failures=[Answer(200, DATA, {"Transfer-Encoding": "chunked", "ETag": '"v1"'}, RESET)])
+    storage.most_of_a_range = 100_000
+    async with client_of(Script(storage)) as client:
+        path = await client.download(STATUS, tmp_path / "out")
+    assert path.read_bytes() == DATA
 
 
 @pytest.mark.parametrize("note", [b"", b"[]", b"{}", b'{"etag": 1}', b"\xff"])
@@ -990,7 +1080,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
     async def serve(received: Received) -> bytes:
         return on_the_wire(DATA * 10)[:-1]  # one that has come whole would leave its connection in the pool
 
-    monkeypatch.setattr(transfers, "write_pieces", full)
+    monkeypatch.setattr(_partial, "write_pieces", full)
     async with loopback(serve) as server, AsyncClient("key") as client:
         error = await raised_by(client.download(server.url, tmp_path / "out"))
         assert isinstance(error, TransferError)
@@ -1004,41 +1094,116 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
 async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = transfers.write_pieces
+    write = _partial.write_pieces
     written = 0
 
     def full(file: Any, chunks: list[bytes]) -> None:
         nonlocal written
         if written:
+            file.write(chunks[0][:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         written += 1
         write(file, chunks)
 
     monkeypatch.setattr(transfers, "WRITE_SIZE", 1)
-    monkeypatch.setattr(transfers, "write_pieces", full)
+    monkeypatch.setattr(_partial, "write_pieces", full)
     script = Script(Storage())
     async with client_of(script) as client:
         error = await raised_by(client.download(STATUS, tmp_path / "out"))
         assert isinstance(error, TransferError)
         assert "No space left on device" in str(error)
-        assert (tmp_path / "out.part").stat().st_size == len(DATA) // 2
+        assert "is kept in" in str(error)
+        assert (tmp_path / "out.part").stat().st_size == len(DATA) // 2 + 10
         assert script.open == 0
-        monkeypatch.setattr(transfers, "write_pieces", write)
+        monkeypatch.setattr(_partial, "write_pieces", write)
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == DATA
-    assert script.sent[-1].headers["range"] == f"bytes={len(DATA) // 2}-"
+    assert script.sent[-1].headers["range"] == f"bytes={len(DATA) // 2 + 10}-"
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("", "Is a directory"), ("none/out", "No such file"), ("pipe", "it is no regular file")]
+    ("name", "says"),
+    [
+        ("", "Is a directory"),
+        (".", "Is a directory"),
+        ("/", "Is a directory"),
+        ("none/out", "No such file"),
+        ("pipe", "it is no regular file"),
+    ],
 )
-async def test_a_path_that_cannot_be_written_says_so(name: str, says: str, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    async with client_of(Script(Storage())) as client:
-        error = await raised_by(client.download(STATUS, tmp_path / name))
+async def test_a_path_that_cannot_be_written_says_so(
+    name: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    script = Script(Storage())
+    async with client_of(script) as client:
+        error = await raised_by(client.download(STATUS, name))
     assert isinstance(error, TransferError)
     assert says in str(error)
-    assert (tmp_path / "pipe").is_fifo()
+    assert (script.attempts, names_in(tmp_path)) == (0, ["pipe"])
+    assert Path("pipe").is_fifo()
+
+
+# ---- download: others who have to do with the file
+
+
+async def test_two_downloads_to_one_path_do_not_write_into_each_others_file(tmp_path: Path) -> None:
+    storage, asked, go_on = Storage(), anyio.Event(), anyio.Event()
+
+    async def serve(sent: Sent) -> Answer:
+        if not asked.is_set():
+            asked.set()
+            await go_on.wait()
+        return await storage(sent)
+
+    async with client_of(Script(serve)) as client:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(client.download, STATUS, tmp_path / "out")
+                await asked.wait()
+                error = await raised_by(client.download(STATUS, tmp_path / "out"))
+                go_on.set()
+    assert isinstance(error, TransferError)
+    assert "out is being downloaded already" in str(error)
+    assert (tmp_path / "out").read_bytes() == DATA
+    assert names_in(tmp_path) == ["out"]
+
+
+async def test_a_part_that_gets_its_name_just_then_is_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, done = _partial._lock, tmp_path / "done"
+    (tmp_path / "out.part").write_bytes(b"another download")
+
+    def too_late(file: Any) -> bool:
+        if not done.exists():
+            (tmp_path / "out.part").rename(done)
+        return lock(file)
+
+    monkeypatch.setattr(_partial, "_lock", too_late)
+    async with client_of(Script(Storage())) as client:
+        path = await client.download(STATUS, tmp_path / "out")
+    assert path.read_bytes() == DATA
+    assert done.read_bytes() == b"another download"
+
+
+async def test_a_part_that_is_removed_meanwhile_is_said_and_nothing_takes_its_place(tmp_path: Path) -> None:
+    def remove(_: Progress) -> None:
+        (tmp_path / "out.part").unlink(missing_ok=True)
+
+    async with client_of(Script(Storage(failures=[RESET]))) as client:
+        error = await raised_by(client.download(STATUS, tmp_path / "out", on_progress=remove))
+    assert isinstance(error, TransferError)
+    assert "out.part was removed meanwhile" in str(error)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("answer", [problem(500), problem(403), Answer(200, b"", {"Content-Length": "9"}, RESET)])
+async def test_of_a_download_that_brings_nothing_nothing_is_left(answer: Answer, tmp_path: Path) -> None:
+    async with client_of(Script(answer), retry=RetryPolicy.none()) as client:
+        assert isinstance(await raised_by(client.download(DOWNLOAD_URL, tmp_path / "out")), TransferError)
+    assert names_in(tmp_path) == []
 
 
 async def test_cancelling_a_download_keeps_its_part_and_nothing_open(tmp_path: Path) -> None:
