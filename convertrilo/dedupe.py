@@ -1,5 +1,6 @@
 """Which webhook events were handled: each once, by its job and name; here in memory, in `_dedupe_sqlite` in a file."""
 
+import asyncio
 import contextlib
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -88,6 +89,12 @@ async def with_claim(store: DedupeStore, key: Key, work: Callable[[], Awaitable[
             await work()
         except Exception as error:  # noqa: BLE001  # raised below, where no task group wraps it
             failure = error
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # Of a task that the work awaited: it would end the tasks around this one, which nobody wants to end.
+            failure = RuntimeError("what it waited for was cancelled")
+            failure.__cause__ = error
         tasks.cancel_scope.cancel()
     if failure is not None:
         raise failure

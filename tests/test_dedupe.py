@@ -1,5 +1,6 @@
 """What remembers the events that were handled: claims, leases, and a file that holds what it has confirmed."""
 
+import asyncio
 import sqlite3
 import stat
 from pathlib import Path
@@ -118,6 +119,23 @@ async def test_work_that_is_cancelled_is_not_done(store: DedupeStore, clock: Clo
             tasks.start_soon(once, store, KEY, work, clock)
             await started.wait()
             tasks.cancel_scope.cancel()
+        assert await store.claim(KEY) == "mine"
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no cancelling from outside
+async def test_a_task_that_asyncio_cancels_itself_ends_as_cancelled(store: DedupeStore, clock: Clock) -> None:
+    started = anyio.Event()
+
+    async def work() -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    async with store:
+        task = asyncio.create_task(once(store, KEY, work, clock))
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
         assert await store.claim(KEY) == "mine"
 
 

@@ -1,5 +1,6 @@
 """Deliveries over sockets and without: verified, handled once, answered in time, and sent again when that is needed."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -518,6 +519,31 @@ async def test_a_queued_event_whose_handler_fails_is_handled_again_and_at_last_g
         body = body_of(timestamp="2026-01-01T00:36:00Z")
         await ask(app, body, headers_of(body))  # nothing is left of it
         await until(lambda: len(handler.events) == 5)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio tells nobody that another task was cancelled
+async def test_a_handler_whose_own_task_is_cancelled_has_failed_and_ends_no_other(
+    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handled: list[str | None] = []
+
+    async def handle(event: WebhookEvent) -> None:
+        if event.external_id != "good":
+            task = asyncio.create_task(asyncio.sleep(60))
+            task.cancel()
+            await task
+        handled.append(event.job_id)
+
+    good = body_of(jobId="j-2", externalId="good")
+    async with queue_of(handle, clock, tmp_path) as app:
+        assert (await ask(app, BODY, HEADERS))[0] == 204
+        await until(lambda: len(logged(caplog)) == 1)
+        assert logged(caplog)[0].endswith(" was not handled; again in 60 s")
+        assert (await ask(app, good, headers_of(good)))[0] == 204
+        await until(lambda: handled == ["j-2"])
+    app = receiver_of(handle, clock)
+    assert (await ask(app, BODY, HEADERS))[0] == 500
+    assert (await ask(app, good, headers_of(good)))[0] == 204
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
