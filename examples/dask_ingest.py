@@ -73,7 +73,7 @@ def main(folder: Path) -> None:
         s3.close()
         with serve_in_thread(sandbox) as base_url:
             os.environ |= {"CONVERTRILO_BASE_URL": base_url, "CONVERTRILO_API_KEY": sandbox.api_key}
-            with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None) as cluster:
+            with LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
                 anyio.run(ingest, cluster, endpoint, folder)
             print(f"the sandbox has made {len(sandbox.jobs)} jobs")
     finally:

@@ -225,9 +225,9 @@ def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
 
 
 def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
-    server.sandbox.faults.rate_limit("createJobsBulk", retry_after="2")
+    server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")
     with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # and another worker may have sent it
-        _remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 1)
+        _remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
     assert server.sandbox.jobs == []
 
 
@@ -248,7 +248,9 @@ async def test_a_folder_goes_through_a_cluster(
     bucket = object_store.private_bucket(**dict.fromkeys(KEYS, b"video"))
 
     def start() -> distributed.LocalCluster:
-        return distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
+        return distributed.LocalCluster(
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
+        )
 
     cluster = await anyio.to_thread.run_sync(start)
     try:

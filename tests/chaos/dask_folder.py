@@ -38,7 +38,7 @@ async def main(
     base_url: str, endpoint: str, bucket: str, batch_size: int, journal: str, report: str, kill_at: str
 ) -> None:
     """Have every video of a bucket encoded, wait for all of them, and write the report."""
-    make = lambda: LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address=None)  # noqa: E731
+    make = lambda: LocalCluster(n_workers=WORKERS, threads_per_worker=1, dashboard_address="127.0.0.1:0")  # noqa: E731
     cluster = await anyio.to_thread.run_sync(make)
     try:
         watch = await anyio.to_thread.run_sync(killer, cluster, [int(number) for number in kill_at.split(",")])
