@@ -52,6 +52,8 @@ def object_store() -> Iterator[ObjectStore]:
 def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore) -> Iterator[None]:
     """A folder with a video, a sandbox on a port, and what the environment says of both."""
     sandbox = Sandbox(seed=0, allow_private_sources=True, source_transport=Elsewhere(object_store))
+    level = logging.getLogger("convertrilo").level
+    monkeypatch.setattr("convertrilo._poller.MIN_INTERVAL", 0.05)  # after which the instant encoder is done
     with serve_in_thread(sandbox) as base_url:
         for name in ("in.mp4", "holiday.mov"):
             (tmp_path / name).write_bytes(CLIP)
@@ -73,7 +75,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: 
         monkeypatch.setenv("GOOGLE_REFRESH_TOKEN", sandbox.drive.refresh_token)
         anyio.run(sandbox.drive.add, "drive-folder-in", "in.mp4", CLIP)
         yield
-    logging.getLogger("convertrilo").setLevel(logging.NOTSET)
+    logging.getLogger("convertrilo").setLevel(level)
 
 
 def make_buckets(text: str, store: ObjectStore) -> None:

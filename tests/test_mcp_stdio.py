@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,11 @@ async def hosted(folder: Path, *options: str, env: dict[str, str], mode: str = "
 def server_in(folder: Path) -> psutil.Process | None:
     """Return the process of the server on the journal in a folder, if there is one."""
     path = str(folder / "mcp.db")
-    return next(
-        (
-            each
-            for each in psutil.Process().children()
-            if each.status() != psutil.STATUS_ZOMBIE and path in each.cmdline()
-        ),
-        None,
-    )
+    for each in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # it may end while it is looked at
+            if path in each.cmdline():
+                return each
+    return None
 
 
 def text_of(result: CallToolResult) -> str:

@@ -2,9 +2,9 @@
 
 import os
 import pty
+import select
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,10 +61,11 @@ class Terminal:
             self.shown += piece
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so elsewhere, while the command runs."""
+        """Wait until something is so elsewhere, while the command runs; a terminal that nobody reads would stop it."""
         while not condition():
             assert self.process.poll() is None, "it ended early"
-            time.sleep(0.01)
+            if select.select([self._ours], [], [], 0.01)[0]:
+                self.shown += self._read()
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())

@@ -12,11 +12,12 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from bench.polled import Clock
 from cli_help import COMMAND, Terminal, convertrilo
 from loopback import until
-from support import Quick, names_in
+from support import names_in
 
-from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, RetryPolicy, WaitTimeoutError
+from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, WaitTimeoutError
 from convertrilo.cli.app import run
 from convertrilo.cli.settings import state_folder
 from convertrilo.cli.waits import Waiting
@@ -335,15 +336,19 @@ def test_the_sandbox_serves_one_command_at_a_time(capsys: pytest.CaptureFixture[
 
 
 async def asked(*, interval: float | None) -> int:
-    """How often a job of which nothing becomes is asked for, in a hundred seconds that pass in one."""
+    """How often a job of which nothing becomes is asked for, in twenty seconds of virtual time."""
+    clock = Clock()
     async with (
-        Sandbox(encode_seconds=1e9) as sandbox,
-        sandbox.client(clock=Quick(), retry=RetryPolicy(deadline=1e6)) as client,
+        Sandbox(clock=clock, encode_seconds=1e9) as sandbox,
+        sandbox.client(clock=clock) as client,
+        anyio.create_task_group() as tasks,
     ):
+        tasks.start_soon(clock.run)
         job = await client.on_demand_encode(OnDemandEncodeRequest(source_url=URL))
         with pytest.raises(WaitTimeoutError):
-            await Waiting(100.0, interval, quiet=True).wait(client, job.job_id, lambda _: None)
-        return sum("tatus" in each.operation for each in sandbox.requests)
+            await Waiting(20.0, interval, quiet=True).wait(client, job.job_id, lambda _: None)
+        tasks.cancel_scope.cancel()
+    return sum("tatus" in each.operation for each in sandbox.requests)
 
 
 def test_a_poll_interval_has_it_asked_more_often() -> None:

@@ -95,7 +95,7 @@ async def test_a_stalled_request_ends_with_the_clients_patience(struck: Struck) 
     sandbox, http = struck
     sandbox.faults.stall("createJob")
     with pytest.raises(httpx.ReadTimeout):
-        await http.post("/jobs", json=JOB, timeout=0.05)
+        await http.post("/jobs", json=JOB, timeout=httpx.Timeout(60, read=0.05))
     assert not sandbox.jobs
     assert (await http.post("/jobs", json=JOB)).status_code == 200
 
