@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import random
+import re
 import signal
 import socket
 import sys
@@ -11,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 from hypothesis import Phase, settings
 from object_store import ObjectStore, moto_server
 from radosgw import radosgw
@@ -23,11 +26,23 @@ PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
 settings.load_profile("default")
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script; children would ignore it, too
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What we start inherits this: proxies, accounts and ignored signals (as `nohup` and `&` leave them) of whoever runs us.
+for name in [each for each in os.environ if re.search("_proxy$|^aws_|^convertrilo_(?!contract_)", each.lower())]:
+    del os.environ[name]
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the package again
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 OBJECT_STORES = {"moto": moto_server, "radosgw": radosgw}
 OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be installed: `nox -s s3`
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let chance be a test's own: the jitter of waits, and which of its tasks trio lets run first."""
+    random.seed(item.nodeid)
+    trio._core._run._r.seed(item.nodeid)
 
 
 @pytest.fixture(params=["asyncio", "trio"])
