@@ -40,9 +40,8 @@ def tests(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Run the tests under faults and kills at their full scale, for minutes; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    session.run(
-        "pytest", *(session.posargs or ["tests/chaos", "tests/test_webhook_fuzz.py"]), env={"CHAOS_SCALE": "full"}
-    )
+    files = ["tests/chaos", "tests/test_transport.py", "tests/test_webhook_fuzz.py"]
+    session.run("pytest", *(session.posargs or files), env={"CHAOS_SCALE": "full"})
 
 
 @nox.session

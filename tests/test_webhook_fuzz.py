@@ -18,10 +18,10 @@ from convertrilo.errors import DecodeError, SignatureError
 
 
 def test_thousands_of_deliveries_end_in_an_event_or_in_our_errors() -> None:
-    cases = 1_000_000 if os.environ.get("CHAOS_SCALE") == "full" else 20_000
+    cases = 1_000_000 if os.environ.get("CHAOS_SCALE") == "full" else 10_000
     outcomes = run(cases, seed=7)
     assert outcomes.total() == cases
-    assert min(outcomes["accepted"], outcomes["unreadable"], outcomes["refused"]) > 1_500
+    assert min(outcomes["accepted"], outcomes["unreadable"], outcomes["refused"]) > cases / 14
 
 
 @settings(max_examples=200)

@@ -75,7 +75,8 @@ class Script:
     async def run(self, *more: str) -> int:
         """Run it until it ends or is killed, and return what `wait` says of it."""
         command = [sys.executable, self.file, self.backend, *self.arguments, *more]
-        environment = {**os.environ, "CONVERTRILO_API_KEY": self.api_key}
+        path = os.pathsep.join(sys.path)  # for what it shares with the tests
+        environment = {**os.environ, "CONVERTRILO_API_KEY": self.api_key, "PYTHONPATH": path}
         async with await anyio.open_process(command, stderr=None, env=environment) as process:
             self.killer.victim = process
             assert process.stdout is not None

@@ -26,6 +26,7 @@ from flows import FLOWS, IMPATIENT, JOBS, URGENT, content_of
 from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
 from proxy import Plan, Request, proxy
 from sandbox_process import Server, serving
+from support import QuickClock
 
 from convertrilo import AsyncClient, Journal
 from convertrilo.client import DEFAULT_TIMEOUT
@@ -92,7 +93,9 @@ async def strike_every_step(server: Server, flow: str, kind: str, place: Path, d
         timeout = IMPATIENT if "stalled" in kind else DEFAULT_TIMEOUT
         async with (
             proxy(server.port, decide) as connections,
-            AsyncClient(server.api_key, base_url=connections.url, retry=URGENT, timeout=timeout) as client,
+            AsyncClient(
+                server.api_key, base_url=connections.url, retry=URGENT, timeout=timeout, clock=QuickClock()
+            ) as client,
         ):
             await FLOWS[flow](client, name, folder)
         done[name] = folder
@@ -217,7 +220,7 @@ async def test_cancelled_at_any_await_it_leaves_nothing_and_can_be_run_again(
 
     def client(name: str) -> AsyncClient:
         journal = Journal(tmp_path / f"{name.partition('/')[0]}.db") if journaled else None
-        return AsyncClient(sandbox.api_key, base_url=url, journal=journal, retry=URGENT)
+        return AsyncClient(sandbox.api_key, base_url=url, journal=journal, retry=URGENT, clock=QuickClock())
 
     async with anyio.create_task_group() as group:
         kind = type(group)

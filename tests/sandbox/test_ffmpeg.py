@@ -369,6 +369,7 @@ def between_packets(clips: Path) -> bytes:
     return data[:end]
 
 
+@one_backend
 @pytest.mark.parametrize(
     "content",
     [

@@ -124,6 +124,7 @@ async def test_a_score_that_cannot_be_is_come_near_to_in_few_trials(
     assert len(encodes) <= vmaf._TRIALS + vmaf._WHOLES
 
 
+@one_backend
 async def test_a_job_is_encoded_to_its_score(small: Path, tmp_path: Path) -> None:
     async with (
         Sandbox(encoder="ffmpeg") as sandbox,
