@@ -192,6 +192,8 @@ class Worker:
         try:
             with running.scope, self._busy():
                 await self._encode(job, running)
+            if running.scope.cancelled_caught:
+                self._files.output(job.id).unlink(missing_ok=True)  # it may have been there just then
             self._drop_source(job)  # not if the sandbox is ending: the job runs again then
         finally:
             del self._running[job.id]

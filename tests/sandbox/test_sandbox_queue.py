@@ -1,5 +1,6 @@
 """Which jobs run when, and that a job may be cancelled at any moment and leaves nothing behind."""
 
+import functools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from loopback import until
 from sandbox_help import ON_DEMAND, URL_JOB, client_of
 
-from convertrilo.sandbox import Sandbox, VirtualClock
+from convertrilo.sandbox import Job, Sandbox, VirtualClock, lifecycle
 
 TO_S3 = {**ON_DEMAND, "outputS3": {"bucket": "b-1", "key": "out.mp4"}}
 
@@ -105,6 +106,30 @@ async def test_a_job_may_be_cancelled_at_any_moment(clock: VirtualClock, moment:
         assert sandbox.tokens.reserved == 0
         assert sandbox.tokens.available == sandbox.tokens.granted - ended.spent
         assert (ended.spent == 0) == (ended.status == "canceled")
+
+
+async def test_a_job_may_be_cancelled_in_the_moment_in_which_its_output_is_there(
+    tmp_path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store()
+    async with (
+        Sandbox(state=tmp_path, clock=clock, encoder="ffmpeg", source_transport=store) as sandbox,
+        client_of(sandbox) as http,
+    ):
+
+        async def encode(job: Job, _running: object) -> Any:
+            output = sandbox._worker._files.output(job.id)
+            output.parent.mkdir(parents=True, exist_ok=True)
+            output.write_bytes(b"film")
+            sandbox._worker.moved([sandbox._store.read(lambda tx: lifecycle.cancel(tx, job))])
+            return functools.partial(lifecycle.succeed, output_size=4, duration=1.0)
+
+        monkeypatch.setattr(sandbox._worker, "_encode_really", encode)
+        await http.post("/ondemand/encode", json=ON_DEMAND)
+        await sandbox.wait_until_idle()
+        await until(lambda: not files_of(sandbox))
+        assert [job.status for job in sandbox.jobs] == ["canceled"]
+        assert sandbox.tokens.available == sandbox.tokens.granted
 
 
 @pytest.mark.parametrize("moment", ["GET", "probing", "encoding", "searching", "PUT"])
