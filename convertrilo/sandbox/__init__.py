@@ -113,6 +113,10 @@ class Sandbox:
         email: str = "someone@example.com",
         password: str = "sandbox-password",  # noqa: S107 - it opens nothing but a sandbox
     ) -> None:
+        if encoder not in _ENCODES:
+            raise ValueError(f"there is no encoder {encoder!r}; there are {', '.join(_ENCODES)}")
+        if tokens < 0 or (max_encodes is not None and max_encodes < 1):
+            raise ValueError(f"tokens must be at least 0 and max_encodes at least 1, not {tokens} and {max_encodes}")
         self.clock: Clock = clock
         self.faults: Faults = Faults(seed)
         self.base_url = base_url
@@ -196,7 +200,10 @@ class Sandbox:
     ) -> None:
         assert self._exit is not None
         # What the block raised stays what it is: a task group that heard of it would wrap it in an ExceptionGroup.
-        await self._exit.aclose()
+        try:
+            await self._exit.aclose()
+        finally:
+            self._exit = None
 
     def _prepare(self, tx: Tx) -> tuple[str, str, str]:
         """Find, or make, the account, its API key and the signing secret; clear away what a crash left."""
@@ -221,6 +228,7 @@ class Sandbox:
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """Return a transport that reaches this sandbox without a socket, on the host of `base_url`."""
+        self._check_entered()
         return InProcessTransport(self.app, self.task_group, self.base_url)
 
     def client(self, **options: Any) -> AsyncClient:
@@ -263,7 +271,12 @@ class Sandbox:
         inspect.assert_no_duplicates(self.jobs, self.requests)
 
     def _read(self, work: Callable[[Tx], T]) -> T:
+        self._check_entered()
         return self._store.read(work)
+
+    def _check_entered(self) -> None:
+        if self._exit is None:
+            raise RuntimeError("the sandbox is not entered: use it within its `async with`, or that of its server")
 
     # ---- what can be done
 

@@ -172,6 +172,8 @@ class Store:
             self._db.close()
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 raise RuntimeError("the state is in use: another sandbox runs on it") from None
+            if isinstance(error, sqlite3.DatabaseError):
+                raise RuntimeError(f"the state cannot be read ({error}): give another folder, or remove it") from None
             raise
         self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a second run must not repeat the first one's ids
 

@@ -157,3 +157,10 @@ async def test_a_state_of_another_version_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="schema 99"):
         async with Sandbox(state=tmp_path):
             pass
+
+
+async def test_a_state_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "sandbox.db").write_bytes(b"no database " * 100)
+    with pytest.raises(RuntimeError, match="the state cannot be read"):
+        async with Sandbox(state=tmp_path):
+            pass

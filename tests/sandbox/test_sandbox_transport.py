@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import httpx
@@ -135,6 +136,30 @@ async def test_a_closed_sandbox_refuses() -> None:
         transport = sandbox.transport()
     with pytest.raises(httpx.ConnectError, match="closed"):
         await transport.handle_async_request(httpx.Request("GET", sandbox.base_url))
+
+
+async def test_a_sandbox_that_is_not_entered_says_so() -> None:
+    sandbox = Sandbox()
+    for _ in range(2):
+        for use in (lambda: sandbox.jobs, lambda: sandbox.tokens, sandbox.client, sandbox.transport):
+            with pytest.raises(RuntimeError, match="not entered"):
+                use()
+        assert sandbox.requests == []
+        async with sandbox:
+            assert sandbox.jobs == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "gstreamer"}, "there are ffmpeg, instant"),
+        ({"tokens": -1}, "not -1"),
+        ({"max_encodes": 0}, "and 0"),
+    ],
+)
+def test_a_sandbox_that_cannot_be_says_why(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Sandbox(**options)
 
 
 async def test_what_the_block_raises_comes_out_as_it_is() -> None:
