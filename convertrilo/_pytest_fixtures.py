@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import contextmanager
+from importlib.metadata import version
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -126,6 +127,9 @@ def _fixture_for(request: pytest.FixtureRequest) -> str:
         return _NATIVE
     marker = node.get_closest_marker("asyncio")
     if plugins.has_plugin("asyncio") and marker:
+        found = version("pytest-asyncio")
+        if tuple(map(int, found.split(".")[:2])) < (1, 1):  # it runs those fixtures only that it collected
+            pytest.fail(f"{request.fixturename} needs pytest-asyncio 1.1 or later, not {found}", pytrace=False)
         default = request.config.getini("asyncio_default_test_loop_scope")
         return f"{_ASYNCIO}{marker.kwargs.get('loop_scope') or marker.kwargs.get('scope') or default}"
     pytest.fail(

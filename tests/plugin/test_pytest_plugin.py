@@ -4,8 +4,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+
+from convertrilo import _pytest_fixtures
 
 SUITE = """
 import pytest
@@ -207,6 +211,16 @@ def test_a_wrong_use_is_explained(tmp_path: Path, test: str, message: str) -> No
     assert status == 1
     assert message in output
     assert "1 error" in output
+
+
+@pytest.mark.parametrize("version", ["0.25.3", "1.0.0"])
+def test_a_pytest_asyncio_that_is_too_old_is_named(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    monkeypatch.setattr(_pytest_fixtures, "version", lambda _: version)
+    config = SimpleNamespace(pluginmanager=SimpleNamespace(has_plugin=lambda _: True))
+    node = SimpleNamespace(get_closest_marker=lambda name: name == "asyncio")
+    request: Any = SimpleNamespace(config=config, node=node, fixturenames=[], fixturename="convertrilo_sandbox")
+    with pytest.raises(pytest.fail.Exception, match=f"convertrilo_sandbox needs pytest-asyncio 1.1 .*not {version}"):
+        _pytest_fixtures._fixture_for(request)
 
 
 def test_the_closest_marker_wins(tmp_path: Path) -> None:
