@@ -140,6 +140,8 @@ class Sandbox:
     # ---- life
 
     async def __aenter__(self) -> Self:
+        if self._exit is not None:
+            raise RuntimeError("the sandbox is entered already: make another one")
         async with AsyncExitStack() as stack:
             if self._state is not None:
                 self._state.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -146,6 +146,8 @@ async def test_a_sandbox_that_is_not_entered_says_so() -> None:
                 use()
         assert sandbox.requests == []
         async with sandbox:
+            with pytest.raises(RuntimeError, match="entered already"):
+                await sandbox.__aenter__()
             assert sandbox.jobs == []
 
 
