@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import aclosing
 from typing import Any, cast
 
 import anyio
@@ -20,7 +19,7 @@ from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import BulkCreateRequest
 from convertrilo.operations import OPERATIONS, Operation, Repeat
 from convertrilo.sandbox import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, web, webhooks
-from convertrilo.sandbox.call import Call, Handler, Work, read_body
+from convertrilo.sandbox.call import Call, Handler, Work, read_all, read_body
 from convertrilo.sandbox.faults import Fault, of_the_future
 from convertrilo.sandbox.limits import RateLimit
 from convertrilo.sandbox.problem import Problem, invalid_body, invalid_request
@@ -210,7 +209,7 @@ class _Endpoint:
 
     async def _answer(self, request: Request, headers: dict[str, str]) -> tuple[int, bytes]:
         operation, service = self._operation, self._service
-        raw = b"" if operation.body is bytes else await _read(request)
+        raw = b"" if operation.body is bytes else await read_all(request, _MAX_BODY)
         key = request.headers.get("idempotency-key") if operation.repeat is Repeat.KEYED else None
 
         def open_call(tx: Tx) -> tuple[accounts.Caller | None, replay.Claim | None]:
@@ -294,15 +293,3 @@ class _Endpoint:
             call.body = read_body(model, bulk.without_items(call.wire) if model is BulkCreateRequest else call.wire)
         except ValidationError as error:
             raise invalid_body(error.issues) from None
-
-
-async def _read(request: Request) -> bytes:
-    chunks: list[bytes] = []
-    size = 0
-    async with aclosing(request.stream()) as stream:
-        async for chunk in stream:
-            size += len(chunk)
-            if size > _MAX_BODY:
-                raise invalid_request(f"The body has more than {_MAX_BODY} bytes.")
-            chunks.append(chunk)
-    return b"".join(chunks)

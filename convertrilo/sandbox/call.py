@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import attrs
@@ -11,11 +12,13 @@ from convertrilo._model import Model, field_specs
 from convertrilo.codec import from_request, to_wire, wire_name
 from convertrilo.errors import Issue
 from convertrilo.operations import Operation
-from convertrilo.sandbox.problem import invalid_body, not_found
+from convertrilo.sandbox.problem import invalid_body, invalid_request, not_found
 from convertrilo.sandbox.records import Job
 from convertrilo.sandbox.store import Tx
 
 if TYPE_CHECKING:
+    from starlette.requests import Request
+
     from convertrilo.sandbox.service import Service
 
 M = TypeVar("M", bound=Model)
@@ -75,6 +78,23 @@ def refuse(issues: list[Issue]) -> None:
     """Answer 400 `invalid_body` if there is anything wrong."""
     if issues:
         raise invalid_body(issues)
+
+
+async def read_all(request: Request, limit: int) -> bytes:
+    """Read the whole body of a request.
+
+    Raises:
+        Problem: it has more than `limit` bytes.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    async with aclosing(request.stream()) as stream:
+        async for chunk in stream:
+            size += len(chunk)
+            if size > limit:
+                raise invalid_request(f"The body has more than {limit} bytes.")
+            chunks.append(chunk)
+    return b"".join(chunks)
 
 
 def read_body(model: type[M], wire: Any) -> M:

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from convertrilo.sandbox.call import read_all
 from convertrilo.sandbox.files import Files, write_stream
 from convertrilo.sandbox.problem import Problem
 from convertrilo.sandbox.store import Store, Tx
@@ -78,7 +79,7 @@ class DriveStandIn:
     def routes(self) -> list[Route]:
         """Return the routes of Drive's API."""
         return [
-            Route("/token", self._refresh, methods=["POST"]),
+            Route("/token", _told(self._refresh), methods=["POST"]),
             Route("/drive/v3/about", self._known(self._about), methods=["GET"]),
             Route("/drive/v3/files", self._known(self._list), methods=["GET"]),
             Route("/drive/v3/files/{id}", self._known(self._get), methods=["GET"]),
@@ -91,15 +92,13 @@ class DriveStandIn:
             _, _, token = request.headers.get("authorization", "").partition(" ")
             if not hmac.compare_digest(token.encode(), self.access_token.encode()):
                 return _error(401, "Invalid Credentials")
-            try:
-                return await answer(request)
-            except Problem as problem:
-                return _error(problem.status, problem.message)
+            return await _told(answer)(request)
 
         return endpoint
 
     async def _refresh(self, request: Request) -> Response:
-        token = dict(parse_qsl((await request.body()).decode(errors="replace"))).get("refresh_token", "")
+        form = (await read_all(request, _MAX_METADATA)).decode(errors="replace")
+        token = dict(parse_qsl(form)).get("refresh_token", "")
         if not hmac.compare_digest(token.encode(), self.refresh_token.encode()):
             return JSONResponse({"error": "invalid_grant"}, 400)
         return JSONResponse({"access_token": self.access_token, "expires_in": 3599, "token_type": "Bearer"})
@@ -131,13 +130,12 @@ class DriveStandIn:
     async def _begin(self, request: Request) -> Response:
         if request.query_params.get("uploadType") != "resumable":
             return _error(400, "Only resumable uploads are taken")
-        if int(request.headers.get("content-length", 0)) > _MAX_METADATA:
-            return _error(413, "The metadata is too long")
+        content = await read_all(request, _MAX_METADATA)
         try:
-            metadata = json.loads(await request.body())
+            metadata = json.loads(content)
             folder, name = str(metadata["parents"][0]), str(metadata["name"])
             (folder + name).encode()
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, RecursionError):
             return _error(400, "The metadata needs a name and parents")
         file = await self._store.transaction(lambda tx: _add(tx, folder, name))
         url = request.url.replace(query=f"uploadType=resumable&upload_id={file.id}")
@@ -148,12 +146,23 @@ class DriveStandIn:
         file = await self._store.transaction(lambda tx: _file(tx, upload, is_complete=False))
         if file is None:
             return _error(404, "No such upload")
-        try:
-            written = await write_stream(request.stream(), self._files.drive(file.id), limit=self._limit)
-        except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+        written = await write_stream(request.stream(), self._files.drive(file.id), limit=self._limit)
         done = await self._store.transaction(lambda tx: _finish(tx, file, written.size))
         return JSONResponse(_shown(done))
+
+
+def _told(answer: _Answer) -> _Answer:
+    """Answer what is raised as Drive answers an error."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await answer(request)
+        except Problem as problem:
+            return _error(problem.status, problem.message)
+        except ClientDisconnect:
+            return Response(status_code=400)  # nobody reads it
+
+    return endpoint
 
 
 def _token(secret: bytes, purpose: str) -> str:

@@ -5,7 +5,7 @@ in the sandbox's own tasks, so a caller who gives up leaves the server working, 
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any
 
 import anyio
@@ -112,16 +112,21 @@ class _Exchange:
         """Pass the request's body on; an answer that comes early ends it, as it ends a connection's."""
         stream = self._request.stream
         assert isinstance(stream, httpx.AsyncByteStream)
-        async for chunk in stream:
-            self._sent.append(chunk)
-            self._move()
-            if not isinstance(stream, httpx.ByteStream):
-                with anyio.move_on_after(timeout) as scope:
-                    await self._until(lambda: not self._sent or self._answered)
-                if scope.cancelled_caught:
-                    raise httpx.WriteTimeout("the sandbox does not read", request=self._request)
-                if self._answered:
-                    break
+        pieces = stream.__aiter__()
+        try:
+            async for chunk in pieces:
+                self._sent.append(chunk)
+                self._move()
+                if not isinstance(stream, httpx.ByteStream):
+                    with anyio.move_on_after(timeout) as scope:
+                        await self._until(lambda: not self._sent or self._answered)
+                    if scope.cancelled_caught:
+                        raise httpx.WriteTimeout("the sandbox does not read", request=self._request)
+                    if self._answered:
+                        break
+        finally:
+            if isinstance(pieces, AsyncGenerator):  # httpx's own, left early
+                await pieces.aclose()
         self._sent_all = True
         self._move()
 

@@ -1,5 +1,7 @@
 """Google Drive through the local stand-in: folders in, outputs out, tokens that do not work."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import httpx
@@ -146,6 +148,20 @@ async def test_the_stand_in_refuses_what_it_does_not_do(
     answer = await bare.request(method, path, headers=headers, content=b"\xff{")
     assert answer.status_code == status
     assert answer.json()["error"]["code"] == status
+
+
+@pytest.mark.parametrize("content", [b"[" * 60_000, b"x" * 70_000], ids=["too deep", "too long"])
+@pytest.mark.parametrize("path", ["/token", "/upload/drive/v3/files?uploadType=resumable"])
+async def test_the_stand_in_refuses_what_is_too_much(
+    sandbox: Sandbox, bare: httpx.AsyncClient, path: str, content: bytes
+) -> None:
+    async def pieces() -> AsyncGenerator[bytes]:  # of which nobody knows before how many there are
+        for start in range(0, len(content), 10_000):
+            yield content[start : start + 10_000]
+
+    headers = {"authorization": f"Bearer {sandbox.drive.access_token}"}
+    async with aclosing(pieces()) as body:  # the answer comes before its end
+        assert (await bare.post(path, headers=headers, content=body)).status_code == 400
 
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
