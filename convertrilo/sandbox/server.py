@@ -51,7 +51,11 @@ class _Protocol(H11Protocol):
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             scope["extensions"] = {**scope.get("extensions", {}), ABORT: abort}
-            await inner(scope, receive, send)
+            try:
+                await inner(scope, receive, send)
+            except asyncio.CancelledError:  # the server ends: uvicorn would answer 500, and log a traceback
+                transport.abort()
+                await asyncio.sleep(0)  # until it knows that the connection is lost
 
         self.app = app
 

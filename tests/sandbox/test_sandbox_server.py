@@ -3,6 +3,7 @@
 import os
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +167,16 @@ def test_serving_in_a_thread_needs_no_event_loop_and_leaves_no_thread() -> None:
         httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={"x-api-key": sandbox.api_key}, timeout=60)
         assert [job.kind for job in sandbox.jobs] == ["url"]
     assert set(threading.enumerate()) <= before  # idle ones of other tests may end meanwhile
+
+
+def test_a_request_that_is_open_at_the_end_breaks_and_no_traceback_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    sandbox = Sandbox()
+    sandbox.faults.stall("getBalance")
+    with ThreadPoolExecutor(1) as client:
+        with serve_in_thread(sandbox) as base_url:
+            url, headers = f"{base_url}/tokens/balance", {"x-api-key": sandbox.api_key}
+            asked = client.submit(httpx.get, url, headers=headers, timeout=60)
+            while not sandbox.requests:  # each look gives the server a turn
+                assert not asked.done()
+        assert isinstance(asked.exception(60), httpx.TransportError)
+    assert not [record for record in caplog.records if record.exc_info]
