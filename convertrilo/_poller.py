@@ -193,6 +193,7 @@ class Poller:
         for on_demand in (False, True):
             watch = self._watches.get((on_demand, job_id))
             if watch is not None:
+                watch.due = self._clock.monotonic()  # should this read fail, or its leader leave, so is the next one
                 self._round = {watch: None, **self._round}
                 self._is_notified = True
                 _cancel(self._nap)

@@ -573,6 +573,42 @@ async def test_a_notified_wait_ends_at_once_after_one_read(event: Any) -> None:
         theirs.cancel()
 
 
+@pytest.mark.parametrize("how", ["a read that fails", "a leader that is cancelled"])
+async def test_what_was_notified_is_not_forgotten_with(how: str) -> None:
+    ended: list[float] = []
+    jobs = {"j-1": Job(100), "other": Job(1000)}
+    async with serving(jobs) as (client, service, clock), anyio.create_task_group() as tasks:
+        leader, asked = anyio.CancelScope(), anyio.Event()
+
+        async def lead() -> None:
+            with leader:
+                await client.wait_for_job("other")
+
+        async def wait() -> None:
+            await client.wait_for_job("j-1")
+            ended.append(clock.time() - START)
+
+        async def hang() -> None:
+            asked.set()
+            await anyio.sleep_forever()
+
+        tasks.start_soon(lead)
+        await clock.sleep(0)
+        tasks.start_soon(wait)
+        await clock.sleep(100.01)
+        if how == "a read that fails":
+            service.failures = [refusal(503, "down")]
+            client.notify("j-1")
+        else:
+            service.answering = hang
+            client.notify("j-1")
+            await asked.wait()
+            service.answering = anyio.lowlevel.checkpoint
+        await clock.sleep(1.1)
+        leader.cancel()
+    assert ended[0] < 102
+
+
 @pytest.mark.parametrize("event", ["j-2", Event(None)])
 async def test_an_event_of_no_concern_changes_nothing(event: Any) -> None:
     async with serving() as (client, service, clock):
