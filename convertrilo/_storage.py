@@ -117,6 +117,9 @@ async def _until_done(
                 raise
             paid = paid or broken.told is None
             tell(broken.kind.value, broken.status, wait)
+        except BaseException:
+            tell("interrupted")
+            raise
         else:
             if paid:
                 engine.budget.give_back()

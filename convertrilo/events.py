@@ -19,7 +19,7 @@ Outcome = Literal[
     "interrupted",
 ]
 """What became of an attempt; `retry.FailureKind` says what each failure means, and `undecodable` is a `DecodeError`.
-`interrupted`: it was cancelled, or a caller's own transport raised something that is no httpx error."""
+`interrupted`: it was cancelled, or a file or a caller's own transport raised something that is no httpx error."""
 
 logger: logging.Logger = logging.getLogger("convertrilo")
 logger.addHandler(logging.NullHandler())  # quiet until the application configures logging

@@ -613,6 +613,23 @@ async def test_who_waits_for_no_retry_after_tries_again_all_the_same() -> None:
         assert isinstance(await raised_by(client.upload(JOB, DATA)), TransferError)
 
 
+@pytest.mark.parametrize("flow", ["upload", "download"])
+async def test_an_attempt_that_is_cancelled_is_told_too(flow: str, tmp_path: Path) -> None:
+    async def hang(_: Sent) -> Answer:
+        scope.cancel()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    events, scope = list[AttemptEvent](), anyio.CancelScope()
+    async with client_of(Script(problem(500), hang), on_event=events.append) as client:
+        with scope:
+            await (client.upload(JOB, DATA) if flow == "upload" else client.download(STATUS, tmp_path / "out"))
+    assert [(each.operation, each.attempt, each.outcome) for each in events] == [
+        (flow, 1, "unclear"),
+        (flow, 2, "interrupted"),
+    ]
+
+
 async def test_a_client_that_is_closed_moves_no_file(tmp_path: Path) -> None:
     script = Script(RESET)
     async with client_of(script) as client:
