@@ -128,7 +128,10 @@ def _join(
 def _next_result(poller: Poller, waiter: Waiter) -> tuple[Watch, Exception | None]:
     """Return a job whose wait is over, and why it has not succeeded; `None` if it has."""
     if waiter.callback_error is not None:
-        raise waiter.callback_error
+        poller.leave(waiter)
+        waiter.finished.clear()
+        raised, waiter.callback_error = waiter.callback_error, None  # it holds on, by its traceback, to who waits
+        raise raised
     if not waiter.finished:
         watch = next(iter(waiter.watches.values()))
         poller.leave(waiter, watch)

@@ -336,6 +336,20 @@ async def test_who_leaves_the_loop_waits_for_nothing_any_more() -> None:
     assert {job_id for _, _, ids in service.asked for job_id in ids} == {"other"}
 
 
+async def test_a_loop_whose_callback_fails_waits_for_nothing_any_more() -> None:
+    def fail(status: StatusResponse) -> None:
+        raise LookupError(status.id)
+
+    async with serving(many(5)) as (client, service, _):
+        results = client.wait_for_jobs(service.jobs, on_progress=fail)
+        assert isinstance(await raised_by(anext(results)), LookupError)
+        assert await anext(results, None) is None
+        service.asked.clear()
+        service.jobs["other"] = Job(60)
+        await client.wait_for_job("other")
+    assert {job_id for _, _, ids in service.asked for job_id in ids} == {"other"}
+
+
 async def test_tasks_may_share_out_the_jobs_of_one_loop() -> None:
     done: list[str] = []
     async with serving(many(6)) as (client, service, _), anyio.create_task_group() as tasks:
