@@ -1240,6 +1240,18 @@ async def test_cancelling_a_download_keeps_its_part_and_nothing_open(tmp_path: P
     assert path.read_bytes() == DATA
 
 
+async def test_answers_that_a_transport_has_read_already_will_do(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=DATA) if request.method == "GET" else httpx.Response(403, text="no")
+
+    async with AsyncClient(API_KEY, base_url="https://api.test", transport=httpx.MockTransport(answer)) as client:
+        path = await client.download(DOWNLOAD_URL, tmp_path / "out")
+        error = await raised_by(client.upload(UPLOAD_URL, DATA))
+    assert path.read_bytes() == DATA
+    assert isinstance(error, TransferError)
+    assert "the storage answers 403" in str(error)
+
+
 class Endless(httpx.AsyncByteStream):
     """A body of a transport that does not end it when it is closed."""
 
