@@ -1,7 +1,7 @@
 """Folder ingest: one on-demand job for each video under an S3 prefix or in a Google Drive folder."""
 
 from collections import Counter
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from posixpath import basename, splitext
 from typing import Any
@@ -54,7 +54,7 @@ async def on_demand_ingest_folder(call: Call) -> Work:
     videos = await _videos(call, body.max_files or _MAX_FILES)
     if not videos:
         raise Problem(404, "no_video_files_found", "No video files were found in the folder.")
-    outputs = _output_names([video.name for video in videos], settings["container"])
+    outputs = output_names([video.name for video in videos], settings["container"])
 
     def work(call: Call, tx: Tx) -> OnDemandFolderIngestResponse:
         items: list[OnDemandFolderIngestItem] = []
@@ -138,11 +138,12 @@ async def _in_drive(call: Call, place: Mapping[str, Any]) -> AsyncGenerator[_Vid
             yield _Video(each.name, each.size, {**base, "fileId": each.id})
 
 
-def _output_names(names: list[str], container: str) -> list[str]:
+def output_names(names: Sequence[str], container: str) -> list[str]:
     """Return a name for each output: its source's with the container's extension, added where two would be one."""
     shorter = [f"{splitext(name)[0]}.{container}" for name in names]
-    times = Counter(shorter)
-    return [short if times[short] == 1 else f"{name}.{container}" for short, name in zip(shorter, names, strict=True)]
+    longer = [f"{name}.{container}" for name in names]
+    times = Counter([*shorter, *longer])
+    return [short if times[short] == 1 else long for short, long in zip(shorter, longer, strict=True)]
 
 
 def _destination(wire: Mapping[str, Any], name: str) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Sources and outputs in S3, against a real server, and folders of them."""
 
+import itertools
 import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from object_store import ObjectStore
 from sandbox_help import JOB, ON_DEMAND, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
+from convertrilo.sandbox.folders import output_names
 from convertrilo.sandbox.network import Network
 from convertrilo.sandbox.s3 import S3, address
 
@@ -271,6 +273,12 @@ async def test_outputs_that_would_share_a_name_do_not(
     await near.wait_until_idle()
     outputs = [key for key in object_store.keys(bucket) if not key.startswith("in/")]
     assert outputs == ["outputs/a.avi.mp4", "outputs/a.mov.mp4", "outputs/b.mp4"]
+
+
+def test_no_two_outputs_have_one_name() -> None:
+    videos = [f"{stem}{extension}" for stem in ("a", "a.mp4", "a.mkv", "b") for extension in (".mp4", ".mkv", ".mov")]
+    for names in itertools.combinations(videos, 3):
+        assert len(set(output_names(names, "mp4"))) == 3, names
 
 
 async def test_a_folder_that_costs_too_much_is_refused_whole(clock: VirtualClock, object_store: ObjectStore) -> None:
