@@ -1,4 +1,4 @@
-"""A thousand keyed operations at once over connections that break: every job once, none lost, every id right.
+"""Thousands of keyed operations at once over connections that break: every job once, none lost, every id right.
 
 `CHAOS_SCALE=full` (`nox -s chaos`): 20,000 of them.
 """
@@ -32,7 +32,7 @@ from workload import (
 from convertrilo import AsyncClient, RetryPolicy
 from convertrilo.events import AttemptEvent
 
-WISHES = 20_000 if os.environ.get("CHAOS_SCALE") == "full" else 1_000
+WISHES = 20_000 if os.environ.get("CHAOS_SCALE") == "full" else 2_000
 WISHES_WITHOUT_KEYS = 300
 CONNECTIONS = 16
 SEED = 3
