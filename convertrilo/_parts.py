@@ -262,7 +262,10 @@ def _patient(options: Options, part_size: int) -> Options:
 
 
 async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | None]) -> None:
-    """Put the parts together. When no answer comes, a probe tells if it was done; while it was not, try again."""
+    """Put the parts together. When no answer comes, ask again: what was done is refused then, and the file is there.
+
+    A probe alone does not tell that it was done: the file may be that of an earlier upload.
+    """
     engine, options = engine_of(client)
     body = None
     if None not in etags.values():
@@ -274,11 +277,9 @@ async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | Non
         try:
             return await client.finalize_stream(job_id, body)
         except OutcomeUnknownError:
-            if await _is_there(client, job_id):
-                return None
             if attempt >= options.retry.max_attempts:
                 raise
-        except (InvalidRequestError, NotFoundError, ConflictError):
+        except (InvalidRequestError, NotFoundError, ConflictError, GoneError):
             if attempt == 1 or not await _is_there(client, job_id):
                 raise
             return None

@@ -233,6 +233,19 @@ async def test_what_was_put_together_is_not_taken_for_another_file(source: str, 
     assert uploads.uploaded == (DATA if source == "stream" else NEW)
 
 
+@pytest.mark.parametrize("journal", ["journal.db", None])
+@pytest.mark.parametrize("fault", ["reset", "lose_response"])
+async def test_the_file_of_an_earlier_upload_is_not_taken_for_this_one(
+    fault: str, journal: str | None, uploads: Uploads
+) -> None:
+    await uploads.run(journal=journal)
+    uploads.path.write_bytes(NEW)
+    getattr(uploads.sandbox.faults, fault)("finalizeStream")
+    await uploads.run(journal=journal)
+    assert uploads.uploaded == NEW
+    assert not uploads.is_open
+
+
 @pytest.mark.parametrize("step", ["uploadChunk", "finalizeStream"])
 async def test_an_upload_that_is_refused_is_given_up_and_forgotten(step: str, uploads: Uploads) -> None:
     await uploads.interrupt(3)
