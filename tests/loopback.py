@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 import httpx
 import psutil
 from anyio.streams.buffered import BufferedByteReceiveStream
@@ -143,8 +142,8 @@ def web_server(folder: Path) -> Iterator[str]:
 async def until(condition: Callable[[], object]) -> None:
     """Let all other tasks and threads run until something is so."""
     with anyio.fail_after(60):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
+        while not condition():  # noqa: ASYNC110  # it may be in a thread, which would wait for one that never sleeps
+            await anyio.sleep(0.0005)
 
 
 def sockets_to(*servers: Loopback) -> list[int]:
