@@ -228,8 +228,9 @@ def _check_url(source: str) -> None:
 
 def _check_file(source: str, path: Path) -> None:
     readable_file(source)
-    if path.exists() and path.samefile(source):
-        raise click.UsageError(f"{path} is the source itself")
+    for written in (path, path.with_name(f"{path.name}.part")):
+        if written.exists() and written.samefile(source):
+            raise click.UsageError(f"{written} is the source itself")
 
 
 def metadata_of(given: tuple[str, ...]) -> dict[str, Any] | None:

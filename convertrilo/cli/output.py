@@ -149,12 +149,22 @@ def readable(text: str) -> str:
 def print_line(text: str) -> None:
     """Print a line on stdout; whoever has read enough of it, or closed the terminal, need not be told the rest."""
     try:
-        click.echo(text)
+        try:
+            click.echo(text)
+        except UnicodeEncodeError:  # the name of a file that is no text, or text that this terminal cannot show
+            click.echo(_encoded(text, sys.stdout.encoding))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             error.filename = "stdout"
             raise
         _give_up(sys.stdout)
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    try:
+        return text.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace")
 
 
 def note(text: str) -> None:

@@ -1,9 +1,11 @@
 """Every command as people and scripts run it: a process of its own, against a sandbox on a port."""
 
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +21,7 @@ from support import names_in
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, WaitTimeoutError
 from convertrilo.cli.app import run
+from convertrilo.cli.output import print_line
 from convertrilo.cli.settings import state_folder
 from convertrilo.cli.waits import Waiting
 from convertrilo.sandbox import Rules, Sandbox, SandboxServer, serve_in_thread
@@ -362,6 +365,22 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "printed"),
+    [
+        ("utf-8", os.fsdecode(b"out-\xe9.mp4"), b"out-\xe9.mp4\n"),  # the name of the file, as it is
+        ("latin-1", "\xe9 \u2600", b"\xe9 \\u2600\n"),
+    ],
+)
+def test_a_result_is_printed_though_stdout_has_no_such_text(
+    encoding: str, text: str, printed: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
+    print_line(text)
+    assert written.getvalue() == printed
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])

@@ -369,6 +369,7 @@ def test_a_wait_has_an_end(
 
 # ---- what is said before anything is done
 
+NAMES = ["in.mp4", "out.mp4.part"]
 WRONG: list[tuple[list[str], str]] = [
     (["encode"], "Missing argument 'SOURCE'"),
     (["encode", "none.mp4"], "there is no file none.mp4"),
@@ -383,6 +384,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "-o", "none/out.mp4"], "there is no folder none"),
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
+    (["encode", "out.mp4.part", "-o", "out.mp4"], "out.mp4.part is the source itself"),
     (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv says mkv, and --container mp4"),
     (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-…: for URLs"),
     (["encode", URL, "--passes", "2", "--webhook", URL], "--passes cannot be given together with --webhook"),
@@ -407,14 +409,15 @@ def test_what_is_not_right_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("CONVERTRILO_API_KEY", raising=False)
-    Path("in.mp4").write_bytes(b"0")
+    for name in NAMES:
+        Path(name).write_bytes(b"0")
     assert run(arguments) == 2
     out, err = capsys.readouterr()
     assert err.startswith("convertrilo: ")
     assert err.count("\n") == 1
     assert says in err
     assert out == ""
-    assert names_in(tmp_path) == ["in.mp4"]
+    assert names_in(tmp_path) == NAMES
 
 
 def test_where_nothing_can_be_written_nothing_is_encoded(
