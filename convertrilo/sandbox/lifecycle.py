@@ -1,13 +1,14 @@
 """A job's way from `created` to its end: the only place where its status changes and its tokens are settled."""
 
-import typing
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from convertrilo.errors import Issue
-from convertrilo.models import Resolution
+from convertrilo._model import Model
+from convertrilo.codec import from_request
+from convertrilo.errors import Issue, ValidationError
+from convertrilo.models import ConfirmRequest, JobCreateRequest
 from convertrilo.sandbox import tokens
 from convertrilo.sandbox.call import Call
 from convertrilo.sandbox.ffmpeg import unsupported
@@ -28,9 +29,11 @@ _DEFAULTS: Mapping[str, Any] = {
     "optimize": None,
     "vmafTarget": None,
 }
-RESOLUTIONS: tuple[str, ...] = typing.get_args(Resolution)
-MAX_FPS = 240
 _MAX_NAME = 200
+_CHECKED_AS: Mapping[type[Model], tuple[str, ...]] = {
+    JobCreateRequest: ("codec", "resolution", "fps", "container", "preset", "bitrateTier", "passes", "policy"),
+    ConfirmRequest: ("quality", "optimize", "vmafTarget"),  # the widest bounds that the contract has for a target
+}
 
 
 def settings_of(*wires: Mapping[str, Any]) -> dict[str, Any]:
@@ -42,14 +45,16 @@ def settings_of(*wires: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def misfits(settings: Mapping[str, Any]) -> list[Issue]:
-    """Return what is wrong with settings as a whole: `approveUnified` may bring any resolution and fps."""
+    """Return what is wrong with settings as a whole: requests may bring some that their operation does not have."""
     issues: list[Issue] = []
-    if problem := unsupported(settings["codec"], settings["container"]):
-        issues.append(Issue("container", problem))
-    if settings["resolution"] not in RESOLUTIONS:
-        issues.append(Issue("resolution", f"must be one of {', '.join(RESOLUTIONS)}"))
-    if not 1 <= settings["fps"] <= MAX_FPS:
-        issues.append(Issue("fps", f"must be an integer from 1 to {MAX_FPS}"))
+    for model, names in _CHECKED_AS.items():
+        try:
+            from_request(model, {name: settings[name] for name in names if settings[name] is not None})
+        except ValidationError as error:
+            issues += error.issues
+    wrong = {issue.path for issue in issues}
+    if not wrong & {"codec", "container"} and (problem := unsupported(settings["codec"], settings["container"])):
+        issues.insert(0, Issue("container", problem))
     return issues
 
 

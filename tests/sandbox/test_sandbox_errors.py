@@ -150,6 +150,37 @@ async def test_what_is_withdrawn_or_not_there_yet_is_said_so(
     assert not sandbox.jobs
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "where"),
+    [
+        ("/ondemand/encode", {**ON_DEMAND, "passes": "2"}, "passes"),
+        ("/ondemand/encode", {**ON_DEMAND, "passes": 5, "policy": []}, "passes policy"),
+        ("/ondemand/encode", {**ON_DEMAND, "optimize": "vmaf", "vmafTarget": "92"}, "vmafTarget"),
+        ("/public/jobs", {**JOB, "resolution": "480p", "quality": {}}, "quality"),
+        ("/jobs/{}/confirm", {"fps": "30", "codec": [], "resolution": 5}, "codec resolution fps"),
+    ],
+)
+async def test_a_setting_that_an_operation_does_not_have_is_checked_like_one(
+    sandbox: Sandbox, http: httpx.AsyncClient, path: str, body: Any, where: str
+) -> None:
+    job = (await http.post("/jobs", json=URL_JOB)).json()["jobId"]
+    answer = await http.post(path.format(job), json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_body")
+    assert [issue["path"] for issue in answer.json()["issues"]] == where.split()
+    assert [(each.id, each.status) for each in sandbox.jobs] == [(job, "created")]
+
+
+async def test_the_settings_of_a_bulk_are_checked_with_each_of_its_jobs(http: httpx.AsyncClient) -> None:
+    many = await http.post("/jobs/bulk", json={"jobs": [URL_JOB], "settings": {"passes": "2"}})
+    assert many.json()["jobs"][0]["error"].startswith("invalid_body: passes ")
+    confirmed = {"jobIds": [(await http.post("/jobs", json=URL_JOB)).json()["jobId"]], "settings": {"fps": "30"}}
+    assert (
+        (await http.post("/jobs/bulk/confirm", json=confirmed))
+        .json()["jobs"][0]["error"]
+        .startswith("invalid_body: fps ")
+    )
+
+
 async def test_unknown_fields_of_the_future_do_no_harm(http: httpx.AsyncClient) -> None:
     assert (await http.post("/jobs", json={**JOB, "hologram": True})).status_code == 200
 
