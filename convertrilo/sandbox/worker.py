@@ -122,8 +122,13 @@ class Worker:
         Raises:
             MediaError: it cannot be had, or is no readable video.
         """
-        await self._bring_source(job)
-        return await self._measure_file(job)
+        try:
+            await self._bring_source(job)
+            return await self._measure_file(job)
+        finally:
+            now = self._store.read(lambda tx: tx.job(job.id))
+            if now is not None and now.ended:  # in the meantime: whoever ended it found no source yet
+                self._drop_source(now)
 
     # ---- the queue
 

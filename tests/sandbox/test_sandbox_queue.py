@@ -108,6 +108,24 @@ async def test_a_job_may_be_cancelled_at_any_moment(clock: VirtualClock, moment:
         assert (ended.spent == 0) == (ended.status == "canceled")
 
 
+async def test_a_job_may_be_cancelled_while_its_source_is_fetched_to_be_measured(clock: VirtualClock) -> None:
+    canceled = anyio.Event()
+
+    async def serve(_request: httpx.Request) -> httpx.Response:
+        await canceled.wait()
+        return httpx.Response(200, content=b"film")
+
+    transport = httpx.MockTransport(serve)
+    async with Sandbox(clock=clock, source_transport=transport) as sandbox, client_of(sandbox) as http:
+        job = (await http.post("/jobs", json=URL_JOB)).json()["jobId"]
+        async with anyio.create_task_group() as measuring:
+            measuring.start_soon(http.get, f"/jobs/{job}/probe-duration")
+            await anyio.wait_all_tasks_blocked()
+            await http.post(f"/jobs/{job}/cancel")
+            canceled.set()
+        assert files_of(sandbox) == []
+
+
 async def test_a_job_may_be_cancelled_in_the_moment_in_which_its_output_is_there(
     tmp_path: Path, clock: VirtualClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
