@@ -26,8 +26,9 @@ PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
 settings.load_profile("default")
 
-# What we start inherits this: proxies, accounts and ignored signals (as `nohup` and `&` leave them) of whoever runs us.
-for name in [each for each in os.environ if re.search("_proxy$|^aws_|^convertrilo_(?!contract_)", each.lower())]:
+# What we start inherits this of whoever runs us: proxies, accounts, colours, and signals that `nohup` or `&` ignores.
+FOREIGN = re.compile("_proxy$|^aws_|^convertrilo_(?!contract_)|color|^columns$", re.IGNORECASE)
+for name in filter(FOREIGN.search, tuple(os.environ)):
     del os.environ[name]
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the package again
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
