@@ -64,7 +64,7 @@ class Worker:
         self._encoder: Encoder = encoder
         self._limit = limit
         self._seconds = seconds
-        self.busy = 0
+        self.busy: int = 0
         """How many things it is doing; an instant encode may be waiting for the clock meanwhile."""
         self._running: dict[str, _Running] = {}
         self._failures: list[str] = []
