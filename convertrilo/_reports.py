@@ -1,6 +1,7 @@
 """What became of a folder: counts, and a row for each object, read from the journal as it is asked for."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -128,7 +129,13 @@ def try_out(path: Path) -> None:
 
 
 def part_of(path: Path) -> Path:
-    """Return where a report is until it is whole."""
+    """Return where a report is until it is whole.
+
+    Raises:
+        OSError: It would take the place of a device or a pipe.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return path.with_name(f"{path.name}.part")
 
 

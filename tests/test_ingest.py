@@ -509,6 +509,10 @@ async def test_a_report_that_cannot_be_written_leaves_no_part_of_it(
     (tmp_path / "there.csv").mkdir()
     with pytest.raises(OSError, match="directory"):
         await report.write(tmp_path / "there.csv")
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(OSError, match="it is no regular file"):
+        await report.write(tmp_path / "pipe.csv")
+    assert (tmp_path / "pipe.csv").is_fifo()
     with anyio.CancelScope() as scope:
 
         async def stop(*_: object) -> None:
@@ -519,7 +523,7 @@ async def test_a_report_that_cannot_be_written_leaves_no_part_of_it(
         monkeypatch.setattr(FolderRecord, "page", stop)
         await report.write(tmp_path / "out.csv")
     assert scope.cancelled_caught
-    assert [each.name for each in tmp_path.glob("*.csv*")] == ["there.csv"]
+    assert {each.name for each in tmp_path.glob("*.csv*")} == {"there.csv", "pipe.csv"}
 
 
 async def test_a_manifest_takes_the_place_of_the_listing(client: AsyncClient, sandbox: Sandbox, tmp_path: Path) -> None:

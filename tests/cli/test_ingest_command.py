@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,11 +144,13 @@ def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_sent(
     old.write_text("of the last run")
     old.with_name("old.csv.part").mkdir()
     long = "x" * 250 + ".csv"
-    for report, why in ((old.name, "Is a directory"), (long, "File name too long")):
+    os.mkfifo("pipe.csv")
+    reports = {old.name: "Is a directory", long: "File name too long", "pipe.csv": "it is no regular file"}
+    for report, why in reports.items():
         assert run(["ingest", folder, "--journal", "run.db", "--report", report, "--quiet"]) == 2
         assert f"{report}: cannot be written: {why}\n" in capsys.readouterr().err
     assert old.read_text() == "of the last run"
-    assert (service.requests, names_in(tmp_path)) == ([], ["old.csv", "old.csv.part"])
+    assert (service.requests, names_in(tmp_path)) == ([], ["old.csv", "old.csv.part", "pipe.csv"])
 
 
 def test_a_report_that_fails_at_the_end_says_how_to_go_on(
