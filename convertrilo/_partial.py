@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from io import FileIO
@@ -26,6 +27,9 @@ if sys.platform != "win32":
 
 Ts = TypeVarTuple("Ts")
 
+_TRIES = 100
+"""How often another download may take the file away just as it is opened."""
+
 
 @asynccontextmanager
 async def held(final: Path, source: str) -> AsyncGenerator["Partial"]:
@@ -40,8 +44,8 @@ async def held(final: Path, source: str) -> AsyncGenerator["Partial"]:
     """
     folder, name = final.parent, final.name
     part = Partial(final, source, folder / f"{name}.part", folder / f"{name}.part.json")
-    await part.on_disk(part.take)
     try:
+        await part.on_disk(part.take)
         yield part
     finally:
         with anyio.CancelScope(shield=True):
@@ -57,6 +61,9 @@ class Partial:
     path: Path
     note: Path
     file: FileIO = attrs.field(init=False)
+    _held: ExitStack = attrs.field(init=False, factory=ExitStack)
+    _turn: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    _is_over: bool = attrs.field(init=False, default=False)
     size: int = 0
     """Bytes that are there."""
     total: int | None = None
@@ -71,9 +78,14 @@ class Partial:
             TransferError: The disk does not let it be done.
         """
         try:
-            await anyio.to_thread.run_sync(step, *args)
+            await anyio.to_thread.run_sync(self._do, step, *args)
         except OSError as error:
             raise TransferError(f"{self.final} cannot be written: {error.strerror or error}{self.kept()}") from error
+
+    def _do(self, step: Callable[[*Ts], object], *args: *Ts) -> None:
+        with self._turn:
+            if not self._is_over:  # a task that asyncio itself cancels does not wait for its threads
+                step(*args)
 
     def take(self) -> None:
         """Open it to read and write, for this download alone, as an earlier one has left it or new.
@@ -85,24 +97,33 @@ class Partial:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if self.final.exists() and not self.final.is_file():  # it would be replaced: a device, for all who use it
             raise OSError(errno.EINVAL, "it is no regular file")
-        while True:
+        for _ in range(_TRIES):
             with ExitStack() as stack:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
                 self.file = stack.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
                 if not _lock(self.file):
                     raise TransferError(f"{self.final} is being downloaded already: {self.path} is in use")
+                stack.callback(_unlock, self.file)
                 if self._is_in_place():  # or who had it has given it its name in the meantime
                     self._recall()
-                    stack.pop_all()
+                    stack.callback(self._remove_if_empty)
+                    self._held = stack.pop_all()
                     return
+        raise TransferError(f"{self.final} cannot be written: {self.path} is another file each time")
 
     def let_go(self) -> None:
         """Close it; it goes if there is nothing in it."""
-        if not self.size and not self.file.closed and self._is_in_place():
-            with suppress(OSError):
-                self.note.unlink(missing_ok=True)
-                self.path.unlink()
-        self.file.close()
+        with self._turn, suppress(OSError):  # what went wrong before is said
+            self._is_over = True
+            self._held.close()
+
+    def _remove_if_empty(self) -> None:
+        if self.file.closed or os.fstat(self.file.fileno()).st_size or not self._is_in_place():
+            return
+        if sys.platform == "win32":
+            self.file.close()  # no open file is removed there
+        self.note.unlink(missing_ok=True)
+        self.path.unlink()
 
     def _is_in_place(self) -> bool:
         """Whether the open file is the one that has the path."""
@@ -198,6 +219,7 @@ class Partial:
         """Give the whole file its name."""
         if not self._is_in_place():
             raise TransferError(f"{self.final} is not downloaded: {self.path} was removed meanwhile")
+        os.close(os.dup(self.file.fileno()))  # a file system of the network may say only at a close that it is full
         if sys.platform == "win32":
             self.file.close()  # no open file is renamed there
         self.path.replace(self.final)
@@ -226,3 +248,9 @@ def _lock(file: FileIO) -> bool:
         except OSError:
             return True  # the file system knows no locks
     return True
+
+
+def _unlock(file: FileIO) -> None:
+    """Let others have it; closing it is not enough while a process that was forked meanwhile has it, too."""
+    if sys.platform != "win32" and not file.closed:
+        fcntl.flock(file, fcntl.LOCK_UN)

@@ -277,7 +277,7 @@ async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | Non
         try:
             return await client.finalize_stream(job_id, body)
         except OutcomeUnknownError:
-            if attempt >= options.retry.max_attempts:
+            if attempt >= max(options.retry.max_attempts, 2):  # without asking twice nobody would know
                 raise
         except (InvalidRequestError, NotFoundError, ConflictError, GoneError):
             if attempt == 1 or not await _is_there(client, job_id):

@@ -49,8 +49,9 @@ def client_of(sandbox: "Sandbox") -> AsyncClient:
     if not isinstance(sandbox.clock, VirtualClock):
         return sandbox.client()
     worker = sandbox._worker  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    deliverer = sandbox._deliverer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     sleepers = sandbox.clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    clock = AutojumpClock(sandbox.clock, lambda: worker.busy > len(sleepers))
+    clock = AutojumpClock(sandbox.clock, lambda: worker.busy > len(sleepers) - deliverer.is_asleep)
 
     async def counted(*arguments: Any) -> None:
         clock.requests += 1

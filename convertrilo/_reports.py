@@ -132,9 +132,11 @@ def part_of(path: Path) -> Path:
     """Return where a report is until it is whole.
 
     Raises:
-        OSError: It would take the place of a device or a pipe.
+        OSError: It would take the place of a folder, a device or a pipe.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is no regular file", str(path))
     return path.with_name(f"{path.name}.part")
 

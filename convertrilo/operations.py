@@ -310,7 +310,7 @@ FINALIZE_STREAM: Operation[None] = Operation(
     body_required=False,
     returns=None,
     repeat=Repeat.ONCE,
-    find_out="Probe the job (probe_duration): it answers once the file is whole.",
+    find_out="Ask again: what was done is refused then, and probe_duration answers for the file.",
 )
 ABORT_STREAM: Operation[None] = Operation(
     id="abortStream",

@@ -246,6 +246,12 @@ async def test_the_file_of_an_earlier_upload_is_not_taken_for_this_one(
     assert not uploads.is_open
 
 
+async def test_without_retries_it_is_still_found_out_that_the_parts_are_put_together(uploads: Uploads) -> None:
+    uploads.sandbox.faults.lose_response("finalizeStream")
+    await uploads.run(retry=RetryPolicy.none())
+    assert uploads.uploaded == DATA
+
+
 @pytest.mark.parametrize("step", ["uploadChunk", "finalizeStream"])
 async def test_an_upload_that_is_refused_is_given_up_and_forgotten(step: str, uploads: Uploads) -> None:
     await uploads.interrupt(3)

@@ -1,5 +1,6 @@
 """Files up and down: whole, byte by byte, whatever breaks; and no credential of the API's with them."""
 
+import asyncio
 import base64
 import errno
 import gc
@@ -8,6 +9,7 @@ import io
 import itertools
 import json
 import os
+import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
@@ -1221,6 +1223,97 @@ async def test_of_a_download_that_brings_nothing_nothing_is_left(answer: Answer,
     async with client_of(Script(answer), retry=RetryPolicy.none()) as client:
         assert isinstance(await raised_by(client.download(DOWNLOAD_URL, tmp_path / "out")), TransferError)
     assert names_in(tmp_path) == []
+
+
+async def test_a_part_of_something_else_is_kept_until_there_is_something_to_write(tmp_path: Path) -> None:
+    note = {"source": "j-2", "etag": '"v1"', "lastModified": None, "total": 9, "digest": None}
+    there = {"out.part": b"another", "out.part.json": json.dumps(note).encode()}
+    for name, content in there.items():
+        (tmp_path / name).write_bytes(content)
+    async with client_of(Script(problem(404)), retry=RetryPolicy.none()) as client:
+        assert isinstance(await raised_by(client.download(DOWNLOAD_URL, tmp_path / "out")), TransferError)
+    assert {name: (tmp_path / name).read_bytes() for name in names_in(tmp_path)} == there
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_task_that_asyncio_itself_cancels_leaves_no_file_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock, opened, go_on = _partial._lock, threading.Event(), threading.Event()
+
+    def slowly(file: Any) -> bool:
+        opened.set()
+        return go_on.wait(60) and lock(file)
+
+    monkeypatch.setattr(_partial, "_lock", slowly)
+    async with client_of(Script(Storage())) as client:
+        task = asyncio.create_task(client.download(STATUS, tmp_path / "out"))
+        assert await anyio.to_thread.run_sync(opened.wait, 60)
+        task.cancel()
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert names_in(tmp_path) == []
+        await client.download(STATUS, tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == DATA
+
+
+async def test_who_has_the_file_open_by_a_fork_does_not_keep_it_from_others(tmp_path: Path) -> None:
+    copies: list[int] = []
+
+    def fork(progress: Progress) -> None:
+        if progress.done and not copies:
+            [path] = [each for each in psutil.Process().open_files() if each.path == str(tmp_path / "out.part")]
+            copies.append(os.dup(path.fd))
+
+    script = Script(Storage(failures=[RESET]))
+    async with client_of(script, retry=RetryPolicy.none()) as client:
+        assert isinstance(await raised_by(client.download(STATUS, tmp_path / "out", on_progress=fork)), TransferError)
+        [copy] = copies
+        try:
+            assert (await client.download(STATUS, tmp_path / "out")).read_bytes() == DATA
+        finally:
+            os.close(copy)
+
+
+async def test_a_file_that_is_another_each_time_ends_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_partial.Partial, "_is_in_place", lambda _: False)
+    async with client_of(Script(Storage())) as client:
+        error = await raised_by(client.download(STATUS, tmp_path / "out"))
+    assert isinstance(error, TransferError)
+    assert "out.part is another file each time" in str(error)
+
+
+async def test_a_disk_that_is_full_only_at_the_close_gives_no_file_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    async with client_of(Script(Storage())) as client:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "dup", full)
+            error = await raised_by(client.download(STATUS, tmp_path / "out"))
+        assert isinstance(error, TransferError)
+        assert "quota" in str(error)
+        assert names_in(tmp_path) == ["out.part", "out.part.json"]
+        assert (await client.download(STATUS, tmp_path / "out")).read_bytes() == DATA
+
+
+async def test_a_folder_that_goes_meanwhile_does_not_hide_what_was_wrong(tmp_path: Path) -> None:
+    async def serve(_: Sent) -> Answer:
+        (tmp_path / "folder").rename(tmp_path / "away")
+        (tmp_path / "folder").write_bytes(b"")
+        return problem(404)
+
+    (tmp_path / "folder").mkdir()
+    async with client_of(Script(serve), retry=RetryPolicy.none()) as client:
+        error = await raised_by(client.download(DOWNLOAD_URL, tmp_path / "folder" / "out"))
+    assert isinstance(error, TransferError)
+    assert "404" in str(error)
 
 
 async def test_cancelling_a_download_keeps_its_part_and_nothing_open(tmp_path: Path) -> None:

@@ -228,7 +228,7 @@ def _check_url(source: str) -> None:
 
 def _check_file(source: str, path: Path) -> None:
     readable_file(source)
-    for written in (path, path.with_name(f"{path.name}.part")):
+    for written in (path, path.parent / f"{path.name}.part"):
         if written.exists() and written.samefile(source):
             raise click.UsageError(f"{written} is the source itself")
 

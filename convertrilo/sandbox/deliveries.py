@@ -136,6 +136,8 @@ class Deliverer:
         self._transport = transport
         self._woken = anyio.Event()
         self._quiet = anyio.Event()
+        self.is_asleep: bool = False
+        """Whether it waits for the clock, and has nothing else to do."""
 
     def wake(self) -> None:
         """There is something to deliver."""
@@ -172,7 +174,11 @@ class Deliverer:
 
     async def _wait(self, until: float) -> None:
         async def sleep() -> None:
-            await self._clock.sleep(until - self._clock.time())
+            self.is_asleep = True
+            try:
+                await self._clock.sleep(until - self._clock.time())
+            finally:
+                self.is_asleep = False
             self._woken.set()
 
         async with anyio.create_task_group() as sleeper:

@@ -137,7 +137,7 @@ class Worker:
         async with anyio.create_task_group() as encodes:
             while True:
                 self._woken = anyio.Event()
-                with self._busy():
+                with self._counted():
                     while len(self._running) < self._limit:
                         if self._is_immediate() and await self._store.transaction(self._finish_batch):
                             await anyio.lowlevel.checkpoint()
@@ -148,7 +148,7 @@ class Worker:
                 await self._woken.wait()
 
     @contextmanager
-    def _busy(self) -> Generator[None]:
+    def _counted(self) -> Generator[None]:
         self.busy += 1
         try:
             yield
@@ -195,7 +195,7 @@ class Worker:
     async def _work_on(self, job: Job) -> None:
         running = self._running[job.id]
         try:
-            with running.scope, self._busy():
+            with running.scope, self._counted():
                 await self._encode(job, running)
             if running.scope.cancelled_caught:
                 self._files.output(job.id).unlink(missing_ok=True)  # it may have been there just then

@@ -382,6 +382,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "--timeout-ms", "0"], "0 is not in the range"),
     (["encode", "in.mp4", "--json", "--job-id-only"], "exclude each other"),
     (["encode", "in.mp4", "-o", "none/out.mp4"], "there is no folder none"),
+    (["encode", "in.mp4", "-o", ""], ". is no regular file"),
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "out.mp4.part", "-o", "out.mp4"], "out.mp4.part is the source itself"),

@@ -3,6 +3,7 @@
 import anyio
 import anyio.to_thread
 import httpx
+import pytest
 
 from convertrilo._pytest_fixtures import client_of
 from convertrilo.sandbox import Sandbox, VirtualClock
@@ -10,7 +11,8 @@ from convertrilo.sandbox import Sandbox, VirtualClock
 SOURCE = {"sourceUrl": "https://media.example/holiday.mov"}
 
 
-async def test_time_stands_still_while_a_source_is_fetched() -> None:
+@pytest.mark.parametrize("hook", [200, 500])
+async def test_time_stands_still_while_a_source_is_fetched(hook: int) -> None:
     fetched = 0
 
     async def serve(request: httpx.Request) -> httpx.Response:
@@ -21,8 +23,12 @@ async def test_time_stands_still_while_a_source_is_fetched() -> None:
         return httpx.Response(200, headers={"content-type": "video/mp4"}, content=b"film")
 
     clock = VirtualClock()
-    async with Sandbox(clock=clock, seed=0, source_transport=httpx.MockTransport(serve)) as sandbox:
+    hooks = httpx.MockTransport(lambda _: httpx.Response(hook))  # one that fails is asked again a minute later
+    async with Sandbox(
+        clock=clock, seed=0, source_transport=httpx.MockTransport(serve), webhook_transport=hooks
+    ) as sandbox:
         client = client_of(sandbox)
+        await client.create_webhook({"url": "https://app.example/hook", "events": ["job.created", "job.queued"]})
         job = await client.on_demand_encode(SOURCE)
         began = clock.time()
         assert (await client.wait_for_on_demand(job.job_id, timeout=60)).status == "success"
