@@ -1,6 +1,5 @@
 """The file that a download grows in: of what it is a part, who may write to it, and when it is whole."""
 
-import errno
 import hashlib
 import json
 import os
@@ -19,6 +18,7 @@ import attrs
 import httpx
 
 from convertrilo._storage import BrokenAttempt, digest_in
+from convertrilo._whole import check_place, part_of
 from convertrilo.errors import TransferError
 from convertrilo.retry import FailureKind
 
@@ -42,8 +42,8 @@ async def held(final: Path, source: str) -> AsyncGenerator["Partial"]:
     Raises:
         TransferError: Another download has it, or it cannot be written.
     """
-    folder, name = final.parent, final.name
-    part = Partial(final, source, folder / f"{name}.part", folder / f"{name}.part.json")
+    path = part_of(final)
+    part = Partial(final, source, path, path.with_name(f"{path.name}.json"))
     try:
         await part.on_disk(part.take)
         yield part
@@ -93,10 +93,7 @@ class Partial:
         Raises:
             TransferError: Another download has it.
         """
-        if self.final.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if self.final.exists() and not self.final.is_file():  # it would be replaced: a device, for all who use it
-            raise OSError(errno.EINVAL, "it is no regular file")
+        check_place(self.final)
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
@@ -134,14 +131,12 @@ class Partial:
 
     def _recall(self) -> None:
         """Read what an earlier download has left."""
-        try:
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
             known = json.loads(self.note.read_bytes())
             if known["source"] == self.source:
                 self.etag, self.last_modified, self.total = known["etag"], known["lastModified"], known["total"]
                 self.digest = known["digest"] and tuple(known["digest"])
                 self.size = os.fstat(self.file.fileno()).st_size
-        except (FileNotFoundError, ValueError, TypeError, KeyError):
-            self.size = 0
 
     @property
     def validator(self) -> str | None:

@@ -1,7 +1,6 @@
 """What became of a folder: counts, and a row for each object, read from the journal as it is asked for."""
 
 import csv
-import errno
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +13,7 @@ import attrs
 
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_rows import UNKNOWN, Row
+from convertrilo._whole import check_place, part_of
 from convertrilo.journal import Journal
 
 
@@ -94,6 +94,7 @@ class IngestReport:
             OSError: The file cannot be written.
         """
         target = Path(path)
+        check_place(target)
         part = part_of(target)
         as_csv = target.suffix.lower() == ".csv"
         file = await anyio.to_thread.run_sync(_begin, part, as_csv)
@@ -119,6 +120,7 @@ def try_out(path: Path) -> None:
     Raises:
         OSError: It cannot.
     """
+    check_place(path)
     part = part_of(path)
     try:
         part.open("x").close()
@@ -126,19 +128,6 @@ def try_out(path: Path) -> None:
         part.open("a").close()
     else:
         part.unlink()
-
-
-def part_of(path: Path) -> Path:
-    """Return where a report is until it is whole.
-
-    Raises:
-        OSError: It would take the place of a folder, a device or a pipe.
-    """
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
-    return path.with_name(f"{path.name}.part")
 
 
 def status_of(row: Row) -> str:

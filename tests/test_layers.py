@@ -15,7 +15,7 @@ import convertrilo
 ROOT = Path(convertrilo.__file__).parent
 
 FLOORS = """
-    errors _openapi _together _version _clock
+    errors _openapi _together _version _clock _whole
     _credentials
     _json _model
     models
