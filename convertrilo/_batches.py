@@ -189,10 +189,8 @@ def lend_credentials(items: Sequence[Item], missing: set[int]) -> None:
         item, source = items[position], sources[position]
         lent = lenders.get(_bucket(source))
         if lent is not None:
-            item.wire = {
-                **item.wire,
-                "sourceS3": {**{name: lent[name] for name in CREDENTIALS & lent.keys()}, **source},
-            }
+            credentials = {name: lent[name] for name in CREDENTIALS & lent.keys()}
+            item.wire = {**item.wire, "sourceS3": {**credentials, **source}}
             item.content = canonical(item.wire)
             missing.discard(position)
 

@@ -282,9 +282,8 @@ class _Endpoint:
             return
         try:
             call.wire = loads(raw)
-            dumps(
-                call.wire
-            )  # json.loads takes half a surrogate pair, which neither the database nor an answer can carry
+            # json.loads takes half a surrogate pair, which neither the database nor an answer can carry.
+            dumps(call.wire)
         except (ValueError, TypeError, RecursionError):
             raise invalid_body([Issue("", "is not JSON")]) from None
         model = cast("type[Model]", operation.body)

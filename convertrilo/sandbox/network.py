@@ -91,9 +91,8 @@ class Network:
         request.extensions["sni_hostname"] = request.url.host
         for address in found[:-1]:
             request.url = request.url.copy_with(host=address)
-            with suppress(
-                httpx.ConnectError, httpx.ConnectTimeout
-            ):  # localhost is ::1, too, and most servers are at 127.0.0.1 only
+            # localhost is ::1, too, and most servers are at 127.0.0.1 only.
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
                 return await client.send(request, stream=True)
         request.url = request.url.copy_with(host=found[-1])
         return await client.send(request, stream=True)

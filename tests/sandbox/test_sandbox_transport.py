@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from anyio.abc import TaskGroup
 from sandbox_help import JOB
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -51,12 +52,17 @@ async def test_other_hosts_are_refused(bare: httpx.AsyncClient) -> None:
         await bare.get("https://api.example.com/jobs")
 
 
+async def begun(app: ASGIApp, tasks: TaskGroup) -> tuple[httpx.Response, AsyncIterator[bytes]]:
+    """Return an answer of which nothing was read yet, and the pieces of its body."""
+    transport = InProcessTransport(app, tasks, "http://a.example")
+    answer = await transport.handle_async_request(httpx.Request("GET", "http://a.example/"))
+    assert isinstance(answer.stream, httpx.AsyncByteStream)
+    return answer, aiter(answer.stream)
+
+
 async def test_an_answers_pieces_arrive_one_by_one_and_wait_for_their_reader() -> None:
     async with anyio.create_task_group() as tasks:
-        transport = InProcessTransport(endless, tasks, "http://a.example")
-        answer = await transport.handle_async_request(httpx.Request("GET", "http://a.example/"))
-        assert isinstance(answer.stream, httpx.AsyncByteStream)
-        pieces = answer.stream.__aiter__()
+        answer, pieces = await begun(endless, tasks)
         for _ in range(3):
             assert await anext(pieces) == b"x" * 1000
         await answer.aclose()
@@ -105,10 +111,7 @@ async def test_a_bug_in_the_app_is_raised_where_it_is_seen() -> None:
 
 async def test_an_answer_whose_server_ends_in_the_middle_is_not_taken_for_whole() -> None:
     async with anyio.create_task_group() as tasks:
-        transport = InProcessTransport(endless, tasks, "http://a.example")
-        answer = await transport.handle_async_request(httpx.Request("GET", "http://a.example/"))
-        assert isinstance(answer.stream, httpx.AsyncByteStream)
-        pieces = answer.stream.__aiter__()
+        _, pieces = await begun(endless, tasks)
         assert await anext(pieces) == b"x" * 1000
         tasks.cancel_scope.cancel()
     with pytest.raises(httpx.RemoteProtocolError):
