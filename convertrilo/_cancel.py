@@ -1,11 +1,11 @@
 """Cancelling a job whose kind its id does not tell."""
 
+from convertrilo._base_client import BaseClient
 from convertrilo._poller import AnyStatus
-from convertrilo.client import AsyncClient
 from convertrilo.errors import NotFoundError
 
 
-async def cancel_job(client: AsyncClient, job_id: str) -> tuple[AnyStatus, float | None]:
+async def cancel_job(client: BaseClient, job_id: str) -> tuple[AnyStatus, float | None]:
     """Cancel a job of either kind; return where it stands then, and how many tokens were released, if it is on-demand.
 
     `onDemandCancel` is asked first. What else knows an on-demand job is open in the contract, and `cancelJob`, where it

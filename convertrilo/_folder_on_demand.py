@@ -8,6 +8,7 @@ from urllib.parse import quote
 import attrs
 
 from convertrilo import operations as rows
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_rows import Ended, New, Submitted
 from convertrilo._folder_run import ROUNDS, OnIngest, progress_of
@@ -15,7 +16,6 @@ from convertrilo._json import encode
 from convertrilo._redaction import hider, secrets_in
 from convertrilo._reports import IngestReport
 from convertrilo._together import together
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import ConvertriloError, Issue, JobError, ValidationError, WaitTimeoutError
 from convertrilo.idempotency import identify
@@ -28,6 +28,7 @@ from convertrilo.models import (
     S3FolderOutput,
 )
 from convertrilo.s3 import Folder
+from convertrilo.waiting import wait_for_on_demand
 
 _FOLLOWERS = 100
 _MAX_PREFIX = 200
@@ -69,7 +70,7 @@ class OnDemandFolder:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: BaseClient,
         request: OnDemandFolderIngestRequest,
         record: FolderRecord,
         on_progress: OnIngest | None,
@@ -131,7 +132,7 @@ class OnDemandFolder:
             if seconds <= 0:
                 return
             try:
-                status = await self._client.wait_for_on_demand(job_id, timeout=seconds)
+                status = await wait_for_on_demand(self._client, job_id, timeout=seconds, on_progress=None)
             except WaitTimeoutError:
                 continue
             except JobError as failed:

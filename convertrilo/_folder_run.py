@@ -11,6 +11,7 @@ import anyio
 import attrs
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_rows import UNKNOWN, Ended, New, Row, Submitted, Totals
 from convertrilo._manifests import read_manifest
@@ -22,7 +23,6 @@ from convertrilo._reports import IngestReport
 from convertrilo._results import SubmittedJob
 from convertrilo._together import together
 from convertrilo.bulk import submit_jobs
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import (
     ConvertriloError,
     DecodeError,
@@ -33,7 +33,7 @@ from convertrilo.errors import (
 )
 from convertrilo.models import TERMINAL_STATUSES, BulkCreateSettings, JobCreateRequest, StatusResponse
 from convertrilo.s3 import Folder, UnorderedError, list_objects
-from convertrilo.waiting import JobResult
+from convertrilo.waiting import JobResult, wait_for_jobs
 
 _FOLLOWERS = 10
 _WINDOW = 100
@@ -70,7 +70,7 @@ class FolderRun:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: BaseClient,
         folder: Folder,
         template: JobCreateRequest,
         record: FolderRecord,
@@ -291,7 +291,8 @@ class FolderRun:
             left = self._deadline - self._clock.monotonic()
             if left <= 0:
                 return
-            async for result in self._client.wait_for_jobs(job_ids, timeout=left):
+            results = wait_for_jobs(self._client, job_ids, timeout=left, raise_errors=False, on_progress=None)
+            async for result in results:
                 if not isinstance(result.error, WaitTimeoutError):
                     self._ends.append(result)
                     await self._write_ends()

@@ -12,12 +12,12 @@ import attrs
 import httpx
 
 from convertrilo import operations as rows
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._call import Options
 from convertrilo._content import Content
 from convertrilo._engine import only_logged
 from convertrilo._sent_parts import MARK, SentPart, SentParts
 from convertrilo._together import together
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import (
     ConflictError,
     ConvertriloError,
@@ -46,7 +46,7 @@ _REFUSALS = (InvalidRequestError, NotFoundError, ConflictError, GoneError, Valid
 
 
 async def send_parts(
-    client: AsyncClient,
+    client: BaseClient,
     job_id: str,
     content: Content,
     *,
@@ -106,7 +106,7 @@ class _Record:
     _journal: "Journal | None"
 
     @classmethod
-    async def of(cls, client: AsyncClient, job_id: str) -> "_Record":
+    async def of(cls, client: BaseClient, job_id: str) -> "_Record":
         engine, _ = engine_of(client)
         await engine.open_journal()
         journal = engine.journal
@@ -143,7 +143,7 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-async def _open(client: AsyncClient, job_id: str, content: Content, part_size: int, record: _Record) -> bool:
+async def _open(client: BaseClient, job_id: str, content: Content, part_size: int, record: _Record) -> bool:
     """Open the upload, or find it open still; return whether there is anything to send."""
     upload: str | None = None
     refusal: ConvertriloError | None = None
@@ -163,7 +163,7 @@ async def _open(client: AsyncClient, job_id: str, content: Content, part_size: i
     return True
 
 
-async def _is_together(client: AsyncClient, job_id: str, content: Content, part_size: int, sent: SentParts) -> bool:
+async def _is_together(client: BaseClient, job_id: str, content: Content, part_size: int, sent: SentParts) -> bool:
     """Whether an earlier call had these very parts put together, and did not live to hear so."""
     if not sent.is_marked or not content.is_rewindable or not await _is_there(client, job_id):
         return False
@@ -217,7 +217,7 @@ class _Parts:
 
 
 async def _send_all(
-    client: AsyncClient,
+    client: BaseClient,
     job_id: str,
     parts: _Parts,
     concurrency: int,
@@ -261,7 +261,7 @@ def _patient(options: Options, part_size: int) -> Options:
     return attrs.evolve(options, timeout=timeout, retry=retry)
 
 
-async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | None]) -> None:
+async def _finalize(client: BaseClient, job_id: str, etags: dict[int, str | None]) -> None:
     """Put the parts together. When no answer comes, ask again: what was done is refused then, and the file is there.
 
     A probe alone does not tell that it was done: the file may be that of an earlier upload.
@@ -286,7 +286,7 @@ async def _finalize(client: AsyncClient, job_id: str, etags: dict[int, str | Non
         await engine.clock.sleep(options.retry.backoff(attempt, engine.random))
 
 
-async def has_file(client: AsyncClient, job_id: str, *, unreadable: bool) -> bool:
+async def has_file(client: BaseClient, job_id: str, *, unreadable: bool) -> bool:
     """Whether the service has a job's file: it can only probe what is there.
 
     Args:
@@ -301,18 +301,18 @@ async def has_file(client: AsyncClient, job_id: str, *, unreadable: bool) -> boo
     return True
 
 
-async def _is_there(client: AsyncClient, job_id: str) -> bool:
+async def _is_there(client: BaseClient, job_id: str) -> bool:
     return await has_file(client, job_id, unreadable=True)  # its parts are together, whatever they make
 
 
-async def _may_be_there(client: AsyncClient, job_id: str) -> bool:
+async def _may_be_there(client: BaseClient, job_id: str) -> bool:
     try:
         return await _is_there(client, job_id)
     except ConvertriloError:
         return True
 
 
-async def _abort(client: AsyncClient, job_id: str) -> None:
+async def _abort(client: BaseClient, job_id: str) -> None:
     try:
         await client.abort_stream(job_id)
     except ConvertriloError:

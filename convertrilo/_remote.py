@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, Protocol
 
 import anyio
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._json import dumps, encode, loads
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import ConfigurationError, OutcomeUnknownError
 from convertrilo.idempotency import Identity
 from convertrilo.models import S3FolderSource
@@ -60,7 +60,7 @@ def find(place: Place, service: Service, after: str | None, token: str | None) -
 
 async def _find(place: Place, service: Service, after: str | None, token: str | None) -> Found:
     folder = await _folder(place)
-    async with AsyncClient(base_url=service.base_url, retry=service.retry) as client:
+    async with BaseClient(base_url=service.base_url, retry=service.retry) as client:
         listed = await list_page(client, folder, after=after, token=token)
     return Found(listed, folder.region)
 
@@ -94,7 +94,7 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
     wire = loads(body)
     if not place.anonymous:
         _lend((await _folder(place)).source(""), wire)
-    async with AsyncClient(base_url=service.base_url, retry=service.retry) as client:
+    async with BaseClient(base_url=service.base_url, retry=service.retry) as client:
         engine, options = engine_of(client)
         if engine.credentials.sender != service.sender:
             raise ConfigurationError(
@@ -166,7 +166,7 @@ class IngestEngine(Protocol):
 class Elsewhere:
     """The two steps of the work that an engine does."""
 
-    def __init__(self, client: AsyncClient, engine: IngestEngine, folder: Folder, *, anonymous: bool) -> None:
+    def __init__(self, client: BaseClient, engine: IngestEngine, folder: Folder, *, anonymous: bool) -> None:
         inner, options = engine_of(client)
         self._engine = engine
         self._folder = folder

@@ -14,6 +14,7 @@ import anyio.lowlevel
 import attrs
 
 from convertrilo import operations as rows
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._batches import (
     PASSING,
     PASSING_LATER,
@@ -33,7 +34,6 @@ from convertrilo._batches import (
 )
 from convertrilo._frames import Frames, Jobs, conflict
 from convertrilo._results import Results, SubmitProgress, SubmittedJob
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import (
     APIError,
     ConvertriloError,
@@ -77,7 +77,7 @@ Carry = Callable[[str, bytes, float | None], Awaitable[bytes]]
 
 
 def submit_jobs(
-    client: AsyncClient,
+    client: BaseClient,
     jobs: Jobs,
     *,
     settings: BulkCreateSettings | Mapping[str, Any] | None,
@@ -120,7 +120,7 @@ class _Run:
 
     def __init__(
         self,
-        client: AsyncClient,
+        client: BaseClient,
         frames: Frames,
         settings: Settings,
         concurrency: int,

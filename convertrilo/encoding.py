@@ -4,10 +4,10 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._parts import has_file
 from convertrilo._poller import AnyStatus, percent_of
 from convertrilo._storage import BrokenAttempt
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request
 from convertrilo.errors import (
     ConflictError,
@@ -18,11 +18,14 @@ from convertrilo.errors import (
     ValidationError,
 )
 from convertrilo.models import JobCreateRequest, JobCreateResponse, OnDemandEncodeRequest, StatusResponse
-from convertrilo.transfers import OnProgress, Progress
+from convertrilo.transfers import OnProgress, Progress, download, upload, upload_chunked
+from convertrilo.waiting import wait_for_job, wait_for_on_demand
+
+PART_SIZE, CONCURRENCY = 8 * 1024 * 1024, 4
 
 
 async def encode_file(
-    client: AsyncClient,
+    client: BaseClient,
     path: str | os.PathLike[str],
     request: JobCreateRequest | Mapping[str, Any],
     output: str | os.PathLike[str],
@@ -46,8 +49,8 @@ async def encode_file(
             await _upload(client, job, path, on_progress)
             await _approve(client, job.job_id)
         await _confirm(client, job.job_id)
-    done = await client.wait_for_job(job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress))
-    await client.download(done, output, on_progress=on_progress)
+    done = await wait_for_job(client, job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress))
+    await download(client, done, output, on_progress=on_progress)
     return done
 
 
@@ -62,18 +65,26 @@ def _check_is_upload(body: JobCreateRequest) -> None:
 
 
 async def _upload(
-    client: AsyncClient, job: JobCreateResponse, path: str | os.PathLike[str], on_progress: OnProgress | None
+    client: BaseClient, job: JobCreateResponse, path: str | os.PathLike[str], on_progress: OnProgress | None
 ) -> None:
     """Upload the file; in parts, if the job is so old that its upload URL has expired."""
     try:
-        await client.upload(job, path, on_progress=on_progress)
+        await upload(client, job, path, on_progress=on_progress)
     except TransferError as error:
         if not (isinstance(error.__cause__, BrokenAttempt) and error.__cause__.is_expired):
             raise
-        await client.upload_chunked(job.job_id, path, on_progress=on_progress)
+        await upload_chunked(
+            client,
+            job.job_id,
+            path,
+            part_size=PART_SIZE,
+            concurrency=CONCURRENCY,
+            size=None,
+            on_progress=on_progress,
+        )
 
 
-async def _approve(client: AsyncClient, job_id: str) -> None:
+async def _approve(client: BaseClient, job_id: str) -> None:
     """Have the file probed and its tokens reserved; what is not reserved, because no answer came, `confirmJob` does."""
     try:
         await client.approve_unified(job_id)
@@ -81,7 +92,7 @@ async def _approve(client: AsyncClient, job_id: str) -> None:
         return
 
 
-async def _confirm(client: AsyncClient, job_id: str) -> None:
+async def _confirm(client: BaseClient, job_id: str) -> None:
     """Queue a job. When no answer comes, its status tells if it was queued; while it was not, that is tried again."""
     engine, options = engine_of(client)
     attempt = 0
@@ -110,7 +121,7 @@ def telling_percent(job_id: str, on_progress: OnProgress | None) -> Callable[[An
 
 
 async def on_demand_encode_and_wait(
-    client: AsyncClient,
+    client: BaseClient,
     request: OnDemandEncodeRequest | Mapping[str, Any],
     *,
     timeout: float,
@@ -128,8 +139,8 @@ async def on_demand_encode_and_wait(
     if elsewhere:
         raise ValidationError("request", elsewhere)
     job = await client.on_demand_encode(body, idempotency_key=idempotency_key, operation=operation)
-    done = await client.wait_for_on_demand(
-        job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress)
+    done = await wait_for_on_demand(
+        client, job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress)
     )
     if done.download_url is None:
         raise TransferError(f"job {job.job_id} has succeeded, and its output is not available")

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._folder_on_demand import OnDemandFolder, on_demand_request
 from convertrilo._folder_record import FolderRecord
 from convertrilo._folder_run import FolderRun, IngestProgress, OnIngest
 from convertrilo._objects import Shard, chooser, parse_shard
 from convertrilo._remote import Elsewhere, IngestEngine
 from convertrilo._reports import IngestReport, IngestRow
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.idempotency import bare_of
@@ -28,7 +28,7 @@ __all__ = ["IngestProgress", "IngestReport", "IngestRow", "ingest_folder"]
 
 
 async def ingest_folder(
-    client: AsyncClient,
+    client: BaseClient,
     source: str | S3FolderSource,
     template: JobCreateRequest | Mapping[str, Any],
     *,
@@ -184,7 +184,7 @@ async def _without_credentials(source: str | S3FolderSource) -> Folder:
 
 
 def _identity(
-    client: AsyncClient, folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
+    client: BaseClient, folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
 ) -> dict[str, Any]:
     """Return what is done with which folder: what must not change on the way."""
     inner, options = engine_of(client)

@@ -13,9 +13,10 @@ from functools import wraps
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
+from convertrilo._base_client import engine_of
 from convertrilo._engine import Engine
 from convertrilo._version import __version__
-from convertrilo.client import AsyncClient, engine_of
+from convertrilo.client import AsyncClient
 from convertrilo.errors import APIError, ConfigurationError
 from convertrilo.events import AttemptEvent, Beginning, logger
 from convertrilo.transport import PoolTransport

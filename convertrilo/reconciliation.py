@@ -8,9 +8,9 @@ from typing import Any
 
 import attrs
 
+from convertrilo._base_client import BaseClient
 from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo._together import together
-from convertrilo.client import AsyncClient
 from convertrilo.codec import read_answer
 from convertrilo.dedupe import DedupeStore, once
 from convertrilo.errors import DecodeError, InvalidRequestError, NotFoundError
@@ -42,7 +42,7 @@ class Reconciliation:
 
 
 async def reconcile(
-    client: AsyncClient,
+    client: BaseClient,
     journal: Journal,
     handler: Handler,
     *,
@@ -110,7 +110,7 @@ def _job_ids(entry: Entry) -> list[str]:
 
 
 async def _ends(
-    client: AsyncClient, job_ids: Sequence[str], jobs: Mapping[str, bool], clock: Clock
+    client: BaseClient, job_ids: Sequence[str], jobs: Mapping[str, bool], clock: Clock
 ) -> AsyncIterator[tuple[str, WebhookEvent]]:
     """Iterate over those of the jobs that have ended, and the events that tell of it."""
     statuses = {status.id: status for status in await _read_together(client, job_ids)}
@@ -122,7 +122,7 @@ async def _ends(
             yield job_id, _event(job_id, status, clock)
 
 
-async def _read_together(client: AsyncClient, job_ids: Sequence[str]) -> list[StatusResponse]:
+async def _read_together(client: BaseClient, job_ids: Sequence[str]) -> list[StatusResponse]:
     if not job_ids:
         return []
     try:
@@ -134,7 +134,7 @@ async def _read_together(client: AsyncClient, job_ids: Sequence[str]) -> list[St
     return [*await _read_together(client, job_ids[:half]), *await _read_together(client, job_ids[half:])]
 
 
-async def _read_on_demand(client: AsyncClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:
+async def _read_on_demand(client: BaseClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:
     """Read the statuses of on-demand jobs, one request for each and some at a time; those that are known."""
     found: dict[str, OnDemandStatusResponse] = {}
     waiting = list(reversed(job_ids))

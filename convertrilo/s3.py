@@ -20,9 +20,9 @@ import anyio.to_thread
 import attrs
 import httpx
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._objects import Page, S3Object, is_text
 from convertrilo._storage import BrokenAttempt, body_of, no_answer, refusal, until_done
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import ConfigurationError, Issue, TransferError, ValidationError
 from convertrilo.models import S3FolderSource, S3Source
 from convertrilo.transport import make_transport
@@ -212,7 +212,7 @@ Ask = Callable[[str | None, str | None], Awaitable[Listed]]
 class _Lister:
     """Asks for pages, each again where that may help."""
 
-    def __init__(self, client: AsyncClient, folder: Folder, transport: httpx.AsyncBaseTransport) -> None:
+    def __init__(self, client: BaseClient, folder: Folder, transport: httpx.AsyncBaseTransport) -> None:
         self._engine, self._options = engine_of(client)
         self._folder = folder
         self._send = transport.handle_async_request
@@ -355,7 +355,7 @@ class UnorderedError(TransferError):
 
 
 async def list_objects(
-    client: AsyncClient, folder: Folder, take: Take, *, concurrency: int = CONCURRENCY, ask: Ask | None = None
+    client: BaseClient, folder: Folder, take: Take, *, concurrency: int = CONCURRENCY, ask: Ask | None = None
 ) -> None:
     """List a folder, and hand on every object once, a page at a time.
 
@@ -382,7 +382,7 @@ async def list_objects(
         await _Ranges(lister.page, folder.prefix, take, concurrency).list()
 
 
-async def list_page(client: AsyncClient, folder: Folder, *, after: str | None, token: str | None) -> Listed:
+async def list_page(client: BaseClient, folder: Folder, *, after: str | None, token: str | None) -> Listed:
     """List one page: the objects behind a token, or behind a key, or the first ones.
 
     Raises:
@@ -394,7 +394,7 @@ async def list_page(client: AsyncClient, folder: Folder, *, after: str | None, t
 
 
 @asynccontextmanager
-async def _listing(client: AsyncClient, folder: Folder, connections: int) -> AsyncGenerator[_Lister]:
+async def _listing(client: BaseClient, folder: Folder, connections: int) -> AsyncGenerator[_Lister]:
     transport = make_transport(max_connections=connections)
     try:
         yield _Lister(client, folder, transport)

@@ -12,6 +12,7 @@ import attrs
 import httpx
 from anyio.streams.memory import MemoryObjectSendStream
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._call import Options
 from convertrilo._clock import Clock
 from convertrilo._content import Content, Source, content_of
@@ -19,7 +20,6 @@ from convertrilo._engine import Engine
 from convertrilo._partial import Partial, held
 from convertrilo._parts import send_parts
 from convertrilo._storage import BrokenAttempt, body_of, checked_url, exchange, until_done
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import Issue, TransferError, ValidationError
 from convertrilo.models import (
     JobCreateResponse,
@@ -119,7 +119,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 async def upload(
-    client: AsyncClient,
+    client: BaseClient,
     job: JobCreateResponse | JobUpload | str,
     source: Source,
     *,
@@ -171,7 +171,7 @@ def _upload_url(job: JobCreateResponse | JobUpload | str) -> tuple[httpx.URL, st
 
 
 async def upload_chunked(
-    client: AsyncClient,
+    client: BaseClient,
     job_id: str,
     source: Source,
     *,
@@ -201,7 +201,7 @@ async def upload_chunked(
 
 
 async def download(
-    client: AsyncClient, target: Target, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None
+    client: BaseClient, target: Target, path: str | os.PathLike[str], *, on_progress: OnProgress | None = None
 ) -> Path:
     """Fetch a job's output to a file; see `AsyncClient.download`."""
     engine, options = engine_of(client)
@@ -220,7 +220,7 @@ async def download(
 
 
 async def _get(
-    client: AsyncClient, engine: Engine, options: Options, output: "_Output", part: Partial, tell: Tell
+    client: BaseClient, engine: Engine, options: Options, output: "_Output", part: Partial, tell: Tell
 ) -> None:
     asked_at = -1
     """How much was there when a fresh URL was last asked for."""
@@ -265,7 +265,7 @@ class _Output:
         unsigned = httpx.URL(self.url).copy_with(query=None, fragment=None)
         return hashlib.sha256(str(unsigned).encode()).hexdigest()
 
-    async def refresh(self, client: AsyncClient) -> None:
+    async def refresh(self, client: BaseClient) -> None:
         """Ask the service for the URL.
 
         Raises:
@@ -279,7 +279,7 @@ class _Output:
             why = "its output is not available" if status.status == "success" else f"it is {status.status}"
             raise TransferError(f"job {self.job_id} has nothing to download: {why}")
 
-    async def _status(self, client: AsyncClient, job_id: str) -> StatusResponse | OnDemandStatusResponse:
+    async def _status(self, client: BaseClient, job_id: str) -> StatusResponse | OnDemandStatusResponse:
         if self._on_demand is None:
             return await client.find_job(job_id)
         return await (client.on_demand_status if self._on_demand else client.job_status)(job_id)

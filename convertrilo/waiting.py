@@ -7,8 +7,8 @@ from typing import Any, Protocol, Self, cast
 import anyio
 import attrs
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._poller import AnyStatus, Poller, Waiter, Watch
-from convertrilo.client import AsyncClient, engine_of
 from convertrilo.errors import Issue, JobCanceledError, JobFailedError, ValidationError, WaitTimeoutError
 from convertrilo.models import OnDemandStatusResponse, StatusResponse
 
@@ -34,21 +34,21 @@ class JobResult:
 
 
 async def wait_for_job(
-    client: AsyncClient, job_id: str, *, timeout: float, on_progress: Callable[[StatusResponse], object] | None
+    client: BaseClient, job_id: str, *, timeout: float, on_progress: Callable[[StatusResponse], object] | None
 ) -> StatusResponse:
     """Wait until a job has succeeded; see `AsyncClient.wait_for_job`."""
     return cast("StatusResponse", await _wait_for_one(client, job_id, timeout, on_progress, on_demand=False))
 
 
 async def wait_for_on_demand(
-    client: AsyncClient, job_id: str, *, timeout: float, on_progress: Callable[[OnDemandStatusResponse], object] | None
+    client: BaseClient, job_id: str, *, timeout: float, on_progress: Callable[[OnDemandStatusResponse], object] | None
 ) -> OnDemandStatusResponse:
     """Wait until an on-demand job has succeeded; see `AsyncClient.wait_for_on_demand`."""
     return cast("OnDemandStatusResponse", await _wait_for_one(client, job_id, timeout, on_progress, on_demand=True))
 
 
 async def _wait_for_one(
-    client: AsyncClient, job_id: str, timeout: float, on_progress: Callable[[Any], object] | None, *, on_demand: bool
+    client: BaseClient, job_id: str, timeout: float, on_progress: Callable[[Any], object] | None, *, on_demand: bool
 ) -> AnyStatus:
     poller, waiter = _join(client, [job_id], timeout, on_progress, on_demand=on_demand)
     try:
@@ -63,7 +63,7 @@ async def _wait_for_one(
 
 
 def wait_for_jobs(
-    client: AsyncClient,
+    client: BaseClient,
     job_ids: Iterable[str],
     *,
     timeout: float,
@@ -104,7 +104,7 @@ class _Results:
 
 
 def _join(
-    client: AsyncClient,
+    client: BaseClient,
     job_ids: list[str],
     timeout: float,
     on_progress: Callable[[Any], object] | None,
@@ -156,7 +156,7 @@ def _too_late(poller: Poller, waiter: Waiter, watch: Watch) -> WaitTimeoutError:
     return error
 
 
-def notify(client: AsyncClient, event: HasJobId | str) -> None:
+def notify(client: BaseClient, event: HasJobId | str) -> None:
     """Have the status of a job read at once; see `AsyncClient.notify`."""
     job_id = event if isinstance(event, str) else event.job_id
     poller: Poller | None = engine_of(client)[0].shared.get("poller")

@@ -26,10 +26,13 @@ FLOORS = """
     _content _dedupe_sqlite _frames dedupe journal transport
     _call _folder_record _results
     _engine _reports receiver
-    client
+    _base_client
     _ledger _poller _storage
-    _partial _parts bulk s3
-    _cancel _remote encoding reconciliation transfers waiting
+    _partial _parts bulk s3 _cancel waiting
+    transfers
+    encoding
+    client
+    _remote reconciliation
     _folder_on_demand _folder_run
     ingest
     convertrilo
@@ -71,12 +74,7 @@ FOR_THE_SANDBOX = {
 }
 """A server that shared the client's idea of a key or of a retry would agree with its bugs."""
 
-DOORWAYS = {
-    ("client", "bulk"),  # a client's methods begin flows, which are imported when they begin
-    ("client", "encoding"),
-    ("client", "transfers"),
-    ("client", "waiting"),
-}
+DOORWAYS: set[tuple[str, str]] = set()
 """Imports that go up, but not when the module is imported: inside of a function, or for type checkers only."""
 
 

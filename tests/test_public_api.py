@@ -67,9 +67,9 @@ def _lines(module: Any, name: str) -> Iterator[str]:
 def _members(cls: type) -> Iterator[str]:
     if attrs.has(cls):
         yield from (f"{field.name}: {_annotation(field.type)}" for field in attrs.fields(cls) if field.name != "_extra")
-    elif "__init__" in vars(cls):
-        yield f"__init__{_signature(vars(cls)['__init__'])}"
-    for name, value in sorted(vars(cls).items()):
+    elif "__init__" in _own_members(cls):
+        yield f"__init__{_signature(_own_members(cls)['__init__'])}"
+    for name, value in sorted(_own_members(cls).items()):
         function = value.__func__ if isinstance(value, classmethod | staticmethod) else value
         if name.startswith("_") and name not in ("__aenter__", "__aexit__", "__call__"):
             continue
@@ -79,6 +79,12 @@ def _members(cls: type) -> Iterator[str]:
             yield f"{_kind(function)}{name}{_signature(function)}"
         elif not attrs.has(cls) and not inspect.ismemberdescriptor(value):
             yield f"{name} = {_text(value)}"
+
+
+def _own_members(cls: type) -> dict[str, Any]:
+    """Return the members of a class, those of a base that has no public name of its own included."""
+    hidden = [base for base in cls.__mro__[1:] if base.__module__ == "convertrilo._base_client"]
+    return {name: value for each in [*reversed(hidden), cls] for name, value in vars(each).items()}
 
 
 def _kind(function: Any) -> str:

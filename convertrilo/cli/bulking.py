@@ -10,12 +10,13 @@ from typing import Any, cast
 import anyio.to_thread
 import click
 
+from convertrilo._base_client import engine_of
 from convertrilo.cli import failures
 from convertrilo.cli.output import Output, note, print_line, readable, tokens_text
 from convertrilo.cli.progress import Step, steps
 from convertrilo.cli.service import Service
 from convertrilo.cli.stdin import arriving_lines
-from convertrilo.client import AsyncClient, engine_of
+from convertrilo.client import AsyncClient
 from convertrilo.errors import (
     ConfigurationError,
     ConvertriloError,

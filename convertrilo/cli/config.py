@@ -52,8 +52,9 @@ def get(name: str | None, profile: str | None, output: Output) -> None:
 @of_output
 def set_one(name: str, value: str, profile: str | None, output: Output) -> None:
     """Save a setting; an empty VALUE removes it, and - reads it from stdin, where no other user sees it."""
+    from convertrilo._base_client import DEFAULT_BASE_URL
     from convertrilo.cli import settings
-    from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
+    from convertrilo.client import AsyncClient
 
     text = (sys.stdin.readline() if value == "-" else value).strip()
     if text and name == "baseUrl":

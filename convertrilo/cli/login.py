@@ -38,9 +38,10 @@ def login(
 
     import anyio
 
+    from convertrilo._base_client import DEFAULT_BASE_URL
     from convertrilo.cli import settings
     from convertrilo.cli.interrupt import interruptible
-    from convertrilo.client import DEFAULT_BASE_URL, AsyncClient
+    from convertrilo.client import AsyncClient
     from convertrilo.retry import RetryPolicy
 
     if api_key is not None and email is not None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import attrs
 
-from convertrilo.client import DEFAULT_BASE_URL
+from convertrilo._base_client import DEFAULT_BASE_URL
 from convertrilo.errors import ConfigurationError
 
 VARIABLES = {

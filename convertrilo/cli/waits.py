@@ -40,7 +40,7 @@ class Waiting:
             return
         import anyio
 
-        from convertrilo.client import engine_of
+        from convertrilo._base_client import engine_of
 
         interval, clock = self.interval, engine_of(client)[0].clock
 

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 import anyio
 
+from convertrilo._base_client import engine_of
 from convertrilo._folder_record import FolderRecord
-from convertrilo.client import AsyncClient, engine_of
+from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.idempotency import bare_of

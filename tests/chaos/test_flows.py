@@ -29,7 +29,7 @@ from sandbox_process import Server, serving
 from support import QuickClock
 
 from convertrilo import AsyncClient, Journal
-from convertrilo.client import DEFAULT_TIMEOUT
+from convertrilo._base_client import DEFAULT_TIMEOUT
 from convertrilo.sandbox import Sandbox
 from convertrilo.sandbox.server import serve_in_thread
 

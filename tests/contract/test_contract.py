@@ -19,8 +19,8 @@ import yaml
 from samples import MODELS
 
 from convertrilo import models
+from convertrilo._base_client import DEFAULT_BASE_URL
 from convertrilo._model import Facts, FieldSpec, Model, field_specs
-from convertrilo.client import DEFAULT_BASE_URL
 from convertrilo.codec import wire_name
 from convertrilo.operations import OPERATIONS, Auth, Operation, Repeat
 
