@@ -40,7 +40,7 @@ def tests(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Run the tests under faults and kills at their full scale, for minutes; arguments go to pytest."""
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    files = ["tests/chaos", "tests/test_transport.py", "tests/test_webhook_fuzz.py"]
+    files = ["tests/chaos", "tests/_http/test_transport.py", "tests/test_webhook_fuzz.py"]
     session.run("pytest", *(session.posargs or files), env={"CHAOS_SCALE": "full"})
 
 
@@ -51,7 +51,10 @@ def s3(session: nox.Session) -> None:
         packages = "apt-get install --no-install-recommends radosgw ceph-mon ceph-osd"
         session.error(f"{', '.join(missing)} not found; on Debian: {packages}")
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
-    files = [f"tests/{name}.py" for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "test_s3")]
+    files = [
+        f"tests/{name}.py"
+        for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "ingest/test_listing")
+    ]
     session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
 
 

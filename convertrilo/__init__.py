@@ -10,10 +10,10 @@ from convertrilo._version import __version__
 
 if TYPE_CHECKING:
     from convertrilo._clock import Clock
-    from convertrilo._dedupe_sqlite import SQLiteDedupe
-    from convertrilo._results import SubmitProgress, SubmittedJob
+    from convertrilo.bulk.results import SubmitProgress, SubmittedJob
     from convertrilo.client import AsyncClient
     from convertrilo.dedupe import MemoryDedupe
+    from convertrilo.dedupe.sqlite import SQLiteDedupe
     from convertrilo.errors import (
         APIError,
         AuthenticationError,
@@ -273,9 +273,9 @@ _HOMES = {
     "Progress": "transfers",
     "Repeat": "operations",
     "RetryPolicy": "retry",
-    "SQLiteDedupe": "_dedupe_sqlite",
-    "SubmitProgress": "_results",
-    "SubmittedJob": "_results",
+    "SQLiteDedupe": "dedupe.sqlite",
+    "SubmitProgress": "bulk",
+    "SubmittedJob": "bulk",
     "WebhookEvent": "webhooks",
     "WebhookReceiver": "receiver",
     "IngestProgress": "ingest",

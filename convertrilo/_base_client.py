@@ -10,10 +10,10 @@ import attrs
 import httpx
 
 from convertrilo import operations as rows
-from convertrilo._call import Options
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._credentials import Credentials, TokenSource, is_visible
-from convertrilo._engine import Engine
+from convertrilo._http.call import Options
+from convertrilo._http.credentials import Credentials, TokenSource, is_visible
+from convertrilo._http.engine import Engine
 from convertrilo.errors import ConfigurationError, Issue, NotFoundError, ValidationError
 from convertrilo.events import Listener
 from convertrilo.models import (
@@ -443,7 +443,7 @@ def engine_of(client: BaseClient) -> tuple[Engine, Options]:
 
 def _own_transport(max_connections: int) -> httpx.AsyncBaseTransport:
     # Imported when needed: a client with its caller's own transport does without h11 and the rest of it.
-    from convertrilo.transport import make_transport
+    from convertrilo._http.transport import make_transport
 
     return make_transport(max_connections=max_connections)
 

@@ -1,8 +1,8 @@
 """Cancelling a job whose kind its id does not tell."""
 
 from convertrilo._base_client import BaseClient
-from convertrilo._poller import AnyStatus
 from convertrilo.errors import NotFoundError
+from convertrilo.waiting.poller import AnyStatus
 
 
 async def cancel_job(client: BaseClient, job_id: str) -> tuple[AnyStatus, float | None]:

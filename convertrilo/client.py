@@ -17,12 +17,12 @@ from convertrilo.models import (
 )
 
 if TYPE_CHECKING:
-    from convertrilo._content import Source
-    from convertrilo._frames import Jobs
-    from convertrilo._results import SubmittedJob
     from convertrilo.bulk import OnSubmit
+    from convertrilo.bulk.input import Jobs
+    from convertrilo.bulk.results import SubmittedJob
     from convertrilo.journal import Journal
     from convertrilo.transfers import OnProgress, Target
+    from convertrilo.transfers.source import Source
     from convertrilo.waiting import HasJobId, JobResult
 
 

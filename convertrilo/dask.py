@@ -16,9 +16,9 @@ from typing import Any, Self, TypeVar
 import anyio
 import anyio.to_thread
 
-from convertrilo import _remote
-from convertrilo._remote import Found, Place, Service
 from convertrilo.errors import ConfigurationError, ConvertriloError, TransportError
+from convertrilo.ingest import remote as _remote
+from convertrilo.ingest.remote import Found, Place, Service
 
 try:
     import distributed

@@ -5,9 +5,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from convertrilo._base_client import BaseClient, engine_of
-from convertrilo._parts import has_file
-from convertrilo._poller import AnyStatus, percent_of
-from convertrilo._storage import BrokenAttempt
 from convertrilo.codec import from_request
 from convertrilo.errors import (
     ConflictError,
@@ -19,7 +16,10 @@ from convertrilo.errors import (
 )
 from convertrilo.models import JobCreateRequest, JobCreateResponse, OnDemandEncodeRequest, StatusResponse
 from convertrilo.transfers import OnProgress, Progress, download, upload, upload_chunked
+from convertrilo.transfers.multipart import has_file
+from convertrilo.transfers.storage import BrokenAttempt
 from convertrilo.waiting import wait_for_job, wait_for_on_demand
+from convertrilo.waiting.poller import AnyStatus, percent_of
 
 PART_SIZE, CONCURRENCY = 8 * 1024 * 1024, 4
 

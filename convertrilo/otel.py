@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from convertrilo._base_client import engine_of
-from convertrilo._engine import Engine
+from convertrilo._http.engine import Engine
+from convertrilo._http.transport import PoolTransport
 from convertrilo._version import __version__
 from convertrilo.client import AsyncClient
 from convertrilo.errors import APIError, ConfigurationError
 from convertrilo.events import AttemptEvent, Beginning, logger
-from convertrilo.transport import PoolTransport
 
 try:
     from opentelemetry import context, metrics, propagate, trace

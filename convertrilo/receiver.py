@@ -19,8 +19,8 @@ import anyio
 import attrs
 
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._dedupe_sqlite import Queued, SQLiteDedupe
-from convertrilo.dedupe import LEASE, DedupeStore, Key, MemoryDedupe, once, with_claim
+from convertrilo.dedupe.memory import LEASE, DedupeStore, Key, MemoryDedupe, once, with_claim
+from convertrilo.dedupe.sqlite import Queued, SQLiteDedupe
 from convertrilo.errors import ConfigurationError, DecodeError, SignatureError
 from convertrilo.events import logger
 from convertrilo.webhooks import DEFAULT_TOLERANCE, MAX_BYTES, Secrets, WebhookEvent, decode, keys_of, parse

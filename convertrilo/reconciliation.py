@@ -10,9 +10,9 @@ import attrs
 
 from convertrilo._base_client import BaseClient
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._together import together
+from convertrilo._tasks import together
 from convertrilo.codec import read_answer
-from convertrilo.dedupe import DedupeStore, once
+from convertrilo.dedupe.memory import DedupeStore, once
 from convertrilo.errors import DecodeError, InvalidRequestError, NotFoundError
 from convertrilo.events import logger
 from convertrilo.journal import Entry, Journal

@@ -30,8 +30,9 @@ from opentelemetry.metrics import Observation
 from opentelemetry.sdk.metrics import Counter, Histogram, UpDownCounter
 from opentelemetry.sdk.trace import Span
 
-from convertrilo import _call, _engine
-from convertrilo._credentials import Credentials
+from convertrilo._http import call as _call
+from convertrilo._http import engine as _engine
+from convertrilo._http.credentials import Credentials
 from convertrilo._model import Model
 from convertrilo.codec import to_wire
 from convertrilo.errors import ConvertriloError

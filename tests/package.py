@@ -31,7 +31,7 @@ WORKS = {
     "fast": "from convertrilo import _json; assert _json.orjson",
     "mcp": "import convertrilo.mcp.server",
     "otel": "import convertrilo; from convertrilo.otel import instrument; instrument(convertrilo.AsyncClient('k'))",
-    "s3": "import botocore, convertrilo.s3",
+    "s3": "import botocore, convertrilo.ingest.listing",
     "sandbox": "import anyio; from convertrilo.sandbox import Sandbox\n"
     "async def main():\n"
     "    async with Sandbox() as sandbox, sandbox.client() as client:\n"

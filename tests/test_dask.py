@@ -25,11 +25,11 @@ from convertrilo import (
     S3FolderSource,
     TransportError,
     ValidationError,
-    _remote,
     ingest_folder,
 )
-from convertrilo._remote import Found, Place, Service
 from convertrilo.dask import DaskEngine
+from convertrilo.ingest import remote as _remote
+from convertrilo.ingest.remote import Found, Place, Service
 from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
 
 T = TypeVar("T")

@@ -21,9 +21,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support import BASE_URL, EXAMPLES, FOLDER, JOB, Answer, Script, Sent, call, client_of, ok, problem, raised_by
 
 from convertrilo import OPERATIONS, AsyncClient, AttemptEvent, Journal, Repeat, ingest_folder
+from convertrilo._http.transport import PoolTransport
 from convertrilo.otel import instrument
 from convertrilo.sandbox import Sandbox
-from convertrilo.transport import PoolTransport
 
 
 class Telemetry(NamedTuple):

@@ -14,16 +14,16 @@ from typing import Any, Literal
 import attrs
 import httpx
 
+from convertrilo._http.transport import make_transport
 from convertrilo.cli import failures, settings
+from convertrilo.cli.commands.webhooks import state_of
 from convertrilo.cli.output import tokens_text
 from convertrilo.cli.service import Service
-from convertrilo.cli.webhooks import state_of
 from convertrilo.client import AsyncClient
 from convertrilo.codec import to_wire
 from convertrilo.errors import APIError, AuthenticationError, ConvertriloError, PermissionDeniedError
 from convertrilo.models import ApiKeyResponse
 from convertrilo.retry import RetryPolicy
-from convertrilo.transport import make_transport
 
 State = Literal["ok", "warning", "failed", "skipped"]
 

@@ -10,7 +10,7 @@ import click
 
 from convertrilo.cli.output import Output
 from convertrilo.cli.service import Service
-from convertrilo.cli.waits import Waiting
+from convertrilo.cli.wait_flow import Waiting
 
 A_WEEK_MS = 7 * 86_400_000
 

@@ -152,7 +152,7 @@ async def _client(who: Account | None, journal: Journal, folder: Path) -> AsyncG
         return
     with needing_the_sandbox():
         from convertrilo.sandbox import Sandbox, serve
-    from convertrilo.transport import PoolTransport
+    from convertrilo._http.transport import PoolTransport
 
     async with AsyncExitStack() as stack:
         service = Sandbox(encoder="ffmpeg", state=folder, allow_private_sources=True)

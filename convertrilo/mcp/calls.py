@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from convertrilo._together import together
+from convertrilo._tasks import together
 from convertrilo.journal import Entry, Journal
 
 T = TypeVar("T")

@@ -10,12 +10,12 @@ from typing import Any, cast
 import anyio
 
 from convertrilo._base_client import engine_of
-from convertrilo._folder_record import FolderRecord
 from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.idempotency import bare_of
 from convertrilo.ingest import IngestProgress, IngestReport, IngestRow, ingest_folder
+from convertrilo.ingest.record import FolderRecord
 from convertrilo.journal import Journal
 from convertrilo.mcp.calls import Arguments, Progress, Tell, passing_on
 from convertrilo.mcp.storage import Profile, with_credentials

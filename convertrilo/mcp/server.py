@@ -18,7 +18,7 @@ from mcp.types import (
 )
 from mcp.types import Tool as ListedTool
 
-from convertrilo._redaction import hider, without_secrets
+from convertrilo._http.redaction import hider, without_secrets
 from convertrilo._version import __version__
 from convertrilo.errors import ConvertriloError
 from convertrilo.mcp import advice

@@ -22,27 +22,29 @@ import httpx
 # Before anything else, so that its message is the one that is seen.
 import convertrilo.sandbox.extra  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo.sandbox import accounts, deliveries, inspect, replay
-from convertrilo.sandbox import tokens as books
-from convertrilo.sandbox.app import make_app
-from convertrilo.sandbox.clock import VirtualClock
-from convertrilo.sandbox.drive import Drive
-from convertrilo.sandbox.drive_standin import DriveStandIn, StoredFile
-from convertrilo.sandbox.faults import Faults
-from convertrilo.sandbox.files import Files
-from convertrilo.sandbox.inspect import Delivery
-from convertrilo.sandbox.network import Network
-from convertrilo.sandbox.places import Places
-from convertrilo.sandbox.probe import end_orphans
-from convertrilo.sandbox.records import Account, Job, RequestRecord, Tokens
-from convertrilo.sandbox.rules import Rules
-from convertrilo.sandbox.s3 import S3
+from convertrilo.sandbox.api import accounts, replay
+from convertrilo.sandbox.api import tokens as books
+from convertrilo.sandbox.api.app import make_app
+from convertrilo.sandbox.api.service import Service
+from convertrilo.sandbox.encoding.probe import end_orphans
+from convertrilo.sandbox.encoding.worker import Encoder, Worker, requeue, sweep
+from convertrilo.sandbox.outside import deliveries
+from convertrilo.sandbox.outside.drive import Drive
+from convertrilo.sandbox.outside.drive_standin import DriveStandIn, StoredFile
+from convertrilo.sandbox.outside.network import Network
+from convertrilo.sandbox.outside.places import Places
+from convertrilo.sandbox.outside.s3 import S3
+from convertrilo.sandbox.outside.sources import Sources
 from convertrilo.sandbox.server import SandboxServer, serve, serve_in_thread, serve_until_stopped
-from convertrilo.sandbox.service import Service
-from convertrilo.sandbox.sources import Sources
-from convertrilo.sandbox.store import Store, Tx
+from convertrilo.sandbox.state import inspect
+from convertrilo.sandbox.state.clock import VirtualClock
+from convertrilo.sandbox.state.faults import Faults
+from convertrilo.sandbox.state.files import Files
+from convertrilo.sandbox.state.inspect import Delivery
+from convertrilo.sandbox.state.records import Account, Job, RequestRecord, Tokens
+from convertrilo.sandbox.state.rules import Rules
+from convertrilo.sandbox.state.store import Store, Tx
 from convertrilo.sandbox.transport import InProcessTransport
-from convertrilo.sandbox.worker import Encoder, Worker, requeue, sweep
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp

@@ -16,7 +16,7 @@ from anyio import open_signal_receiver
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from convertrilo.sandbox.app import ABORT
+from convertrilo.sandbox.api.app import ABORT
 
 if TYPE_CHECKING:
     from convertrilo.sandbox import Sandbox

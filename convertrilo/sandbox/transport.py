@@ -13,7 +13,7 @@ import anyio.abc
 import httpx
 from starlette.types import ASGIApp, Message
 
-from convertrilo.sandbox.app import ABORT
+from convertrilo.sandbox.api.app import ABORT
 
 _BROKEN: dict[str, Callable[[httpx.Request], httpx.TransportError]] = {
     "refuse": lambda request: httpx.ConnectError("connection refused", request=request),

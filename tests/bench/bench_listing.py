@@ -7,8 +7,8 @@ from typing import Any
 import anyio.to_thread
 
 from convertrilo import AsyncClient, S3FolderSource
-from convertrilo._objects import Page
-from convertrilo.s3 import list_objects, open_folder
+from convertrilo.ingest.listing import list_objects, open_folder
+from convertrilo.ingest.objects import Page
 
 from .harness import Bench, Measure, Sample, in_turns, micro, rate, ratios, typical
 from .object_server import BUCKET, serving_objects

@@ -23,7 +23,7 @@ from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRe
 from convertrilo.cli.app import run
 from convertrilo.cli.output import print_line
 from convertrilo.cli.settings import state_folder
-from convertrilo.cli.waits import Waiting
+from convertrilo.cli.wait_flow import Waiting
 from convertrilo.sandbox import Rules, Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"

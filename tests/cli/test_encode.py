@@ -19,7 +19,7 @@ from support import encoders_of, lives, names_in
 
 from convertrilo.cli.app import COMMANDS, run
 from convertrilo.sandbox import Sandbox, serve_in_thread
-from convertrilo.sandbox.probe import MediaInfo, probe
+from convertrilo.sandbox.encoding.probe import MediaInfo, probe
 
 
 def media(path: Path) -> MediaInfo:

@@ -14,8 +14,8 @@ import imageio_ffmpeg
 import psutil
 import pytest
 
-from convertrilo.sandbox import ffmpeg, probe
-from convertrilo.sandbox.ffmpeg import EncodeSettings, MediaError, encode
+from convertrilo.sandbox.encoding import ffmpeg, probe
+from convertrilo.sandbox.encoding.ffmpeg import EncodeSettings, MediaError, encode
 
 BUNNY = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
 CODECS = ("h264", "h265", "av1")

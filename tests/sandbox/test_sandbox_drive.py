@@ -166,7 +166,7 @@ async def test_the_stand_in_refuses_what_is_too_much(
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_names_and_folders_may_be_anything(folder: str, name: str) -> None:
-    from convertrilo.sandbox.drive_standin import _page_token
+    from convertrilo.sandbox.outside.drive_standin import _page_token
 
     file = StoredFile("id", folder, name, 1)
     assert bytes.fromhex(_page_token(file)).decode().rpartition("\0")[::2] == (name, "id")

@@ -8,8 +8,9 @@ import pytest
 from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.operations import OPERATIONS
-from convertrilo.sandbox import Rules, Sandbox, app, replay
-from convertrilo.sandbox.app import HANDLERS
+from convertrilo.sandbox import Rules, Sandbox
+from convertrilo.sandbox.api import app, replay
+from convertrilo.sandbox.api.app import HANDLERS
 
 
 def test_every_operation_has_a_handler() -> None:

@@ -9,7 +9,7 @@ from loopback import until
 from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock
-from convertrilo.sandbox.sample import SAMPLE_MP4
+from convertrilo.sandbox.encoding.sample import SAMPLE_MP4
 
 
 def is_running(sandbox: Sandbox) -> bool:

@@ -13,7 +13,8 @@ import pytest
 from loopback import until
 from sandbox_help import ON_DEMAND, URL_JOB, client_of
 
-from convertrilo.sandbox import Job, Sandbox, VirtualClock, lifecycle
+from convertrilo.sandbox import Job, Sandbox, VirtualClock
+from convertrilo.sandbox.state import lifecycle
 
 TO_S3 = {**ON_DEMAND, "outputS3": {"bucket": "b-1", "key": "out.mp4"}}
 

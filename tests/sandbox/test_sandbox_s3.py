@@ -14,9 +14,9 @@ from object_store import ObjectStore
 from sandbox_help import JOB, ON_DEMAND, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
-from convertrilo.sandbox.folders import output_names
-from convertrilo.sandbox.network import Network
-from convertrilo.sandbox.s3 import S3, address
+from convertrilo.sandbox.api.folders import output_names
+from convertrilo.sandbox.outside.network import Network
+from convertrilo.sandbox.outside.s3 import S3, address
 
 SMALL = {"codec": "h264", "resolution": "480p", "fps": 5}
 VIDEO = b"not looked into by the instant encoder"

@@ -14,7 +14,7 @@ from sandbox_help import JOB, client_of
 from test_sandbox_s3 import KEYS, VIDEO, Watched
 
 from convertrilo.sandbox import Sandbox, VirtualClock
-from convertrilo.sandbox.s3 import address
+from convertrilo.sandbox.outside.s3 import address
 
 HARD_KEYS = [
     *KEYS,

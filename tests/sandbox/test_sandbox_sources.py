@@ -9,7 +9,7 @@ import pytest
 from sandbox_help import ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
-from convertrilo.sandbox.network import Network
+from convertrilo.sandbox.outside.network import Network
 
 
 @pytest.mark.parametrize(

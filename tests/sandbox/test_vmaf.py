@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_help import client_of
 
-from convertrilo.sandbox import Sandbox, ffmpeg, vmaf
-from convertrilo.sandbox.ffmpeg import EncodeSettings, RateFactors, encode
-from convertrilo.sandbox.probe import probe
+from convertrilo.sandbox import Sandbox
+from convertrilo.sandbox.encoding import ffmpeg, vmaf
+from convertrilo.sandbox.encoding.ffmpeg import EncodeSettings, RateFactors, encode
+from convertrilo.sandbox.encoding.probe import probe
 
 one_backend = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the search is what costs, and it is the same
 FPS = 10

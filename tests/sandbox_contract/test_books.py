@@ -12,7 +12,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from convertrilo.operations import OPERATIONS, Auth
 from convertrilo.sandbox import Sandbox, VirtualClock
-from convertrilo.sandbox.sample import SAMPLE_MP4
+from convertrilo.sandbox.encoding.sample import SAMPLE_MP4
 
 GRANTED = 40  # so few that they run out
 SOURCE = "https://media.example/holiday.mov"

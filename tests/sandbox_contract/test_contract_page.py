@@ -45,7 +45,8 @@ import pytest
 from convertrilo import APIError, AsyncClient, JobFailedError, RetryPolicy, ServerError, models
 from convertrilo._model import field_specs
 from convertrilo.operations import OPERATIONS, Auth
-from convertrilo.sandbox import Sandbox, VirtualClock, deliveries
+from convertrilo.sandbox import Sandbox, VirtualClock
+from convertrilo.sandbox.outside import deliveries
 
 JOB = {"codec": "h264", "resolution": "720p", "fps": 30}
 SOURCE = "https://media.example/holiday.mov"

@@ -17,7 +17,7 @@ import yaml
 
 from convertrilo.operations import OPERATIONS
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock, serve_in_thread
-from convertrilo.sandbox.sample import SAMPLE_MP4
+from convertrilo.sandbox.encoding.sample import SAMPLE_MP4
 
 HERE = Path(__file__).parent
 EXAMPLES = os.environ.get("CONVERTRILO_CONTRACT_EXAMPLES", "8")

@@ -1,0 +1,1 @@
+"""One HTTP call of the client: engine, attempts, transport, rate limiter, credentials, redaction."""

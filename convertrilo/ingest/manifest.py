@@ -1,0 +1,218 @@
+"""Manifests instead of a listing: S3 Inventory, CSV, JSON lines, and plain keys; read in pages, compressed or not."""
+
+import csv
+import gzip
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any, TextIO, cast
+from urllib.parse import unquote_plus
+
+import anyio.to_thread
+
+from convertrilo.errors import Issue, ValidationError
+from convertrilo.ingest.objects import Page, S3Object
+
+_PAGE = 1000
+
+_FIELDS = {
+    "bucket": "bucket",
+    "key": "key",
+    "size": "size",
+    "etag": "etag",
+    "versionid": "version_id",
+    "lastmodified": "last_modified",
+    "lastmodifieddate": "last_modified",
+    "islatest": "is_latest",
+    "isdeletemarker": "is_delete_marker",
+}
+"""What the columns of an inventory and the names of a JSON line mean, in small letters and without `_`."""
+
+_LOOKS = {
+    "size": re.compile(r"[0-9]+"),
+    "lastmodified": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*Z"),
+    "etag": re.compile(r"[0-9a-f]{32}(-[0-9]+)?"),
+}
+"""By what the optional columns of an inventory without a header are known; its first ones are always the same."""
+
+
+async def read_manifest(path: str | os.PathLike[str], bucket: str, take: Callable[[Page], Awaitable[object]]) -> None:
+    """Read the objects of a bucket that a manifest names, and await `take` with each page of them.
+
+    The name of the file says what it is: `manifest.json` of an S3 Inventory in CSV, with its data files in the folder,
+    in `data` below or beside it; `.csv`, an inventory's data file, or with a header; `.jsonl` or `.ndjson`, an object a
+    line (`key`, and `size`, `etag`, `versionId`, `lastModified`, `bucket` where they are known); any other, a key or
+    `s3://bucket/key` a line. Each may be compressed by gzip. An inventory's keys are URL-encoded, the others are taken
+    as they stand.
+
+    Args:
+        path: The manifest.
+        bucket: The bucket that it must be about.
+        take: Awaited with each page.
+
+    Raises:
+        ValidationError: The file cannot be read as what it is said to be, or is about another bucket; with its line.
+    """
+    pages = _pages(Path(path), bucket)
+    try:
+        while page := await anyio.to_thread.run_sync(next, pages, cast("Page", [])):
+            await take(page)
+    finally:
+        pages.close()
+
+
+def _pages(path: Path, bucket: str) -> Generator[Page]:
+    page: Page = []
+    for each in _objects(path, bucket):
+        page.append(each)
+        if len(page) == _PAGE:
+            yield page
+            page = []
+    if page:
+        yield page
+
+
+def _objects(path: Path, bucket: str) -> Iterator[S3Object]:
+    """Yield the objects of a manifest."""
+    name = path.name.lower().removesuffix(".gz")
+    try:
+        if name.endswith((".jsonl", ".ndjson")):
+            yield from _from_json_lines(path, bucket)
+        elif name.endswith(".csv"):
+            yield from _from_csv(path, bucket, None)
+        elif name.endswith(".json"):
+            yield from _from_inventory(path, bucket)
+        else:
+            yield from _from_lines(path, bucket)
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        raise _unusable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _unusable(path: Path, problem: str, line: int | None = None) -> ValidationError:
+    return ValidationError("manifest", [Issue(str(path) if line is None else f"{path}, line {line}", problem)])
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a file as text, compressed or not; only a line feed ends a line, as keys may hold other such characters."""
+    with path.open("rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    if is_compressed:
+        return cast("TextIO", gzip.open(path, "rt", encoding="utf-8-sig", newline="\n"))
+    return path.open(encoding="utf-8-sig", newline="\n")
+
+
+def _from_lines(path: Path, bucket: str) -> Iterator[S3Object]:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            key = line.removesuffix("\n").removesuffix("\r")
+            if key.startswith("s3://"):
+                named, _, key = key.removeprefix("s3://").partition("/")
+                _check_bucket(path, number, named, bucket)
+            if key:
+                yield S3Object(key)
+
+
+def _from_json_lines(path: Path, bucket: str) -> Iterator[S3Object]:
+    with _opened(path) as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                values = json.loads(line)
+                named = {_FIELDS.get(_plain(name)): value for name, value in values.items()}
+            except (ValueError, AttributeError):
+                raise _unusable(path, "is no JSON object", number) from None
+            if (each := _object(path, number, named, bucket)) is not None:
+                yield each
+
+
+def _from_inventory(path: Path, bucket: str) -> Iterator[S3Object]:
+    """Read an S3 Inventory by its manifest.json, which says what the columns are and which files there are."""
+    with _opened(path) as file:
+        try:
+            manifest: Any = json.load(file)
+            form, schema = manifest["fileFormat"], [each.strip() for each in manifest["fileSchema"].split(",")]
+            names = [str(each["key"]).rpartition("/")[2] for each in manifest["files"]]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise _unusable(path, "is no manifest.json of an S3 Inventory; for JSON lines, name it .jsonl") from None
+    if form != "CSV":
+        raise _unusable(path, f"lists files in {form}; only CSV is read")
+    for name in names:
+        places = [path.parent / name, path.parent / "data" / name, path.parent.parent / "data" / name]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise _unusable(path, f"names the file {name}, which is not in {', '.join(map(str, places))}")
+        yield from _from_csv(found, bucket, schema)
+
+
+def _from_csv(path: Path, bucket: str, schema: Sequence[str] | None) -> Iterator[S3Object]:
+    """Read a CSV file with the columns that are given; else by its header; else as S3 Inventory writes them."""
+    with _opened(path) as file:
+        rows = csv.reader(file)
+        first = next(rows, None)
+        if first is None:
+            return
+        is_inventory = schema is not None
+        if schema is None and "key" in map(_plain, first):
+            schema, first = first, next(rows, None)
+        elif schema is None:
+            schema, is_inventory = _guessed(path, first), True
+        fields = [_FIELDS.get(_plain(name)) for name in schema]
+        for row in chain([] if first is None else [first], rows):
+            values: dict[str | None, Any] = dict(zip(fields, row, strict=False))
+            if is_inventory and "key" in values:
+                values["key"] = unquote_plus(values["key"], errors="surrogateescape")
+            if row and (each := _object(path, rows.line_num, values, bucket)) is not None:
+                yield each
+
+
+def _guessed(path: Path, row: Sequence[str]) -> list[str]:
+    """Return the columns of an inventory without a header: the first are fixed, others are known by their looks."""
+    if len(row) < 2:
+        raise _unusable(path, "has neither a header with `key` nor the columns of an S3 Inventory", 1)
+    schema = ["bucket", "key"]
+    if len(row) >= 5 and {row[3], row[4]} <= {"true", "false"}:
+        schema += ["versionid", "islatest", "isdeletemarker"]
+    for value in row[len(schema) :]:
+        looks = (name for name, look in _LOOKS.items() if name not in schema and look.fullmatch(value))
+        schema.append(next(looks, ""))
+    return schema
+
+
+def _plain(name: Any) -> str:
+    return str(name).replace("_", "").strip().lower()
+
+
+def _check_bucket(path: Path, line: int, named: str, bucket: str) -> None:
+    if named != bucket:
+        raise _unusable(path, f"is about the bucket {named!r}, and the source is in {bucket!r}", line)
+
+
+def _object(path: Path, line: int, values: Mapping[str | None, Any], bucket: str) -> S3Object | None:
+    """Make an object from what a line says; `None` for a version that is not the latest, and for a deletion."""
+    if str(values.get("is_latest", "true")).lower() == "false" or str(values.get("is_delete_marker")).lower() == "true":
+        return None
+    key = values.get("key")
+    if not isinstance(key, str) or not key:
+        raise _unusable(path, "has no key", line)
+    _check_bucket(path, line, str(values.get("bucket") or bucket), bucket)
+    size, modified = values.get("size"), values.get("last_modified")
+    try:
+        return S3Object(
+            key,
+            int(size) if size not in (None, "") else None,
+            str(values.get("etag") or "").strip('"') or None,
+            str(values.get("version_id") or "") or None,
+            _time(str(modified)) if modified else None,
+        )
+    except ValueError:
+        raise _unusable(path, f"has a size or a time that is none: {size!r}, {modified!r}", line) from None
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo is not None else time.replace(tzinfo=UTC)

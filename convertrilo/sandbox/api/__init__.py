@@ -1,0 +1,1 @@
+"""The sandbox's HTTP API: the ASGI app and one module of handlers per subject."""

@@ -1,0 +1,295 @@
+"""The ASGI app: routes walked from the table of operations, authentication, keys, error answers, and faults."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
+
+import anyio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from convertrilo._json import canonical, dumps, loads
+from convertrilo._model import Model
+from convertrilo.codec import to_wire
+from convertrilo.errors import Issue, ValidationError
+from convertrilo.models import BulkCreateRequest
+from convertrilo.operations import OPERATIONS, Operation, Repeat
+from convertrilo.sandbox.api import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, webhooks
+from convertrilo.sandbox.api.call import Call, Handler, Work, read_all, read_body
+from convertrilo.sandbox.api.limits import RateLimit
+from convertrilo.sandbox.api.service import Service
+from convertrilo.sandbox.state.faults import Fault, of_the_future
+from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request
+from convertrilo.sandbox.state.records import GET_OBJECT, PUT_OBJECT, RequestRecord
+from convertrilo.sandbox.state.store import Tx
+from convertrilo.sandbox.web import routes as web
+
+ABORT = "convertrilo.abort"
+"""The ASGI extension that breaks the connection, given by our own servers; its argument says how."""
+
+HANDLERS: Mapping[str, Handler] = {
+    **accounts.HANDLERS,
+    **tokens.HANDLERS,
+    **jobs.HANDLERS,
+    **bulk.HANDLERS,
+    **webhooks.HANDLERS,
+    **uploads.HANDLERS,
+    **ondemand.HANDLERS,
+    **folders.HANDLERS,
+}
+
+_MAX_BODY = 64 * 1024**2
+_Record = Callable[[RequestRecord], None]
+
+
+def make_app(service: Service, record: _Record, further: Sequence[Route]) -> ASGIApp:
+    """Return the app; `record` is told of every request, and `further` are routes that are no operations."""
+
+    async def storage(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await uploads.storage(service, Request(scope, receive))
+        await response(scope, receive, send)
+
+    limit = RateLimit(service.rules, service.clock)
+    rows = sorted(OPERATIONS.values(), key=_literal_first)
+    routes = [
+        *(
+            Route(row.path, _Observed(service, row.id, _Endpoint(service, row, limit), record), methods=[row.method])
+            for row in rows
+        ),
+        Route("/storage/{key:path}", _Observed(service, PUT_OBJECT, storage, record), methods=["PUT"]),
+        Route("/storage/{key:path}", _Observed(service, GET_OBJECT, storage, record), methods=["GET"]),
+        *further,
+        *web.routes(service),
+    ]
+    return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
+
+
+def _literal_first(row: Operation[Any]) -> list[bool]:
+    """Sort `/jobs/bulk/status` before `/jobs/{id}/status`."""
+    return [part.startswith("{") for part in row.path.split("/")]
+
+
+def _no_route(request: Request, error: Exception) -> JSONResponse:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    code = "not_found" if status == 404 else "invalid_request"
+    answer = JSONResponse({"code": code, "message": f"There is no {request.method} {request.url.path}."}, status)
+    if status == 405:  # Starlette's own header knows one route of the path only
+        path = next(route.path for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
+        methods = {method for route in request.app.routes if route.path == path for method in route.methods}
+        answer.headers["allow"] = ", ".join(sorted(methods))
+    return answer
+
+
+# ---- every request: what goes wrong on purpose, and what is written down
+
+
+class _Observed:
+    """Records a request, and lets the fault strike that waits for it."""
+
+    def __init__(self, service: Service, name: str, inner: ASGIApp, record: _Record) -> None:
+        self._service = service
+        self._name = name
+        self._inner = inner
+        self._record = record
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fault = self._service.faults.take(self._name)
+        held: list[Message] = []
+        cut = _cutting(send)
+
+        async def watch(message: Message) -> None:
+            # Written down before it is sent, so that who has the answer finds the record.
+            if message["type"] == "http.response.start":
+                self._record(self._recorded(scope, message["status"], fault))
+            if fault is None or fault.kind == "status":
+                await send(message)
+            elif fault.kind == "cut_response":
+                await cut(message)
+            elif fault.kind == "future":
+                held.append(message)
+                if message["type"] == "http.response.body" and not message.get("more_body"):
+                    await _send_later_version(held, send)
+
+        if fault is None or fault.kind in ("lose_response", "cut_response", "future"):
+            await self._inner(scope, receive, watch)
+        elif fault.kind == "status":
+            await _answer_fault(fault, watch)
+        else:
+            self._record(self._recorded(scope, None, fault))
+        if fault is not None and fault.kind not in ("status", "future"):
+            if fault.kind != "stall":
+                scope["extensions"][ABORT](fault.kind)
+            await _until_gone(receive)
+
+    def _recorded(self, scope: Scope, status: int | None, fault: Fault | None) -> RequestRecord:
+        key = next((value for name, value in scope["headers"] if name == b"idempotency-key"), None)
+        return RequestRecord(
+            method=scope["method"],
+            path=scope["path"],
+            operation=self._name,
+            idempotency_key=None if key is None else key.decode("latin-1"),
+            status=status,
+            replayed=bool(scope.get("convertrilo.replayed")),
+            fault=None if fault is None else fault.kind,
+            at=self._service.clock.time(),
+        )
+
+
+async def _answer_fault(fault: Fault, send: Send) -> None:
+    headers = {"content-length": str(len(fault.body)), **fault.headers}
+    await _send(send, fault.status, headers, fault.body)
+
+
+async def _send(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_later_version(answer: Sequence[Message], send: Send) -> None:
+    start, *pieces = answer
+    body = of_the_future(b"".join(piece.get("body", b"") for piece in pieces))
+    headers = [(name, value) for name, value in start["headers"] if name.lower() != b"content-length"]
+    await send({**start, "headers": [*headers, (b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _cutting(send: Send) -> Send:
+    """Return what passes on the head of an answer and the first half of its body, in however many pieces that comes."""
+    left = 0
+
+    async def cut(message: Message) -> None:
+        nonlocal left
+        if message["type"] == "http.response.start":
+            left = next((int(value) // 2 for name, value in message["headers"] if name == b"content-length"), 0)
+        else:
+            body = message.get("body", b"")[:left]
+            left -= len(body)
+            message = {**message, "body": body, "more_body": True}
+        await send(message)
+
+    return cut
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+# ---- every operation
+
+
+class _Endpoint:
+    """Answers one operation: who asks, is it new, is it well formed, do it."""
+
+    def __init__(self, service: Service, operation: Operation[Any], limit: RateLimit) -> None:
+        self._service = service
+        self._limit = limit
+        self._operation = operation
+        self._handler = HANDLERS[operation.id]
+        self._waits = inspect.iscoroutinefunction(self._handler)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        headers = {"x-request-id": self._service.request_id()}
+        try:
+            status, body = await self._answer(request, headers)
+        except Problem as problem:
+            status, body = problem.status, canonical(problem.wire)  # it may repeat a number that orjson refuses
+        except ClientDisconnect:
+            return  # in the middle of its request; nobody waits for an answer
+        if body:
+            headers["content-type"] = "application/json"
+        if status != 204:
+            headers["content-length"] = str(len(body))
+        await _send(send, status, headers, body)
+
+    async def _answer(self, request: Request, headers: dict[str, str]) -> tuple[int, bytes]:
+        operation, service = self._operation, self._service
+        raw = b"" if operation.body is bytes else await read_all(request, _MAX_BODY)
+        key = request.headers.get("idempotency-key") if operation.repeat is Repeat.KEYED else None
+
+        def open_call(tx: Tx) -> tuple[accounts.Caller | None, replay.Claim | None]:
+            caller = accounts.authenticate(tx, operation, request.headers)
+            who = caller.account if caller is not None else f"from {request.client.host if request.client else ''}"
+            self._limit.count(who, headers)
+            if key is None or caller is None:
+                return caller, None
+            return caller, replay.claim(tx, service.rules, caller, operation.id, key, raw)
+
+        caller, claim = await service.store.transaction(open_call)
+        if claim is not None and claim.answer is not None:
+            request.scope["convertrilo.replayed"] = True
+            return claim.answer
+        call = Call(
+            service=service,
+            operation=operation,
+            origin=f"{request.url.scheme}://{request.url.netloc}",
+            path=request.path_params,
+            query=dict(request.query_params),
+            idempotency_key=key,
+            chunks=request.stream,
+            account_id=None if caller is None else caller.account,
+            headers=headers,
+        )
+        try:
+            return await self._perform(call, raw, claim)
+        except BaseException as error:
+            if claim is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._close_claim(claim, error)
+            raise
+
+    async def _perform(self, call: Call, raw: bytes, claim: replay.Claim | None) -> tuple[int, bytes]:
+        self._validate(call, raw)
+        work = await cast("Any", self._handler)(call) if self._waits else cast("Work", self._handler)
+
+        def perform(tx: Tx) -> tuple[int, bytes]:
+            model = work(call, tx)
+            body = b"" if model is None or self._operation.returns is None else dumps(to_wire(model))
+            if claim is not None:
+                claim.keep(tx, self._operation.status, body)
+            return self._operation.status, body
+
+        answer = await self._service.store.transaction(perform)
+        if call.afterwards is not None:
+            await call.afterwards()
+        return answer
+
+    async def _close_claim(self, claim: replay.Claim, error: BaseException) -> None:
+        def close(tx: Tx) -> None:
+            if isinstance(error, Problem) and replay.is_remembered(self._service.rules, error.status):
+                claim.keep(tx, error.status, canonical(error.wire))
+            else:
+                claim.drop(tx)
+
+        await self._service.store.transaction(close)
+
+    def _validate(self, call: Call, raw: bytes) -> None:
+        """Read the body as the operation's model, and see that the query is whole."""
+        operation = self._operation
+        for name in operation.query:
+            if name not in call.query:
+                raise invalid_request(f"The query parameter {name} is missing.")
+        if operation.body is None or operation.body is bytes:
+            return
+        if not raw:
+            if operation.body_required:
+                raise invalid_body([Issue("", "is required")])
+            return
+        try:
+            call.wire = loads(raw)
+            # json.loads takes half a surrogate pair, which neither the database nor an answer can carry.
+            dumps(call.wire)
+        except (ValueError, TypeError, RecursionError):
+            raise invalid_body([Issue("", "is not JSON")]) from None
+        model = cast("type[Model]", operation.body)
+        try:
+            # The jobs of a bulk are judged one by one, by its handler.
+            call.body = read_body(model, bulk.without_items(call.wire) if model is BulkCreateRequest else call.wire)
+        except ValidationError as error:
+            raise invalid_body(error.issues) from None

@@ -1,0 +1,56 @@
+"""What the areas of the sandbox share: its state, its clock, its rules, its files and its workers."""
+
+import hashlib
+import hmac
+import itertools
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import attrs
+
+from convertrilo._clock import Clock
+from convertrilo.sandbox.encoding.worker import Worker
+from convertrilo.sandbox.outside.places import Places
+from convertrilo.sandbox.state.faults import Faults
+from convertrilo.sandbox.state.files import Files
+from convertrilo.sandbox.state.rules import Rules
+from convertrilo.sandbox.state.store import Store
+
+
+@attrs.frozen(eq=False, kw_only=True)
+class Service:
+    """The sandbox behind its operations."""
+
+    store: Store
+    clock: Clock
+    rules: Rules
+    files: Files
+    places: Places
+    worker: Worker
+    faults: Faults
+    secret: bytes = attrs.field(repr=False)
+    """What presigned URLs are signed with."""
+
+    _requests: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
+
+    def request_id(self) -> str:
+        """Return the id of the next request."""
+        return f"req_{next(self._requests):08d}"
+
+    def sign(self, origin: str, method: str, key: str, expires_at: float) -> str:
+        """Return a presigned URL: whoever has it may do `method` with one object until it expires."""
+        expires = str(int(expires_at))
+        return f"{origin}/storage/{quote(key)}?expires={expires}&signature={self._signature(method, key, expires)}"
+
+    def is_signed(self, method: str, key: str, expires: str, signature: str) -> bool:
+        """Whether a presigned URL is ours and has not expired."""
+        known = self.same(signature, self._signature(method, key, expires))
+        return known and int(expires) > self.clock.time()
+
+    def _signature(self, method: str, key: str, expires: str) -> str:
+        return hmac.new(self.secret, f"{method}\n{key}\n{expires}".encode(), hashlib.sha256).hexdigest()
+
+    @staticmethod
+    def same(one: str, other: str) -> bool:
+        """Compare two secrets in constant time."""
+        return hmac.compare_digest(one.encode(), other.encode())

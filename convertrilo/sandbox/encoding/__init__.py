@@ -1,0 +1,1 @@
+"""The sandbox's encoder: probing, ffmpeg, VMAF, and the worker that runs them."""

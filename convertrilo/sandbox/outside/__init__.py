@@ -1,0 +1,1 @@
+"""Everything the sandbox fetches from or sends to other hosts."""

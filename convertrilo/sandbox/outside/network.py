@@ -1,0 +1,125 @@
+"""Connections to hosts that a request names: which of them are allowed, and that no other is reached."""
+
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import anyio
+import httpx
+
+from convertrilo.sandbox.encoding.probe import MediaError
+from convertrilo.sandbox.state.files import write_stream
+from convertrilo.sandbox.state.problem import Problem
+
+_TIMEOUT = httpx.Timeout(30.0)
+
+
+class _Lent(httpx.AsyncBaseTransport):
+    """A transport that stays its owner's to close."""
+
+    def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
+        self._transport = transport
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return await self._transport.handle_async_request(request)
+
+
+class Network:
+    """Opens connections for sources and outputs.
+
+    Args:
+        transport: what is used instead of connections; then no name is resolved.
+        allow_private: whether hosts may be this machine or in a private network.
+    """
+
+    def __init__(self, transport: httpx.AsyncBaseTransport | None, *, allow_private: bool) -> None:
+        self._transport = transport
+        self._allow_private = allow_private
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context(trust_env=False)  # once: it takes 20 ms to make
+
+    def client(self) -> httpx.AsyncClient:
+        """Return a client whose requests go through `send`."""
+        transport = None if self._transport is None else _Lent(self._transport)
+        return httpx.AsyncClient(transport=transport, verify=self._tls, timeout=_TIMEOUT, trust_env=False)
+
+    async def addresses(self, host: str, *, resolve: bool = True) -> list[str]:
+        """Return the addresses of a host, all of them allowed; none where connections are not ours to open.
+
+        Args:
+            host: a name or an address.
+            resolve: whether a name may be looked up.
+
+        Raises:
+            Problem: 400 `private_ip_blocked`, `host_not_resolvable`.
+        """
+        literal = _address(host)
+        if literal is None and (self._transport is not None or not resolve):
+            if host.lower() == "localhost" and not self._allow_private:
+                raise _private(host)
+            return []
+        if literal is not None:
+            found = [str(literal)]
+        else:
+            try:
+                infos = await anyio.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError):
+                raise Problem(400, "host_not_resolvable", f"The host {host} cannot be resolved.") from None
+            found = list(dict.fromkeys(str(info[4][0]) for info in infos))
+        if not self._allow_private and not all(ipaddress.ip_address(each).is_global for each in found):
+            raise _private(host)
+        return found
+
+    async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
+        """Send a request to an allowed host, and return its answer with the body unread; redirects are not followed.
+
+        Raises:
+            Problem: the host is not allowed.
+            httpx.HTTPError: there is no answer.
+        """
+        found = await self.addresses(request.url.host)
+        if not found:
+            return await client.send(request, stream=True)
+        # Connect to an address that was checked, not to what the name stands for a moment later.
+        request.extensions["sni_hostname"] = request.url.host
+        for address in found[:-1]:
+            request.url = request.url.copy_with(host=address)
+            # localhost is ::1, too, and most servers are at 127.0.0.1 only.
+            with suppress(httpx.ConnectError, httpx.ConnectTimeout):
+                return await client.send(request, stream=True)
+        request.url = request.url.copy_with(host=found[-1])
+        return await client.send(request, stream=True)
+
+
+async def save(response: httpx.Response, target: Path, *, limit: int) -> None:
+    """Write an answer's body to a file, as it comes.
+
+    Raises:
+        MediaError: it ends early.
+        Problem: 400 `file_too_large`.
+        httpx.HTTPError: the connection breaks.
+    """
+    chunks = cast("AsyncGenerator[bytes]", response.aiter_bytes())
+    written = await write_stream(chunks, target, limit=limit)
+    length = response.headers.get("content-length", str(written.size))
+    if str(written.size) != length:
+        await anyio.Path(target).unlink()
+        raise MediaError(f"the source ended after {written.size} of its {length} bytes")
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _private(host: str) -> Problem:
+    return Problem(400, "private_ip_blocked", f"The host {host} is in a private network.")
