@@ -89,6 +89,19 @@ def batch_identity(bare_body: bytes, *, name: str | None, is_named: bool) -> Ide
     return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call")
 
 
+ROUND_MARK = " round "
+
+
+def name_of_round(name: str, round_number: int) -> str:
+    """Return what a batch is called that goes out again with jobs of an earlier one: its key must differ.
+
+    Args:
+        name: What the first batch was called.
+        round_number: How often its jobs went out before, at least 1.
+    """
+    return f"{name}{ROUND_MARK}{round_number}"
+
+
 def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | None = None) -> str:
     """Return the idempotency key that the client sends for a body that has an identity.
 

@@ -15,7 +15,7 @@ import convertrilo
 ROOT = Path(convertrilo.__file__).parent
 
 FLOORS = """
-    _clock _openapi _tasks _version errors
+    _clock _halving _openapi _tasks _version errors
     _json _model _output_file
     models
     codec

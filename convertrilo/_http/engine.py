@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 import anyio
@@ -45,14 +45,22 @@ class Engine(Context):
         self.poll_batch_size = poll_batch_size
         """Ids that one `bulkStatus` of the poller asks for at most."""
         self.transport = transport
-        self.shared: dict[str, Any] = {}
-        """What the flows keep for a client and its views, by their own names."""
+        self._shared: dict[type[object], object] = {}
         self.service = _service(self.base_url)
         """What the journal calls it."""
         self._close = close
         self._journal_open = False
         self._journal_opening = anyio.Lock()
         self._urls: dict[str, httpx.URL] = {}
+
+    def shared(self, kind: type[T]) -> T | None:
+        """Return the object of this class that a flow keeps for a client and its views, if there is one."""
+        return cast("T | None", self._shared.get(kind))
+
+    def share(self, value: T) -> T:
+        """Keep an object for a client and its views; `shared` finds it by its class."""
+        self._shared[type(value)] = value
+        return value
 
     def check_open(self) -> None:
         """Refuse to go on with a client that is closed.

@@ -14,7 +14,7 @@ import attrs
 from convertrilo._json import canonical, encode, loads
 from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.idempotency import CREDENTIALS, Identity, bare_of, batch_identity
+from convertrilo.idempotency import CREDENTIALS, Identity, bare_of, batch_identity, name_of_round
 from convertrilo.models import BulkCreateResponse, BulkCreateSettings, JobCreateRequest
 
 Request = JobCreateRequest | Mapping[str, Any]
@@ -44,7 +44,7 @@ class Settings:
 
     def name(self, round_number: int) -> str | None:
         """Return what batches of a round are called: those that go again must have other keys than before."""
-        return f"{self.operation or 'submit_jobs'} round {round_number}" if round_number else self.operation
+        return name_of_round(self.operation or "submit_jobs", round_number) if round_number else self.operation
 
 
 def checked_settings(settings: BulkCreateSettings | Mapping[str, Any] | None, operation: str | None) -> Settings:

@@ -136,7 +136,7 @@ class _Run:
         self._concurrency = concurrency
         self._journal = journal
         self._on_progress = on_progress
-        self._sizes: Sizes = self._engine.shared.setdefault("bulk_sizes", Sizes())
+        self._sizes = self._engine.shared(Sizes) or self._engine.share(Sizes())
         self._ledger = self._make_ledger(journal or self._engine.journal)
         self._results = Results(self._engine.credentials.api_key, dry_run=settings.dry_run)
         self._error: Exception | None = None

@@ -8,6 +8,8 @@ import attrs
 
 from convertrilo._json import encode
 from convertrilo.errors import ConfigurationError
+from convertrilo.idempotency import ROUND_MARK
+from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER
 
 if TYPE_CHECKING:
     import sqlite3  # most clients do without
@@ -141,14 +143,14 @@ _NOTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
 
 # A journal may hold operations of others: a folder's batch is known by its objects, which are written down before it
 # is, and what the service was asked to list by its body. What was answered, and made no job, binds to nothing.
-_OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run) + 7) = :run || ' round ')"
+_OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run || :round)) = :run || :round)"
 _OF_ITS_OBJECTS = """json_valid(CAST(body AS TEXT)) AND EXISTS
     (SELECT 1 FROM objects WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))"""
 _SENT = f"""SELECT 1 FROM operations
             WHERE {_OF_THIS_RUN}
               AND CASE operation
-                  WHEN 'onDemandIngestFolder' THEN body = :listing
-                  WHEN 'createJobsBulk' THEN {_OF_ITS_OBJECTS}
+                  WHEN :on_demand THEN body = :listing
+                  WHEN :bulk THEN {_OF_ITS_OBJECTS}
                   END
               AND CASE WHEN answered_at IS NULL OR NOT json_valid(CAST(answer AS TEXT)) THEN 1
                   ELSE EXISTS (SELECT 1 FROM json_tree(CAST(answer AS TEXT), '$.jobs')
@@ -162,7 +164,14 @@ def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: in
     if db.execute(_NOTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None
-    return db.execute(_SENT, {"run": _run_name(identity, generation), "listing": listing}).fetchone() is not None
+    parameters = {
+        "run": _run_name(identity, generation),
+        "round": ROUND_MARK,
+        "listing": listing,
+        "on_demand": ON_DEMAND_INGEST_FOLDER.id,
+        "bulk": CREATE_JOBS_BULK.id,
+    }
+    return db.execute(_SENT, parameters).fetchone() is not None
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:

@@ -117,9 +117,7 @@ def _join(
         if not job_id or "," in job_id:
             raise ValidationError("job_id", [Issue("", f"is no job id: {job_id!r}")])
     engine, options = engine_of(client)
-    poller: Poller | None = engine.shared.get("poller")
-    if poller is None:
-        poller = engine.shared["poller"] = Poller(engine)
+    poller = engine.shared(Poller) or engine.share(Poller(engine))
     waiter = Waiter(options, timeout, engine.clock.monotonic() + timeout, on_progress)
     poller.join(waiter, job_ids, on_demand=on_demand)
     return poller, waiter
@@ -159,6 +157,6 @@ def _too_late(poller: Poller, waiter: Waiter, watch: Watch) -> WaitTimeoutError:
 def notify(client: BaseClient, event: HasJobId | str) -> None:
     """Have the status of a job read at once; see `AsyncClient.notify`."""
     job_id = event if isinstance(event, str) else event.job_id
-    poller: Poller | None = engine_of(client)[0].shared.get("poller")
+    poller = engine_of(client)[0].shared(Poller)
     if job_id is not None and poller is not None:
         poller.notify(job_id)

@@ -19,6 +19,7 @@ from mcp.types import CallToolResult, Tool
 from support import Clock, Script, client_of, ok, problem
 
 from convertrilo import AsyncClient, ConfigurationError, ValidationError
+from convertrilo._base_client import engine_of
 from convertrilo._model import Model, field_specs
 from convertrilo.codec import wire_name
 from convertrilo.mcp.calls import WatchedJournal
@@ -30,6 +31,7 @@ from convertrilo.mcp.tools import tools
 from convertrilo.models import BulkCreateRequest, OnDemandEncodeRequest
 from convertrilo.retry import RetryPolicy
 from convertrilo.sandbox import Sandbox
+from convertrilo.waiting.poller import Poller
 
 URL = "https://media.example/holiday.mov"
 ENCODE: dict[str, Any] = {"sourceUrl": URL, "codec": "h265", "metadata": {"b": 1, "a": [None, 2.0]}}
@@ -390,7 +392,8 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) ->
             with anyio.fail_after(60):
                 await reading.wait()
             tasks.cancel_scope.cancel()
-        poller = client._engine.shared["poller"]
+        poller = engine_of(client)[0].shared(Poller)
+        assert poller is not None
         with anyio.fail_after(60):
             while poller._watches:  # the server hears of it a moment later
                 await anyio.lowlevel.checkpoint()
