@@ -1,4 +1,4 @@
-"""What no webhook told: the ends of jobs whose event never came, read from the service and handed on as events."""
+"""`reconcile`: read the ends of jobs whose webhooks never arrived, and pass them to the handler as events."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -10,35 +10,36 @@ import attrs
 
 from convertrilo._base_client import BaseClient
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._tasks import together
+from convertrilo._tasks import run_all
 from convertrilo.codec import read_answer
 from convertrilo.dedupe.memory import DedupeStore, once
 from convertrilo.errors import DecodeError, InvalidRequestError, NotFoundError
 from convertrilo.events import logger
 from convertrilo.journal import Entry, Journal
 from convertrilo.models import OnDemandStatusResponse, StatusResponse
-from convertrilo.operations import OPERATIONS
+from convertrilo.operations import ON_DEMAND_ENCODE, ON_DEMAND_INGEST_FOLDER, OPERATIONS
 from convertrilo.receiver import Handler, call_handler
 from convertrilo.webhooks import WebhookEvent
 
 EVENTS = {"success": "job.completed", "failed": "job.failed", "canceled": "job.canceled"}
-"""The event that tells of each end of a job."""
+"""The webhook event for each terminal status of a job."""
 
-_AT_ONCE = 100
-_SINGLE_READS = 8  # at the same time
-_ON_DEMAND = frozenset({"onDemandEncode", "onDemandIngestFolder"})
+_BATCH_SIZE = 100
+_SINGLE_READS = 8
+"""Statuses of on-demand jobs that are read at once, each with a request of its own."""
+_ON_DEMAND = frozenset({ON_DEMAND_ENCODE.id, ON_DEMAND_INGEST_FOLDER.id})
 
 
 @attrs.frozen(kw_only=True)
 class Reconciliation:
-    """What `reconcile` did, in jobs."""
+    """The result of `reconcile`, in jobs."""
 
     open: int
-    """Jobs that have not ended yet, or of which the service knows nothing."""
+    """Jobs that have not ended yet, or that the service does not know."""
     handled: int
-    """Jobs whose end was handed to the handler."""
+    """Jobs whose end the handler accepted."""
     failed: int
-    """Jobs for whose end the handler raised; the next run hands it over again."""
+    """Jobs for which the handler raised an error; the next run passes them to the handler again."""
 
 
 async def reconcile(
@@ -50,20 +51,23 @@ async def reconcile(
     within: float = 7 * 86400.0,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Reconciliation:
-    """Hand the handler the ends of jobs that no webhook told of (`bulkStatus`, `onDemandStatus`).
+    """Pass the ends of jobs to a handler if no webhook delivered them (`bulkStatus`, `onDemandStatus`).
 
-    For jobs that the journal knows: the receiver was down for longer than the service repeats, or the webhook was
-    switched off. Their statuses are read, a hundred at a time, and those that have ended become the event that should
-    have come. Such an event has what the status has: `duration_sec`, `final_neu`, `user_id` and `failure_code` are
-    `None`. An event that the receiver handled is not handed over again, nor one that this function handed over.
+    Webhooks get lost when the receiver is down for longer than the service retries, or when the webhook was disabled.
+    This function reads the statuses of the journal's jobs, a hundred at a time, and builds the missing event for each
+    job that has ended. The event has what the status has: `duration_sec`, `final_neu`, `user_id` and `failure_code` are
+    `None`. An event that the receiver or an earlier call has handled is not handled again.
 
     Args:
-        client: Whom to ask.
-        journal: Where the jobs are from; open, as it is while a client that has it is.
-        handler: What the receiver's handler is. What it raises is logged, and counts.
-        dedupe: The receiver's own, open: what remembers which events were handled.
-        within: How old a job may be, in seconds; not older than `dedupe` remembers.
-        clock: Tells the time.
+        client: The client that reads the statuses.
+        journal: The open journal that holds the jobs; a client that uses the journal keeps it open.
+        handler: The receiver's handler. An error that it raises is logged and counted.
+        dedupe: The receiver's open deduplication store, which remembers the events that were handled.
+        within: How old a job may be, in seconds: at most as long as `dedupe` remembers events.
+        clock: The source of the current time.
+
+    Returns:
+        How many jobs are open, and for how many the handler succeeded or failed.
 
     Raises:
         ConvertriloError: The statuses or the journal cannot be read.
@@ -76,21 +80,21 @@ async def reconcile(
         for job_id, event in events:
             try:
                 handled += await once(dedupe, (job_id, event.event), partial(call_handler, handler, event), clock)
-            except Exception:  # noqa: BLE001  # the handler's; the other jobs are not to suffer for it
+            except Exception:  # noqa: BLE001  # the handler's: go on with the other jobs
                 failed += 1
-                logger.exception("%s of %s was not handled; the next reconciliation hands it over", event.event, job_id)
+                logger.exception("%s of %s was not handled; the next reconciliation tries again", event.event, job_id)
     return Reconciliation(open=still_open, handled=handled, failed=failed)
 
 
 async def _batches(journal: Journal, since: datetime) -> AsyncIterator[dict[str, bool]]:
-    """Iterate over the jobs that the journal knows, a hundred at a time; with each, whether it is on-demand."""
+    """Iterate over batches of the journal's jobs: each maps job ids to whether the job is on-demand."""
     batch: dict[str, bool] = {}
     async for entry in journal.answered():
         if entry.answered_at is None or entry.answered_at < since:
             continue
         for job_id in _job_ids(entry):
             batch[job_id] = entry.operation in _ON_DEMAND
-            if len(batch) == _AT_ONCE:
+            if len(batch) == _BATCH_SIZE:
                 yield batch
                 batch = {}
     if batch:
@@ -98,12 +102,12 @@ async def _batches(journal: Journal, since: datetime) -> AsyncIterator[dict[str,
 
 
 def _job_ids(entry: Entry) -> list[str]:
-    row = OPERATIONS.get(entry.operation)
-    if row is None or row.returns is None or entry.answer is None:
+    operation = OPERATIONS.get(entry.operation)
+    if operation is None or operation.returns is None or entry.answer is None:
         return []
     try:
-        answer: Any = read_answer(row.returns, entry.answer)
-    except DecodeError:  # the call that got it raised this already
+        answer: Any = read_answer(operation.returns, entry.answer)
+    except DecodeError:  # the call that received the answer raised this error already
         return []
     items = [answer] if hasattr(answer, "job_id") else answer.jobs or []
     return [item.job_id for item in items if item.job_id]
@@ -112,9 +116,9 @@ def _job_ids(entry: Entry) -> list[str]:
 async def _ends(
     client: BaseClient, job_ids: Sequence[str], jobs: Mapping[str, bool], clock: Clock
 ) -> AsyncIterator[tuple[str, WebhookEvent]]:
-    """Iterate over those of the jobs that have ended, and the events that tell of it."""
-    statuses = {status.id: status for status in await _read_together(client, job_ids)}
-    # bulkStatus may know nothing of on-demand jobs
+    """Iterate over the jobs that have ended, each with its event."""
+    statuses = {status.id: status for status in await _read_in_bulk(client, job_ids)}
+    # bulkStatus may not return on-demand jobs
     on_demand = await _read_on_demand(client, [each for each in job_ids if jobs[each] and each not in statuses])
     for job_id in job_ids:
         status = statuses.get(job_id) or on_demand.get(job_id)
@@ -122,20 +126,20 @@ async def _ends(
             yield job_id, _event(job_id, status, clock)
 
 
-async def _read_together(client: BaseClient, job_ids: Sequence[str]) -> list[StatusResponse]:
+async def _read_in_bulk(client: BaseClient, job_ids: Sequence[str]) -> list[StatusResponse]:
     if not job_ids:
         return []
     try:
         return list((await client.bulk_status(job_ids)).jobs or ())
-    except InvalidRequestError:  # too many for one call, or one of them is not to the service's liking
+    except InvalidRequestError:  # too many ids for one request, or an id that the service rejects
         half = len(job_ids) // 2
         if not half:
             return []
-    return [*await _read_together(client, job_ids[:half]), *await _read_together(client, job_ids[half:])]
+    return [*await _read_in_bulk(client, job_ids[:half]), *await _read_in_bulk(client, job_ids[half:])]
 
 
 async def _read_on_demand(client: BaseClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:
-    """Read the statuses of on-demand jobs, one request for each and some at a time; those that are known."""
+    """Read the statuses of on-demand jobs, with one request each; jobs that the service does not know are left out."""
     found: dict[str, OnDemandStatusResponse] = {}
     waiting = list(reversed(job_ids))
 
@@ -145,7 +149,7 @@ async def _read_on_demand(client: BaseClient, job_ids: Sequence[str]) -> dict[st
             with contextlib.suppress(NotFoundError):
                 found[job_id] = await client.on_demand_status(job_id)
 
-    await together([read] * min(_SINGLE_READS, len(waiting)))
+    await run_all([read] * min(_SINGLE_READS, len(waiting)))
     return found
 
 
