@@ -1,22 +1,22 @@
-"""A file that takes its place only once it is whole: where it grows, and what it may take the place of."""
+"""An output file that appears only once it is complete: the `.part` file it grows in, and what it may replace."""
 
 import errno
 import os
 from pathlib import Path
 
 
-def part_of(path: Path) -> Path:
-    """Return where a file is until it is whole."""
+def part_path(path: Path) -> Path:
+    """Return the path of the `.part` file in which a file grows until it is complete."""
     return path.parent / f"{path.name}.part"
 
 
-def check_place(path: Path) -> None:
-    """Refuse to put a file where something else is.
+def check_replaceable(path: Path) -> None:
+    """Raise unless a file may be put at this path: nothing or a regular file must be there.
 
     Raises:
-        OSError: It would take the place of a folder, or of a device or a pipe, for all who use it.
+        OSError: A folder is there, or a device or a pipe, which other programs may use.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))

@@ -1,23 +1,39 @@
-"""Several tasks that are one thing: they end together, and the first error is the error of it all."""
+"""Run several tasks as one: they end together, and the first error is raised as it is, without an exception group."""
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 
 import anyio
 
+Step = Callable[[], Awaitable[object]]
 
-async def together(steps: Iterable[Callable[[], Awaitable[object]]]) -> None:
-    """Run tasks to their ends; the first error cancels the others, and is raised as it is, in no group."""
+
+async def run_all(steps: Iterable[Step]) -> None:
+    """Run tasks to their ends; the first error cancels the others and is raised."""
+    async with running_all() as start:
+        for step in steps:
+            start(step)
+
+
+@asynccontextmanager
+async def running_all() -> AsyncGenerator[Callable[[Step], None]]:
+    """Yield a function that starts a task, also from within a task; then wait for all tasks, as `run_all` does.
+
+    The block itself only starts tasks: an error that it raises is wrapped in an exception group.
+    """
     failures: list[Exception] = []
 
-    async def run(step: Callable[[], Awaitable[object]]) -> None:
+    async def run(step: Step) -> None:
         try:
             await step()
         except Exception as error:  # noqa: BLE001  # raised below, outside of the group
             failures.append(error)
             group.cancel_scope.cancel()
 
+    def start(step: Step) -> None:
+        group.start_soon(run, step)
+
     async with anyio.create_task_group() as group:
-        for step in steps:
-            group.start_soon(run, step)
+        yield start
     if failures:
         raise failures[0]

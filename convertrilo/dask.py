@@ -1,10 +1,10 @@
-"""A folder on a Dask cluster: workers list the pages and send the batches, the journal stays here.
+"""Ingest a folder with a Dask cluster: workers list the pages and send the batches; the journal stays in this process.
 
     await ingest_folder(client, "s3://films", template, journal="run.db", engine=DaskEngine("tcp://scheduler:8786"))
 
-Needs the extra `dask` here and on the workers. Dask may run a task twice: the batches' keys make that harmless. Tasks
-carry no credentials: every worker has CONVERTRILO_API_KEY, and AWS's if the folder is not public, in its environment.
-Workers run under a nanny (Dask's default), or one that dies is not replaced.
+The extra `dask` is needed here and on the workers. Dask may run a task twice, which the batches' idempotency keys make
+harmless. Tasks carry no credentials: every worker needs CONVERTRILO_API_KEY in its environment, and AWS's credentials
+if the folder is not public. Run workers under a nanny (Dask's default), so that a worker that dies is replaced.
 """
 
 import uuid
@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 
 from convertrilo.errors import ConfigurationError, ConvertriloError, TransportError
-from convertrilo.ingest import remote as _remote
+from convertrilo.ingest import remote
 from convertrilo.ingest.remote import Found, Place, Service
 
 try:
@@ -29,26 +29,29 @@ except ModuleNotFoundError as _error:
 
 T = TypeVar("T")
 
-_TRIES = 3
-"""How often a task is handed in whose workers died; Dask itself gives it to four workers each time."""
+_MAX_SUBMISSIONS = 3
+"""How often a task is submitted when its workers die; each time, Dask itself submissions four workers."""
 _THREADS = 256
-"""Tasks that can be waited for at once."""
+"""Threads that wait for tasks, one for each task."""
 
 
 class DaskEngine:
-    """Hands the work of `ingest_folder` to the workers of a Dask cluster.
+    """Runs the requests of `ingest_folder` on the workers of a Dask cluster.
 
-    On asyncio and trio alike: Dask's client has a thread of its own, and its answers are waited for in threads.
+    It works on asyncio and trio: Dask's client has a thread of its own, and threads wait for its results.
 
     Args:
-        cluster: The scheduler's address, or a `distributed.Client` that is not asynchronous; that one stays open.
+        cluster: The scheduler's address, or a `distributed.Client` that is not asynchronous. Such a client stays open.
+
+    Raises:
+        ConfigurationError: The client is asynchronous.
     """
 
     def __init__(self, cluster: "str | distributed.Client") -> None:
         self._address = cluster if isinstance(cluster, str) else None
         self._client: Any = None if isinstance(cluster, str) else cluster
         if self._client is not None and self._client.asynchronous:
-            raise ConfigurationError("the distributed.Client must not be asynchronous: it is waited for in threads")
+            raise ConfigurationError("the distributed.Client must not be asynchronous: threads wait for its results")
 
     async def __aenter__(self) -> Self:
         self._limiter = anyio.CapacityLimiter(_THREADS)
@@ -72,26 +75,36 @@ class DaskEngine:
         return make(self._address, set_as_default=False)
 
     async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
-        """List one page on a worker."""
-        return await self._run(_remote.find, place, service, after, token)
+        """List one page of a folder on a worker.
+
+        Raises:
+            TransportError: The cluster does not answer, or workers die of the task.
+            ConvertriloError: As the task on the worker raises it.
+        """
+        return await self._run(remote.find, place, service, after, token)
 
     async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
-        """Send a frozen batch on a worker."""
-        return await self._run(_remote.send, place, service, key, body, last_resend)
+        """Send a frozen batch on a worker, and return what matters of the answer.
+
+        Raises:
+            TransportError: The cluster does not answer, or workers die of the task.
+            ConvertriloError: As the task on the worker raises it.
+        """
+        return await self._run(remote.send, place, service, key, body, last_resend)
 
     async def _run(self, task: Callable[..., T], *arguments: Any) -> T:
         assert self._client is not None
-        tries = 0
+        submissions = 0
         while True:
-            tries += 1
+            submissions += 1
             name = f"convertrilo-{task.__name__}-{uuid.uuid4().hex}"
             future = self._client.submit(task, *arguments, key=name, pure=False)
             try:
                 result: T = await anyio.to_thread.run_sync(future.result, abandon_on_cancel=True, limiter=self._limiter)
             except distributed.KilledWorker as error:
-                if tries == _TRIES:
-                    raise TransportError(f"one Dask worker after the other has died of a task: {error}") from error
-            except ConvertriloError:  # the task's own, which may be a TimeoutError
+                if submissions == _MAX_SUBMISSIONS:
+                    raise TransportError(f"several Dask workers died while they ran the same task: {error}") from error
+            except ConvertriloError:  # raised by the task itself, and may be a TimeoutError
                 raise
             except (OSError, TimeoutError, CancelledError) as error:
                 raise TransportError(f"the Dask cluster does not answer: {error}") from error

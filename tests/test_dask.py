@@ -28,7 +28,7 @@ from convertrilo import (
     ingest_folder,
 )
 from convertrilo.dask import DaskEngine
-from convertrilo.ingest import remote as _remote
+from convertrilo.ingest import remote
 from convertrilo.ingest.remote import Found, Place, Service
 from convertrilo.sandbox import Sandbox, SandboxServer, serve_in_thread
 
@@ -41,7 +41,7 @@ KEYS = [f"films/{number:03}.mp4" for number in range(30)]
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore, tmp_path: Path) -> Iterator[SandboxServer]:
     """A sandbox on a port; the environment has what a worker's has."""
-    monkeypatch.setattr(_remote, "_folders", {})
+    monkeypatch.setattr(remote, "_folders", {})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.secret_access_key)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
@@ -71,10 +71,10 @@ class Twice:
         return result
 
     async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
-        return await self._run(_remote.find, place, service, after, token)
+        return await self._run(remote.find, place, service, after, token)
 
     async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
-        return await self._run(_remote.send, place, service, key, body, last_resend)
+        return await self._run(remote.send, place, service, key, body, last_resend)
 
 
 async def ingest(store: ObjectStore, bucket: str, journal: Path, **options: Any) -> IngestReport:
@@ -107,13 +107,13 @@ async def test_no_task_carries_credentials_and_every_job_has_them(
     server: SandboxServer, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
-    lend = _remote._lend
+    fill_in = remote._fill_in_credentials
 
     def watch(credentials: Any, wire: Any) -> None:
-        lend(credentials, wire)
+        fill_in(credentials, wire)
         sent.extend(wire["jobs"])
 
-    monkeypatch.setattr(_remote, "_lend", watch)
+    monkeypatch.setattr(remote, "_fill_in_credentials", watch)
     bucket = object_store.private_bucket(**dict.fromkeys(KEYS[:3], b"video"))
     engine = Twice()
     await ingest(object_store, bucket, tmp_path / "run.db", engine=engine)
@@ -214,25 +214,25 @@ def service(server: SandboxServer, sender: str | None = None) -> Service:
 
 def test_a_worker_with_another_api_key_sends_nothing(server: SandboxServer) -> None:
     with pytest.raises(ConfigurationError, match="is not that of the client"):
-        _remote.send(PLACE, service(server, "other"), "key", BODY, None)
+        remote.send(PLACE, service(server, "other"), "key", BODY, None)
     assert server.sandbox.requests == []
 
 
 def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
     with pytest.raises(OutcomeUnknownError, match="may have forgotten its key"):
-        _remote.send(PLACE, service(server), "key", BODY, time.time() - 1)
+        remote.send(PLACE, service(server), "key", BODY, time.time() - 1)
     assert server.sandbox.requests == []
 
 
 def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
     server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")
     with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # and another worker may have sent it
-        _remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
+        remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
     assert server.sandbox.jobs == []
 
 
 def test_little_comes_back(server: SandboxServer) -> None:
-    answer = _remote.send(PLACE, service(server), "key", BODY, time.time() + 60)
+    answer = remote.send(PLACE, service(server), "key", BODY, time.time() + 60)
     (job,) = server.sandbox.jobs
     assert job.id.encode() in answer
     assert b"externalId" not in answer

@@ -11,7 +11,7 @@ from typing import Any, get_args
 import attrs
 import click
 
-from convertrilo._output_file import part_of
+from convertrilo._output_file import part_path
 from convertrilo.cli.failures import JOB_FAILED, NO_ANSWER, UNCLEAR, exit_code
 from convertrilo.cli.options import readable_file, writable_file
 from convertrilo.cli.output import Output, print_line, size_text, wire_of
@@ -229,7 +229,7 @@ def _check_url(source: str) -> None:
 
 def _check_file(source: str, path: Path) -> None:
     readable_file(source)
-    for written in (path, part_of(path)):
+    for written in (path, part_path(path)):
         if written.exists() and written.samefile(source):
             raise click.UsageError(f"{written} is the source itself")
 

@@ -17,8 +17,8 @@ from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request, wire_name
 from convertrilo.errors import ConvertriloError, Issue, ValidationError
 from convertrilo.ingest import IngestProgress, IngestReport, ingest_folder
-from convertrilo.ingest.listing import parse_url
-from convertrilo.ingest.report import try_out
+from convertrilo.ingest.report import check_writable
+from convertrilo.ingest.s3_folder import parse_url
 from convertrilo.models import JobCreateRequest, S3FolderOutput, S3FolderSource
 
 _FILTERS = ("exclude", "min_size", "max_size", "max_files", "shard", "manifest", "anonymous", "dry_run", "from_scratch")
@@ -63,7 +63,7 @@ class Ingestion:
             if not self._report.parent.is_dir():
                 raise click.UsageError(f"there is no folder {self._report.parent}")
             with _as_the_options(self._report):
-                try_out(self._report)
+                check_writable(self._report)
         report = self._service.run(self._work, state=self._how_to_go_on)
         summary = {wire_name(name): getattr(report, name) for name in (*_COUNTS, *_SUMS)}
         summary |= {"journal": str(self._how["journal"]), "report": self._report and str(self._report)}

@@ -1,30 +1,29 @@
-"""A folder in S3, every video of it encoded once: listed, submitted in batches, followed to the end, and reported.
+"""`ingest_folder`: list a folder in S3, submit a job for every video once, follow the jobs, and report.
 
-The journal holds the run. Whatever ends it, the same call goes on with it: what was listed is not listed as new, what
-was submitted is not submitted again, and an object that has come since, or has changed, is the only new work.
+The journal holds the state of the run. However a run ends, the same call continues it: objects and jobs that the
+journal knows are not listed or submitted again, and only objects that were added or changed are new work.
 """
 
 import math
 import os
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.idempotency import bare_of
-from convertrilo.ingest.listing import Folder, open_folder
-from convertrilo.ingest.objects import Shard, chooser, parse_shard
+from convertrilo.ingest.objects import Shard, make_filter, parse_shard
 from convertrilo.ingest.on_demand import OnDemandFolder, on_demand_request
-from convertrilo.ingest.record import FolderRecord
-from convertrilo.ingest.remote import Elsewhere, IngestEngine
-from convertrilo.ingest.report import IngestReport, IngestRow
-from convertrilo.ingest.run import FolderRun, IngestProgress, OnIngest
-from convertrilo.journal import Journal
+from convertrilo.ingest.progress import OnIngest
+from convertrilo.ingest.remote import IngestEngine, RemoteRunner
+from convertrilo.ingest.report import IngestReport
+from convertrilo.ingest.run import run_folder
+from convertrilo.ingest.s3_folder import S3Folder, open_folder
+from convertrilo.journal import Journal, folders
 from convertrilo.models import JobCreateRequest, S3FolderOutput, S3FolderSource
-
-__all__ = ["IngestProgress", "IngestReport", "IngestRow", "ingest_folder"]
 
 
 async def ingest_folder(
@@ -53,54 +52,59 @@ async def ingest_folder(
     engine: IngestEngine | None = None,
     on_progress: OnIngest | None = None,
 ) -> IngestReport:
-    """Have every video of a folder in S3 encoded, once (`createJobsBulk`, `bulkStatus`); return what became of it.
+    """Encode every video of a folder in S3, each once, and return a report (`createJobsBulk`, `bulkStatus`).
 
-    Each object's job has an `external_id` made of bucket, key and ETag (see docs/INGEST.md), so the same object is the
-    same job for ever and a changed one is a new job. Run again on the same journal, it goes on; memory does not grow
-    with the folder. Several processes may work on one journal at once.
+    Each object's job has an `external_id` made of bucket, key and ETag (see docs/INGEST.md): the same object is always
+    the same job, and a changed object is a new job. Calling again with the same journal continues the run. Memory does
+    not grow with the folder. Several processes may work on one journal at once.
 
-    The service reads the objects itself, with the credentials that the folder is listed with: they are in the body of
-    each request, and nowhere on disk. AWS's temporary credentials have no place there.
+    The service reads the objects itself, with the credentials that list the folder. They are sent in the body of each
+    request and are never written to disk. AWS's temporary credentials cannot be sent, so jobs cannot use them.
 
     Args:
-        client: Whom to ask. It needs no journal of its own.
-        source: `s3://bucket/prefix`, or a folder with its endpoint, region and credentials. Without credentials those
-            of AWS's standard chain are used, and without those none.
-        template: What to make of each video: a job without `external_id` and source. Unless it says `confirm=False`,
-            the jobs are queued at once.
-        journal: Where the run is written down; a path, or a journal that the client may use too. It holds one folder.
-        include: Patterns (`*`, `?`, `[…]`) one of which the key must match; by default, the endings of videos.
+        client: The client that sends the requests. It needs no journal of its own.
+        source: `s3://bucket/prefix`, or a folder with endpoint, region and credentials. Without credentials in the
+            source, those of AWS's standard chain are used; if there are none either, the folder is read anonymously.
+        template: The job to create for each video, without `external_id` and source. The jobs are queued at once
+            unless the template says `confirm=False`.
+        journal: The journal that records the run: a path, or a journal that the client may use as well. A journal
+            holds one folder.
+        include: Patterns (`*`, `?`, `[…]`) of which the key must match at least one. The default is the file name
+            extensions of videos.
         exclude: Patterns that the key must not match.
-        min_size: Least bytes of an object.
-        max_size: Most bytes of an object.
-        modified_since: Only objects that were last modified then or later.
-        max_files: How many objects the journal may hold in all.
-        shard: `i/n`, with i from 0 to n-1: only this share of the folder, for machines that share the work, each with
-            a journal of its own.
-        manifest: A file that says which objects there are, instead of a listing: an S3 Inventory's `manifest.json`, or
-            CSV, JSON lines or plain keys.
-        anonymous: Whether to list without credentials, whatever there are, and to send none.
-        on_demand: Whether the service lists the folder itself (`onDemandIngestFolder`), once, and encodes at the price
-            of on-demand jobs: at most 1,000 files, all videos that there are, no estimate.
-        output: The prefix to write the encoded files under, for `on_demand`: other jobs have no such field.
-        wait: Whether to follow the jobs until all have ended.
-        timeout: Seconds after which that is given up; the report then has `unfinished` jobs.
-        dry_run: Whether to list and estimate only (the contract's `dryRun`): nothing is created.
-        from_scratch: Whether to forget what the journal knows, and make every job anew.
-        batch_size: Jobs of a request; fewer once the service finds that many too many.
-        concurrency: How many requests are under way at once.
-        engine: Who lists the pages and sends the batches, instead of this process: `convertrilo.dask.DaskEngine`. Its
-            workers use the credentials of their own environment, and the source must name none.
-        on_progress: Called with an `IngestProgress` whenever there is news.
+        min_size: The smallest size of an object, in bytes.
+        max_size: The largest size of an object, in bytes.
+        modified_since: Skip objects that were last modified before this time, which needs a time zone.
+        max_files: The most objects that the journal may hold, over all runs.
+        shard: `i/n`, with i from 0 to n-1: take only this share of the folder, so that n machines can divide the work.
+            Each share needs a journal of its own.
+        manifest: A file that names the objects, read instead of listing the folder: the `manifest.json` of an S3
+            Inventory, CSV, JSON lines, or plain keys.
+        anonymous: Whether to list the folder anonymously, and to send no credentials, even if there are some.
+        on_demand: Whether the service lists the folder itself, once (`onDemandIngestFolder`), and encodes at the price
+            of on-demand jobs: at most 1,000 files, without filters and without an estimate.
+        output: The bucket and prefix to write the encoded files to. Only `on_demand` jobs support this.
+        wait: Whether to wait until all jobs have ended.
+        timeout: How long to wait, in seconds. Jobs that have not ended by then are `unfinished` in the report.
+        dry_run: Whether to list and estimate only (the contract's `dryRun`), without creating jobs.
+        from_scratch: Whether to discard what the journal knows, and create every job anew.
+        batch_size: Jobs per request. Batches get smaller if the service rejects them as too large.
+        concurrency: How many requests are in flight at once.
+        engine: Lists the pages and sends the batches in place of this process, as `convertrilo.dask.DaskEngine` does.
+            Its workers use the credentials of their own environment, and the source must name none.
+        on_progress: Called with an `IngestProgress` after each change.
+
+    Returns:
+        The report on the folder, counted over all runs on the journal.
 
     Raises:
-        ValidationError: An argument or a manifest's line is not what is allowed.
-        ConfigurationError: The journal holds another service's ingest, or another folder, template, share or name; the
-            extra `s3` is not installed, or AWS's credentials cannot be used.
+        ValidationError: An argument is invalid, or a line of the manifest is.
+        ConfigurationError: The journal holds the ingest of another service, folder, template, share or operation name;
+            the extra `s3` is not installed; or AWS's credentials cannot be used.
         TransferError: The folder cannot be listed.
         JournalError: The journal cannot be used.
-        ConvertriloError: The service refuses a request as a whole, or does not answer. What was done until then is in
-            the journal; the same call goes on from there.
+        ConvertriloError: The service rejected a request as a whole, or did not answer. The journal holds what was done
+            until then, and the same call continues from there.
     """
     model = _checked(template)
     if wait and model.confirm is False:
@@ -124,7 +128,7 @@ async def ingest_folder(
     elif output is not None:
         raise ValidationError("output", [Issue("", "is for on-demand jobs: the API's other jobs have no such field")])
     share = None if shard is None else parse_shard(shard)
-    is_wanted = chooser(
+    is_wanted = make_filter(
         include=include,
         exclude=exclude,
         min_size=min_size,
@@ -132,39 +136,44 @@ async def ingest_folder(
         modified_since=modified_since,
         shard=share,
     )
+
     if engine is None:
         folder = await open_folder(source, anonymous=anonymous)
-        folder.source("")  # to hear at once of credentials that cannot be sent
+        folder.source("")  # fails at once if the credentials cannot be sent
     else:
-        folder = await _without_credentials(source)
+        folder = await _open_without_credentials(source)
+
     book = journal if isinstance(journal, Journal) else Journal(journal, clock=engine_of(client)[0].clock)
     async with book:
-        record = FolderRecord(book)
         identity = _identity(client, folder, model, share, engine)
-        if on_demand:
-            request = on_demand_request(folder, model, output, max_files)
+        request = on_demand_request(folder, model, output, max_files) if on_demand else None
+        if request is not None:
             identity["on_demand"] = bare_of(to_wire(request))
-            await record.begin(identity, from_scratch=from_scratch)
-            on_server = OnDemandFolder(client, request, record, on_progress)
-            return await on_server.work(timeout if wait else None)
-        await record.begin(identity, from_scratch=from_scratch)
-        elsewhere = None if engine is None else Elsewhere(client, engine, folder, anonymous=anonymous)
-        run = FolderRun(client, folder, model, record, on_progress, elsewhere, max_files=max_files, dry_run=dry_run)
-        await run.begin()
-        await run.work(
-            is_wanted,
+        operation = await book.do(partial(folders.begin, identity=identity, from_scratch=from_scratch))
+        if request is not None:
+            return await OnDemandFolder(client, request, book, operation, on_progress).run(timeout if wait else None)
+        runner = None if engine is None else RemoteRunner(client, engine, folder, anonymous=anonymous)
+        return await run_folder(
+            client if operation is None else client.with_options(operation=operation),
+            folder,
+            model,
+            book,
+            runner,
+            on_progress,
+            is_wanted=is_wanted,
             manifest=manifest,
+            max_files=max_files,
+            dry_run=dry_run,
             batch_size=batch_size,
             concurrency=concurrency,
             timeout=timeout if wait else None,
         )
-        return await run.report()
 
 
 def _checked(template: JobCreateRequest | Mapping[str, Any]) -> JobCreateRequest:
     model = template if isinstance(template, JobCreateRequest) else from_request(JobCreateRequest, template)
     issues = [
-        Issue(name, "must not be set: it is each object's own")
+        Issue(name, "must not be set: every object has its own")
         for name in ("external_id", "source_url", "source_s3", "original_filename")
         if getattr(model, name) is not None
     ]
@@ -173,34 +182,35 @@ def _checked(template: JobCreateRequest | Mapping[str, Any]) -> JobCreateRequest
     return model
 
 
-async def _without_credentials(source: str | S3FolderSource) -> Folder:
-    """Return a folder that others read, with credentials of their own."""
+async def _open_without_credentials(source: str | S3FolderSource) -> S3Folder:
+    """Return a folder that an engine's workers read, with their own credentials."""
     if isinstance(source, S3FolderSource) and (source.access_key_id or source.secret_access_key):
         raise ValidationError(
             "source",
-            [Issue("access_key_id", "must not be set with an engine: its workers have credentials themselves")],
+            [Issue("access_key_id", "must not be set with an engine: its workers use their own credentials")],
         )
     return await open_folder(source, anonymous=True)
 
 
 def _identity(
-    client: BaseClient, folder: Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
+    client: BaseClient, folder: S3Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
 ) -> dict[str, Any]:
-    """Return what is done with which folder: what must not change on the way."""
+    """Return the service, folder and jobs of a run as JSON; they must stay the same on one journal."""
     inner, options = engine_of(client)
     return {
         "service": inner.service,
-        **({} if options.operation is None else {"operation": options.operation}),  # it is in the keys
+        **({} if options.operation is None else {"operation": options.operation}),  # part of the idempotency keys
         "source": f"s3://{folder.bucket}/{folder.prefix}",
         "endpoint": folder.endpoint,
         "region": folder.region,
         "template": bare_of(to_wire(template)),
         "shard": None if share is None else str(share),
-        "engine": engine is not None,  # batches of one way go out without credentials, and must not go the other way
+        "engine": engine is not None,  # a batch sent without credentials must not be sent again with some
     }
 
 
-def _refuse_with_on_demand(**options: Any) -> None:
-    issues = [Issue(name, "cannot be had on demand: the service lists") for name in options if options[name]]
+def _refuse_with_on_demand(**options: object) -> None:
+    problem = "cannot be combined with on_demand: the service lists the folder itself"
+    issues = [Issue(name, problem) for name in options if options[name]]
     if issues:
         raise ValidationError("ingest_folder", issues)

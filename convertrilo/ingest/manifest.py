@@ -1,4 +1,4 @@
-"""Manifests instead of a listing: S3 Inventory, CSV, JSON lines, and plain keys; read in pages, compressed or not."""
+"""Manifests, which replace a listing: S3 Inventory, CSV, JSON lines or plain keys, compressed or not, in pages."""
 
 import csv
 import gzip
@@ -30,32 +30,37 @@ _FIELDS = {
     "islatest": "is_latest",
     "isdeletemarker": "is_delete_marker",
 }
-"""What the columns of an inventory and the names of a JSON line mean, in small letters and without `_`."""
+"""The fields that the columns of a CSV file and the names in a JSON line stand for, in lower case and without `_`."""
 
-_LOOKS = {
+_COLUMN_PATTERNS = {
     "size": re.compile(r"[0-9]+"),
     "lastmodified": re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T.*Z"),
     "etag": re.compile(r"[0-9a-f]{32}(-[0-9]+)?"),
 }
-"""By what the optional columns of an inventory without a header are known; its first ones are always the same."""
+"""Patterns that identify the optional columns of an inventory without a header; its first columns are fixed."""
 
 
 async def read_manifest(path: str | os.PathLike[str], bucket: str, take: Callable[[Page], Awaitable[object]]) -> None:
-    """Read the objects of a bucket that a manifest names, and await `take` with each page of them.
+    """Read a bucket's objects from a manifest, and await `take` with each page of them.
 
-    The name of the file says what it is: `manifest.json` of an S3 Inventory in CSV, with its data files in the folder,
-    in `data` below or beside it; `.csv`, an inventory's data file, or with a header; `.jsonl` or `.ndjson`, an object a
-    line (`key`, and `size`, `etag`, `versionId`, `lastModified`, `bucket` where they are known); any other, a key or
-    `s3://bucket/key` a line. Each may be compressed by gzip. An inventory's keys are URL-encoded, the others are taken
-    as they stand.
+    The file name tells the format:
+
+    - `.json`: the `manifest.json` of an S3 Inventory in CSV. Its data files are in the same folder, in `data` below it,
+      or in `data` beside it.
+    - `.csv`: a data file of an inventory, or any CSV file with a header.
+    - `.jsonl` or `.ndjson`: one object per line, with `key`, and optionally `size`, `etag`, `versionId`,
+      `lastModified` and `bucket`.
+    - any other name: one key, or `s3://bucket/key`, per line.
+
+    Every file may be compressed with gzip. Keys in an inventory are URL-encoded; other keys are taken literally.
 
     Args:
         path: The manifest.
-        bucket: The bucket that it must be about.
+        bucket: The bucket whose objects the manifest must name.
         take: Awaited with each page.
 
     Raises:
-        ValidationError: The file cannot be read as what it is said to be, or is about another bucket; with its line.
+        ValidationError: The file is not in the format that its name tells, or names another bucket; with the line.
     """
     pages = _pages(Path(path), bucket)
     try:
@@ -77,7 +82,6 @@ def _pages(path: Path, bucket: str) -> Generator[Page]:
 
 
 def _objects(path: Path, bucket: str) -> Iterator[S3Object]:
-    """Yield the objects of a manifest."""
     name = path.name.lower().removesuffix(".gz")
     try:
         if name.endswith((".jsonl", ".ndjson")):
@@ -89,15 +93,15 @@ def _objects(path: Path, bucket: str) -> Iterator[S3Object]:
         else:
             yield from _from_lines(path, bucket)
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise _unusable(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise _invalid(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _unusable(path: Path, problem: str, line: int | None = None) -> ValidationError:
+def _invalid(path: Path, problem: str, line: int | None = None) -> ValidationError:
     return ValidationError("manifest", [Issue(str(path) if line is None else f"{path}, line {line}", problem)])
 
 
-def _opened(path: Path) -> TextIO:
-    """Open a file as text, compressed or not; only a line feed ends a line, as keys may hold other such characters."""
+def _open_text(path: Path) -> TextIO:
+    """Open a file as text, compressed or not. Only a line feed ends a line: keys may hold other line separators."""
     with path.open("rb") as file:
         is_compressed = file.read(2) == b"\x1f\x8b"
     if is_compressed:
@@ -106,7 +110,7 @@ def _opened(path: Path) -> TextIO:
 
 
 def _from_lines(path: Path, bucket: str) -> Iterator[S3Object]:
-    with _opened(path) as lines:
+    with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             key = line.removesuffix("\n").removesuffix("\r")
             if key.startswith("s3://"):
@@ -117,51 +121,53 @@ def _from_lines(path: Path, bucket: str) -> Iterator[S3Object]:
 
 
 def _from_json_lines(path: Path, bucket: str) -> Iterator[S3Object]:
-    with _opened(path) as lines:
+    with _open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
                 values = json.loads(line)
-                named = {_FIELDS.get(_plain(name)): value for name, value in values.items()}
+                named = {_FIELDS.get(_normalized(name)): value for name, value in values.items()}
             except (ValueError, AttributeError):
-                raise _unusable(path, "is no JSON object", number) from None
+                raise _invalid(path, "is not a JSON object", number) from None
             if (each := _object(path, number, named, bucket)) is not None:
                 yield each
 
 
 def _from_inventory(path: Path, bucket: str) -> Iterator[S3Object]:
-    """Read an S3 Inventory by its manifest.json, which says what the columns are and which files there are."""
-    with _opened(path) as file:
+    """Read an S3 Inventory: its manifest.json names the columns and the data files."""
+    with _open_text(path) as file:
         try:
             manifest: Any = json.load(file)
             form, schema = manifest["fileFormat"], [each.strip() for each in manifest["fileSchema"].split(",")]
             names = [str(each["key"]).rpartition("/")[2] for each in manifest["files"]]
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise _unusable(path, "is no manifest.json of an S3 Inventory; for JSON lines, name it .jsonl") from None
+            raise _invalid(
+                path, "is not the manifest.json of an S3 Inventory; JSON lines must be named .jsonl"
+            ) from None
     if form != "CSV":
-        raise _unusable(path, f"lists files in {form}; only CSV is read")
+        raise _invalid(path, f"lists files in {form}; only CSV is supported")
     for name in names:
-        places = [path.parent / name, path.parent / "data" / name, path.parent.parent / "data" / name]
-        found = next((place for place in places if place.exists()), None)
+        candidates = [path.parent / name, path.parent / "data" / name, path.parent.parent / "data" / name]
+        found = next((each for each in candidates if each.exists()), None)
         if found is None:
-            raise _unusable(path, f"names the file {name}, which is not in {', '.join(map(str, places))}")
+            raise _invalid(path, f"names the file {name}, which is none of {', '.join(map(str, candidates))}")
         yield from _from_csv(found, bucket, schema)
 
 
 def _from_csv(path: Path, bucket: str, schema: Sequence[str] | None) -> Iterator[S3Object]:
-    """Read a CSV file with the columns that are given; else by its header; else as S3 Inventory writes them."""
-    with _opened(path) as file:
+    """Read a CSV file; its columns are those of `schema`, else of its header, else those of an S3 Inventory."""
+    with _open_text(path) as file:
         rows = csv.reader(file)
         first = next(rows, None)
         if first is None:
             return
         is_inventory = schema is not None
-        if schema is None and "key" in map(_plain, first):
+        if schema is None and "key" in map(_normalized, first):
             schema, first = first, next(rows, None)
         elif schema is None:
-            schema, is_inventory = _guessed(path, first), True
-        fields = [_FIELDS.get(_plain(name)) for name in schema]
+            schema, is_inventory = _guess_schema(path, first), True
+        fields = [_FIELDS.get(_normalized(name)) for name in schema]
         for row in chain([] if first is None else [first], rows):
             values: dict[str | None, Any] = dict(zip(fields, row, strict=False))
             if is_inventory and "key" in values:
@@ -170,35 +176,35 @@ def _from_csv(path: Path, bucket: str, schema: Sequence[str] | None) -> Iterator
                 yield each
 
 
-def _guessed(path: Path, row: Sequence[str]) -> list[str]:
-    """Return the columns of an inventory without a header: the first are fixed, others are known by their looks."""
+def _guess_schema(path: Path, row: Sequence[str]) -> list[str]:
+    """Return the columns of an inventory without a header: the first are fixed, patterns identify the others."""
     if len(row) < 2:
-        raise _unusable(path, "has neither a header with `key` nor the columns of an S3 Inventory", 1)
+        raise _invalid(path, "has neither a header with `key` nor the columns of an S3 Inventory", 1)
     schema = ["bucket", "key"]
     if len(row) >= 5 and {row[3], row[4]} <= {"true", "false"}:
         schema += ["versionid", "islatest", "isdeletemarker"]
     for value in row[len(schema) :]:
-        looks = (name for name, look in _LOOKS.items() if name not in schema and look.fullmatch(value))
-        schema.append(next(looks, ""))
+        names = (name for name, pattern in _COLUMN_PATTERNS.items() if name not in schema and pattern.fullmatch(value))
+        schema.append(next(names, ""))
     return schema
 
 
-def _plain(name: Any) -> str:
+def _normalized(name: object) -> str:
     return str(name).replace("_", "").strip().lower()
 
 
 def _check_bucket(path: Path, line: int, named: str, bucket: str) -> None:
     if named != bucket:
-        raise _unusable(path, f"is about the bucket {named!r}, and the source is in {bucket!r}", line)
+        raise _invalid(path, f"names the bucket {named!r}, but the source is in {bucket!r}", line)
 
 
 def _object(path: Path, line: int, values: Mapping[str | None, Any], bucket: str) -> S3Object | None:
-    """Make an object from what a line says; `None` for a version that is not the latest, and for a deletion."""
+    """Return the object that a line describes; `None` for a version that is not the latest and for a delete marker."""
     if str(values.get("is_latest", "true")).lower() == "false" or str(values.get("is_delete_marker")).lower() == "true":
         return None
     key = values.get("key")
     if not isinstance(key, str) or not key:
-        raise _unusable(path, "has no key", line)
+        raise _invalid(path, "has no key", line)
     _check_bucket(path, line, str(values.get("bucket") or bucket), bucket)
     size, modified = values.get("size"), values.get("last_modified")
     try:
@@ -210,7 +216,7 @@ def _object(path: Path, line: int, values: Mapping[str | None, Any], bucket: str
             _time(str(modified)) if modified else None,
         )
     except ValueError:
-        raise _unusable(path, f"has a size or a time that is none: {size!r}, {modified!r}", line) from None
+        raise _invalid(path, f"has an invalid size or time: {size!r}, {modified!r}", line) from None
 
 
 def _time(text: str) -> datetime:

@@ -1,4 +1,4 @@
-"""The objects of a folder: what is known of one, which of them are wanted, and the name that each keeps for ever."""
+"""The objects of a folder: their properties, their permanent external ids, their shards, and the filter."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ VIDEO_EXTENSIONS = frozenset(
         *("ogv", "ts", "webm", "wmv"),
     }
 )
-"""What an object's name ends in, in capitals or not, that counts as a video where nothing else is said."""
+"""The file name extensions of videos, in lower case; the default filter ignores case."""
 
 _MAX_EXTERNAL_ID = 255
 
@@ -28,26 +28,26 @@ class S3Object(NamedTuple):
 
     key: str
     size: int | None = None
-    """Bytes, where that is known."""
+    """Bytes; `None` if a manifest does not say."""
     etag: str | None = None
-    """Without its quotes."""
+    """The ETag without its quotes."""
     version_id: str | None = None
-    """Where a manifest tells it: a listing does not."""
+    """The version, if a manifest gives it; a listing does not."""
     last_modified: datetime | None = None
 
 
 Page = list[S3Object]
 
 
-# ---- names
+# ---- external ids
 
 
 def external_id(bucket: str, each: S3Object) -> str:
-    """Return the external id of the job for an object: the same for ever, another one once the object has changed.
+    """Return the external id of an object's job. It never changes unless the object changes.
 
-    It is `s3://bucket/key#etag`; without an ETag `s3://bucket/key?versionId=version`; with neither `s3://bucket/key`.
-    Key, ETag and version are percent-encoded (UTF-8; letters, digits and `-_.~` stay, and in the key `/`). If that has
-    more than 255 characters, it is `s3-sha256:` and its SHA-256 in hexadecimal.
+    The id is `s3://bucket/key#etag`; without an ETag, `s3://bucket/key?versionId=version`; with neither,
+    `s3://bucket/key`. Key, ETag and version are percent-encoded as UTF-8; letters, digits and `-_.~` are kept, and `/`
+    in the key. An id of more than 255 characters is replaced by `s3-sha256:` and its SHA-256 in hexadecimal.
     """
     name = f"s3://{bucket}/{quote(each.key, safe='/-_.~', errors='surrogateescape')}"
     if each.etag:
@@ -58,16 +58,16 @@ def external_id(bucket: str, each: S3Object) -> str:
 
 
 def is_text(key: str) -> bool:
-    """Whether a key is UTF-8: the odd bytes of one that is not are surrogates here, which no JSON can carry."""
+    """Whether a key is valid UTF-8. Invalid bytes are decoded as surrogates, which JSON cannot carry."""
     return not re.search("[\ud800-\udfff]", key)
 
 
-# ---- shares
+# ---- shards
 
 
 @attrs.frozen
 class Shard:
-    """One of the equal shares of a folder: `index` counts from 0."""
+    """One of `count` equal shares of a folder; `index` counts from 0."""
 
     index: int
     count: int
@@ -76,16 +76,16 @@ class Shard:
         return f"{self.index}/{self.count}"
 
     def holds(self, key: str) -> bool:
-        """Whether an object belongs to this share: by its key alone, however the folder grows."""
+        """Whether an object belongs to this shard. Only its key decides, so shards are stable when the folder grows."""
         digest = hashlib.sha256(key.encode(errors="surrogateescape")).digest()
         return int.from_bytes(digest[:8], "big") % self.count == self.index
 
 
 def parse_shard(text: str) -> Shard:
-    """Return the share that `i/n` names, with i from 0 to n-1.
+    """Return the shard that `i/n` names, with i from 0 to n-1.
 
     Raises:
-        ValidationError: It names none.
+        ValidationError: The text has another form.
     """
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if found is None or not int(found[1]) < int(found[2]):
@@ -93,10 +93,10 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-# ---- choice
+# ---- filter
 
 
-def chooser(
+def make_filter(
     *,
     include: Sequence[str] | None,
     exclude: Sequence[str],
@@ -105,23 +105,23 @@ def chooser(
     modified_since: datetime | None,
     shard: Shard | None,
 ) -> Callable[[S3Object], bool]:
-    """Return what says if an object is wanted. What is not known of it, size or time, does not speak against it.
+    """Return a function that says whether an object is wanted. An unknown size or time never excludes an object.
 
     Args:
-        include: Patterns (`*`, `?`, `[…]`; `*` takes slashes too) one of which the whole key must match; by default the
-            key must end as that of a video.
+        include: Patterns (`*`, `?`, `[…]`; `*` matches slashes, too) of which the whole key must match at least one. By
+            default, the key must have the extension of a video.
         exclude: Patterns that the key must not match.
-        min_size: Least bytes.
-        max_size: Most bytes.
-        modified_since: The object was last modified then or later.
+        min_size: The smallest size, in bytes.
+        max_size: The largest size, in bytes.
+        modified_since: The earliest time of the last modification.
         shard: The share of the folder that is wanted.
 
     Raises:
-        ValidationError: A bound makes no sense.
+        ValidationError: A pattern list is a string, a size range is invalid, or a time has no time zone.
     """
     issues: list[Issue] = []
     for name, patterns in (("include", include or ()), ("exclude", exclude)):
-        if isinstance(patterns, str):  # which would be an iterable of one-letter patterns
+        if isinstance(patterns, str):  # would be taken for a list of one-letter patterns
             issues.append(Issue(name, "must be a list of patterns, not a string"))
     if (min_size or 0) < 0 or (max_size is not None and max_size < (min_size or 0)):
         issues.append(Issue("min_size, max_size", f"must be bytes, at least 0, in order, not {min_size} to {max_size}"))

@@ -1,7 +1,8 @@
-"""What a worker elsewhere does for a folder: it lists a page, or sends a frozen batch, with credentials of its own.
+"""List pages and send batches on other machines: the tasks that a worker runs, and who hands them out.
 
-Plain functions of plain values, to be run by an engine that may run them twice: a batch has its key, and a page can be
-listed any number of times. API key and AWS's credentials are those of the worker's environment: none are handed over.
+A task is a plain function of plain values, which an engine may run twice: a batch has its idempotency key, and a page
+can be listed any number of times. Tasks carry no credentials: the API key and AWS's credentials are those of the
+worker's environment.
 """
 
 import time
@@ -15,19 +16,21 @@ from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._json import dumps, encode, loads
 from convertrilo.errors import ConfigurationError, OutcomeUnknownError
 from convertrilo.idempotency import Identity
-from convertrilo.ingest.listing import Folder, Listed, list_page, open_folder
-from convertrilo.models import S3FolderSource
+from convertrilo.ingest.s3_folder import S3Folder, open_folder
+from convertrilo.ingest.s3_requests import ListedPage, list_page
+from convertrilo.models import S3FolderSource, S3Source
 from convertrilo.operations import CREATE_JOBS_BULK
 from convertrilo.retry import RetryPolicy
 
 _KEPT = ("index", "jobId", "status", "error", "estimate")
-"""What comes back of each job: the rest of an answer repeats what was sent."""
+"""The fields of each job in an answer that a worker returns: the others repeat what was sent."""
 
-_folders: dict[tuple[Any, ...], Folder] = {}
+
+# ---- the tasks of a worker
 
 
 class Place(NamedTuple):
-    """Where objects are, without credentials."""
+    """The folder that a task works on, without credentials."""
 
     bucket: str
     prefix: str
@@ -38,23 +41,26 @@ class Place(NamedTuple):
 
 
 class Service(NamedTuple):
-    """Where the service is, and how persistent to be."""
+    """The service that a task sends to, and the retry policy."""
 
     base_url: str
     sender: str
-    """Tells the API key that must be the worker's, without being one."""
+    """Identifies the API key that the worker must have, without revealing it."""
     retry: RetryPolicy
 
 
 class Found(NamedTuple):
-    """A page, and the region that the bucket turned out to be in."""
+    """A listed page, and the region in which the bucket was found."""
 
-    listed: Listed
+    listed: ListedPage
     region: str
 
 
+_folders: dict[Place, S3Folder] = {}
+
+
 def find(place: Place, service: Service, after: str | None, token: str | None) -> Found:
-    """List one page of a folder."""
+    """List one page of a folder: at a continuation token, or else after a key, or else the first one."""
     return anyio.run(_find, place, service, after, token)
 
 
@@ -66,19 +72,20 @@ async def _find(place: Place, service: Service, after: str | None, token: str | 
 
 
 def send(place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
-    """Send a frozen batch under its key, and return what matters of the answer.
+    """Send a frozen batch under its key, and return the fields of the answer that matter.
 
     Args:
-        place: Where the objects are: whose credentials the jobs are given.
-        service: Where to send it.
+        place: The folder, whose credentials are added to the jobs.
+        service: The service to send to.
         key: The batch's idempotency key.
         body: The batch, without credentials.
-        last_resend: Seconds since the epoch after which the service may have forgotten the key.
+        last_resend: When it is too late to send the batch, in seconds since the epoch: from then on the service may
+            have forgotten the key.
 
     Raises:
-        OutcomeUnknownError: It is too late to send it.
-        ConfigurationError: The worker's API key is not the one of whoever hands out the work, or it has no AWS
-            credentials that can be sent.
+        OutcomeUnknownError: It is too late to send the batch.
+        ConfigurationError: The worker's API key is not the client's, or the worker has no AWS credentials that the API
+            accepts.
     """
     return anyio.run(_send, place, service, key, body, last_resend)
 
@@ -86,14 +93,14 @@ def send(place: Place, service: Service, key: str, body: bytes, last_resend: flo
 async def _send(place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
     if last_resend is not None and time.time() > last_resend:
         raise OutcomeUnknownError(
-            "a batch came to a worker when the service may have forgotten its key. Nothing was sent.",
+            "a batch reached a worker too late: the service may have forgotten its key. Nothing was sent.",
             find_out="The journal's entry has the rest.",
             operation=CREATE_JOBS_BULK.id,
             idempotency_key=key,
         )
     wire = loads(body)
     if not place.anonymous:
-        _lend((await _folder(place)).source(""), wire)
+        _fill_in_credentials((await _folder(place)).source(""), wire)
     async with BaseClient(base_url=service.base_url, retry=service.retry) as client:
         engine, options = engine_of(client)
         if engine.credentials.sender != service.sender:
@@ -104,13 +111,13 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
         identity = Identity(key=key, kind="external_id")
         call = engine.frozen_call(CREATE_JOBS_BULK, options, wire=wire, content=encode(wire), identity=identity)
         call.last_resend = last_resend
-        call.was_sent_before = True  # by another worker, for all that this one knows
+        call.was_sent_before = True  # possibly by another worker
         _, answer, _ = await call.run()
-    return _shortened(answer)
+    return _shorten(answer)
 
 
-async def _folder(place: Place) -> Folder:
-    """Return the folder with the worker's own credentials; they are looked for once."""
+async def _folder(place: Place) -> S3Folder:
+    """Return the folder with the worker's own credentials, which are loaded once."""
     if place not in _folders:
         source = S3FolderSource(
             bucket=place.bucket,
@@ -123,8 +130,8 @@ async def _folder(place: Place) -> Folder:
     return _folders[place]
 
 
-def _lend(credentials: Any, wire: Mapping[str, Any]) -> None:
-    """Give every job the credentials to read its object with."""
+def _fill_in_credentials(credentials: S3Source, wire: Mapping[str, Any]) -> None:
+    """Add to each job of a batch the credentials with which the service reads its object."""
     if credentials.access_key_id is None:
         return
     for job in wire["jobs"]:
@@ -136,44 +143,44 @@ def _lend(credentials: Any, wire: Mapping[str, Any]) -> None:
         job["sourceS3"] = dict(sorted(source.items()))
 
 
-def _shortened(answer: bytes) -> bytes:
+def _shorten(answer: bytes) -> bytes:
     wire: dict[str, Any] = loads(answer)
     jobs = [{name: each[name] for name in _KEPT if name in each} for each in wire.get("jobs") or ()]
     return dumps({"reserved": wire.get("reserved"), "jobs": jobs})
 
 
-# ---- who hands out the work
+# ---- who hands out the tasks
 
 
 class IngestEngine(Protocol):
-    """What lists pages and sends batches elsewhere; it may do so twice. Entered while a folder is worked on."""
+    """Lists pages and sends batches on other machines, and may do so twice; entered for as long as a run takes."""
 
-    async def __aenter__(self) -> Any: ...
+    async def __aenter__(self) -> object: ...
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Any: ...
+    ) -> object: ...
 
     async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
-        """List one page, as `find` does."""
+        """Run the task `find` on a worker."""
         ...
 
     async def send(self, place: Place, service: Service, key: str, body: bytes, last_resend: float | None) -> bytes:
-        """Send a frozen batch, as `send` does."""
+        """Run the task `send` on a worker."""
         ...
 
 
-class Elsewhere:
-    """The two steps of the work that an engine does."""
+class RemoteRunner:
+    """Has an engine list the pages of one folder and send its batches."""
 
-    def __init__(self, client: BaseClient, engine: IngestEngine, folder: Folder, *, anonymous: bool) -> None:
+    def __init__(self, client: BaseClient, engine: IngestEngine, folder: S3Folder, *, anonymous: bool) -> None:
         inner, options = engine_of(client)
         self._engine = engine
         self._folder = folder
         self._anonymous = anonymous
         self._service = Service(client.base_url, inner.credentials.sender, options.retry)
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> object:
         return await self._engine.__aenter__()
 
     async def __aexit__(
@@ -186,11 +193,11 @@ class Elsewhere:
         folder = self._folder
         return Place(folder.bucket, folder.prefix, folder.endpoint, folder.region, folder.path_style, self._anonymous)
 
-    async def ask(self, after: str | None, token: str | None) -> Listed:
-        """List one page."""
+    async def list_page(self, after: str | None, token: str | None) -> ListedPage:
+        """List one page on a worker, and note the region in which the bucket was found."""
         listed, self._folder.region = await self._engine.find(self._place, self._service, after, token)
         return listed
 
-    async def carry(self, key: str, body: bytes, last_resend: float | None) -> bytes:
-        """Send a frozen batch."""
+    async def send_batch(self, key: str, body: bytes, last_resend: float | None) -> bytes:
+        """Send a frozen batch on a worker."""
         return await self._engine.send(self._place, self._service, key, body, last_resend)

@@ -1,109 +1,107 @@
-"""What became of a folder: counts, and a row for each object, read from the journal as it is asked for."""
+"""The report on a folder: counts, and a row for each object, which is read from the journal when it is needed."""
 
 import csv
 import json
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import anyio.to_thread
 import attrs
 
-from convertrilo._output_file import check_place, part_of
-from convertrilo.ingest.record import FolderRecord
-from convertrilo.journal import Journal
-from convertrilo.journal.folders import UNKNOWN, Row
+from convertrilo._output_file import check_replaceable, part_path
+from convertrilo.journal import Journal, folders
 
 
 @attrs.frozen(kw_only=True)
 class IngestRow:
-    """One object of a folder, and what became of it."""
+    """One object of a folder, with its job and how the job ended."""
 
     key: str
     size: int | None
-    """Bytes, where that is known."""
+    """Bytes; `None` if a manifest does not say."""
     external_id: str
-    """The job's; where on-demand jobs have the same one, the later ones have `#` and their own id behind it here."""
+    """The external id of the object's job. If several on-demand jobs share it, the later ones have `#` and their job id
+    appended here."""
     job_id: str | None
     status: str
-    """`listed`, `refused` (there is no job, and `error` says why), `unknown` (there may be one, and `error` says why
-    that is open), `submitted`, or how the job ended: `success`, `failed`, `canceled`."""
+    """`listed`; `refused`: there is no job, and `error` says why; `unknown`: there may be a job, and `error` says why
+    that is not known; `submitted`; or how the job ended: `success`, `failed`, `canceled`."""
     output: str | None
-    """Where the service put the encoded file."""
+    """The key or public URL of the encoded file."""
     error: str | None
     estimate: float | None
-    """What the job is expected to cost, in tokens (neu)."""
+    """The estimated cost of the job, in tokens (neu)."""
 
 
 @attrs.frozen(kw_only=True)
 class IngestReport:
-    """What became of a folder so far, in all runs on its journal together."""
+    """The state of a folder, counted over all runs on its journal."""
 
     listed: int
-    """Objects that were found and wanted."""
+    """Objects that were found and are wanted."""
     passed_over: int
-    """Objects that this run found and that were not wanted."""
+    """Objects that this run found and that are not wanted."""
     submitted: int
     """Objects that have a job."""
     succeeded: int
     failed: int
     canceled: int
     refused: int
-    """Objects that have no job because something is wrong with them, or with their job."""
+    """Objects that have no job because the object or its job was refused."""
     unknown: int
-    """Objects that may have a job or not: it was sent, and what came of it is not known."""
+    """Objects that may have a job: the job was sent, and its outcome is not known."""
     size: int
-    """Bytes of all objects."""
+    """Bytes of all objects together."""
     estimated: float
-    """What the jobs are expected to cost, in tokens (neu), as far as the service says: not of on-demand jobs."""
+    """The estimated cost of the jobs, in tokens (neu); the service gives no estimate for on-demand jobs."""
     reserved: float | None
-    """What the service says that it has reserved for the jobs, in tokens (neu), on this journal since it was begun, or
-    begun from scratch; `None` where it says nothing, as of on-demand jobs and of a dry run."""
+    """Tokens (neu) that the service reserved for the jobs since the journal was begun, or begun from scratch; `None` if
+    the service does not say, as for on-demand jobs and in a dry run."""
     dry_run: bool
     journal: Journal = attrs.field(repr=False, eq=False)
 
     @property
     def unfinished(self) -> int:
-        """Jobs of which this journal does not know the end."""
+        """Jobs that have not ended, as far as this journal knows."""
         return self.submitted - self.succeeded - self.failed - self.canceled
 
     async def rows(self) -> AsyncIterator[IngestRow]:
-        """Iterate over all objects, in the order in which they were found.
+        """Iterate over all objects, in the order in which they were found, a page of the journal at a time.
 
         Raises:
             JournalError: The journal cannot be read.
         """
         async with self.journal:
-            record = FolderRecord(self.journal)
             after = 0
-            while page := await record.page(after):
+            while page := await self.journal.do(partial(folders.page, after=after)):
                 for each in page:
-                    yield _row(each)
+                    yield _ingest_row(each)
                 after = page[-1].id
 
     async def write(self, path: str | os.PathLike[str]) -> Path:
-        """Write a row for each object to a file, which is there only once it is whole, and return its path.
+        """Write a row for each object to a file, and return its path. The file appears only once it is complete.
 
         Args:
-            path: The file; as CSV with a header if its name ends in `.csv`, else as JSON lines.
+            path: The file. It is CSV with a header if its name ends in `.csv`, else JSON lines.
 
         Raises:
             JournalError: The journal cannot be read.
             OSError: The file cannot be written.
         """
         target = Path(path)
-        check_place(target)
-        part = part_of(target)
+        check_replaceable(target)
+        part = part_path(target)
         as_csv = target.suffix.lower() == ".csv"
         file = await anyio.to_thread.run_sync(_begin, part, as_csv)
         try:
             with file:
                 async with self.journal:
-                    record = FolderRecord(self.journal)
                     after = 0
-                    while page := await record.page(after):
+                    while page := await self.journal.do(partial(folders.page, after=after)):
                         await anyio.to_thread.run_sync(_write, file, page, as_csv)
                         after = page[-1].id
             await anyio.to_thread.run_sync(part.replace, target)
@@ -114,57 +112,67 @@ class IngestReport:
         return target
 
 
-def try_out(path: Path) -> None:
-    """Find out whether a report can be written to a file, before there is one; what is there stays as it is.
+async def read_report(journal: Journal, *, passed_over: int = 0, dry_run: bool = False) -> IngestReport:
+    """Return the report on the folder in a journal, counted there.
 
     Raises:
-        OSError: It cannot.
+        JournalError: The journal cannot be read.
     """
-    check_place(path)
-    part = part_of(path)
+    totals = await journal.do(folders.totals)
+    return IngestReport(**attrs.asdict(totals), passed_over=passed_over, dry_run=dry_run, journal=journal)
+
+
+def check_writable(path: Path) -> None:
+    """Raise unless a report can be written to this path; a file that is there stays as it is.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    check_replaceable(path)
+    part = part_path(path)
     try:
         part.open("x").close()
-    except FileExistsError:  # another run's, or one that was killed has left it
+    except FileExistsError:  # another run is writing it, or a killed run left it
         part.open("a").close()
     else:
         part.unlink()
 
 
-def status_of(row: Row) -> str:
-    """Return where an object stands."""
-    if row.job_id is None and row.status == UNKNOWN:
-        return UNKNOWN
+def _status_of(row: folders.Row) -> str:
+    """Return the status that `IngestRow` documents."""
+    if row.job_id is None and row.status == folders.UNKNOWN:
+        return folders.UNKNOWN
     if row.job_id is None:
         return "listed" if row.error is None else "refused"
     return (row.status if row.ended else None) or "submitted"
 
 
-def _row(row: Row) -> IngestRow:
+def _ingest_row(row: folders.Row) -> IngestRow:
     return IngestRow(
         key=row.key,
         size=row.size,
         external_id=row.external_id,
         job_id=row.job_id,
-        status=status_of(row),
+        status=_status_of(row),
         output=row.output,
         error=row.error,
         estimate=row.estimate,
     )
 
 
-_NAMES = [each.name for each in attrs.fields(IngestRow)]
+_COLUMNS = [each.name for each in attrs.fields(IngestRow)]
 
 
 def _begin(path: Path, as_csv: bool) -> IO[str]:
     file = path.open("w", encoding="utf-8", newline="")
     if as_csv:
-        csv.writer(file).writerow(_NAMES)
+        csv.writer(file).writerow(_COLUMNS)
     return file
 
 
-def _write(file: IO[str], page: Sequence[Row], as_csv: bool) -> None:
-    rows: list[dict[str, Any]] = [attrs.asdict(_row(each)) for each in page]
+def _write(file: IO[str], page: Sequence[folders.Row], as_csv: bool) -> None:
+    rows: list[dict[str, Any]] = [attrs.asdict(_ingest_row(each)) for each in page]
     if as_csv:
-        csv.DictWriter(file, _NAMES).writerows(rows)
+        csv.DictWriter(file, _COLUMNS).writerows(rows)
     else:
         file.writelines(json.dumps(each, ensure_ascii=False) + "\n" for each in rows)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from convertrilo._tasks import together
+from convertrilo._tasks import run_all
 from convertrilo.journal import Entry, Journal
 
 T = TypeVar("T")
@@ -58,5 +58,5 @@ async def passing_on(tell: Tell, work: Callable[[Callable[[Progress], object]], 
             async for each in heard:
                 await tell(each)
 
-    await together([do, pass_on])
+    await run_all([do, pass_on])
     return result[0]

@@ -15,7 +15,7 @@ from convertrilo.codec import from_request
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.idempotency import bare_of
 from convertrilo.ingest import IngestProgress, IngestReport, IngestRow, ingest_folder
-from convertrilo.ingest.record import FolderRecord
+from convertrilo.ingest.report import read_report
 from convertrilo.journal import Journal
 from convertrilo.mcp.calls import Arguments, Progress, Tell, passing_on
 from convertrilo.mcp.storage import Profile, with_credentials
@@ -67,7 +67,7 @@ async def ingest(
         )
 
     async with journal:
-        before = await FolderRecord(journal).totals()
+        before = await read_report(journal)
         report = await passing_on(tell, work)
         result = await _result(report)
     if confirmed is not None:

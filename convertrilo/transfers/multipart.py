@@ -15,7 +15,7 @@ from convertrilo import operations as rows
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._http.call import Options
 from convertrilo._http.engine import only_logged
-from convertrilo._tasks import together
+from convertrilo._tasks import run_all
 from convertrilo.errors import (
     ConflictError,
     ConvertriloError,
@@ -247,7 +247,7 @@ async def _send_all(
             tell(done)
 
     tell(0)
-    await together([send] * concurrency)
+    await run_all([send] * concurrency)
     return etags
 
 

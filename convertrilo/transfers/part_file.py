@@ -17,7 +17,7 @@ import anyio.to_thread
 import attrs
 import httpx
 
-from convertrilo._output_file import check_place, part_of
+from convertrilo._output_file import check_replaceable, part_path
 from convertrilo.errors import TransferError
 from convertrilo.retry import FailureKind
 from convertrilo.transfers.storage import BrokenAttempt, digest_in
@@ -42,7 +42,7 @@ async def held(final: Path, source: str) -> AsyncGenerator["Partial"]:
     Raises:
         TransferError: Another download has it, or it cannot be written.
     """
-    path = part_of(final)
+    path = part_path(final)
     part = Partial(final, source, path, path.with_name(f"{path.name}.json"))
     try:
         await part.on_disk(part.take)
@@ -93,7 +93,7 @@ class Partial:
         Raises:
             TransferError: Another download has it.
         """
-        check_place(self.final)
+        check_replaceable(self.final)
         for _ in range(_TRIES):
             with ExitStack() as stack:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)

@@ -7,8 +7,9 @@ from typing import Any
 import anyio.to_thread
 
 from convertrilo import AsyncClient, S3FolderSource
-from convertrilo.ingest.listing import list_objects, open_folder
+from convertrilo.ingest.listing import list_objects
 from convertrilo.ingest.objects import Page
+from convertrilo.ingest.s3_folder import open_folder
 
 from .harness import Bench, Measure, Sample, in_turns, micro, rate, ratios, typical
 from .object_server import BUCKET, serving_objects

@@ -145,7 +145,7 @@ def test_a_report_that_cannot_be_written_is_found_out_before_anything_is_sent(
     old.with_name("old.csv.part").mkdir()
     long = "x" * 250 + ".csv"
     os.mkfifo("pipe.csv")
-    reports = {old.name: "Is a directory", long: "File name too long", "pipe.csv": "it is no regular file"}
+    reports = {old.name: "Is a directory", long: "File name too long", "pipe.csv": "it is not a regular file"}
     reports[""] = "Is a directory"
     for report, why in reports.items():
         assert run(["ingest", folder, "--journal", "run.db", "--report", report, "--quiet"]) == 2

@@ -38,11 +38,10 @@ from convertrilo import (
     ValidationError,
     ingest_folder,
 )
-from convertrilo.ingest import listing as s3
-from convertrilo.ingest import manifest as _manifests
-from convertrilo.ingest import on_demand as _folder_on_demand
+from convertrilo.ingest import manifest as manifests
+from convertrilo.ingest import on_demand, s3_folder, s3_requests
 from convertrilo.ingest.objects import Shard
-from convertrilo.ingest.record import FolderRecord
+from convertrilo.ingest.s3_folder import S3Folder
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
 TEMPLATE = {"codec": "h264", "resolution": "720p", "fps": 30}
@@ -278,9 +277,9 @@ KILLED = """
 import os, signal, sys
 import anyio
 from convertrilo import AsyncClient, S3FolderSource, ingest_folder
-from convertrilo.ingest.record import FolderRecord
+from convertrilo.journal import folders
 
-async def die(*_, **__):
+def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 async def main(bucket, endpoint, key, secret, journal, on_demand):
@@ -289,7 +288,7 @@ async def main(bucket, endpoint, key, secret, journal, on_demand):
     async with AsyncClient() as client:
         await ingest_folder(client, source, template, journal=journal, on_demand=bool(on_demand))
 
-FolderRecord.submitted = die
+folders.submitted = die
 anyio.run(main, *sys.argv[1:])
 """
 
@@ -510,7 +509,7 @@ async def test_a_report_that_cannot_be_written_leaves_no_part_of_it(
     with pytest.raises(OSError, match="directory"):
         await report.write(tmp_path / "there.csv")
     os.mkfifo(tmp_path / "pipe.csv")
-    with pytest.raises(OSError, match="it is no regular file"):
+    with pytest.raises(OSError, match="it is not a regular file"):
         await report.write(tmp_path / "pipe.csv")
     assert (tmp_path / "pipe.csv").is_fifo()
     with anyio.CancelScope() as scope:
@@ -520,7 +519,7 @@ async def test_a_report_that_cannot_be_written_leaves_no_part_of_it(
             scope.cancel()
             await anyio.lowlevel.checkpoint()
 
-        monkeypatch.setattr(FolderRecord, "page", stop)
+        monkeypatch.setattr(Journal, "do", stop)
         await report.write(tmp_path / "out.csv")
     assert scope.cancelled_caught
     assert {each.name for each in tmp_path.glob("*.csv*")} == {"there.csv", "pipe.csv"}
@@ -558,7 +557,7 @@ async def test_a_key_that_is_no_utf_8_is_reported_and_not_sent(
             client, "s3://films", TEMPLATE, journal=tmp_path / "run.db", manifest=manifest, anonymous=True
         )
         assert (report.listed, report.submitted, report.refused) == (2, 1, 1)
-    assert (await rows(report))["odd\\xff.mp4"].error == "the key is not valid UTF-8, and the API takes no other"
+    assert (await rows(report))["odd\\xff.mp4"].error == "the key is not valid UTF-8, which the API requires"
     assert len(sandbox.jobs) == 1
 
 
@@ -594,7 +593,7 @@ async def test_a_store_that_turns_out_to_have_no_order_is_listed_whole(
 ) -> None:
     keys = [f"{number:04}.{'txt' if number % 5 == 0 else 'mp4'}" for number in range(400)]
     keys[200:] = reversed(keys[200:])
-    monkeypatch.setattr(s3, "make_transport", lambda **_: Unordered(keys))
+    monkeypatch.setattr(s3_requests, "make_transport", lambda **_: Unordered(keys))
     for _ in range(2):
         with anyio.fail_after(60):
             report = await ingest_folder(client, "s3://films", TEMPLATE, journal=tmp_path / "run.db", anonymous=True)
@@ -635,7 +634,7 @@ async def test_a_job_that_an_answer_does_not_mention_may_be_there(tmp_path: Path
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # it is the same memory on trio
 async def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_manifests, "_PAGE", 20)
+    monkeypatch.setattr(manifests, "_PAGE", 20)
     peaks: list[int] = []
     for count in (50, 600, 1_500):  # the first one makes what is made once
         manifest = tmp_path / f"{count}.txt"
@@ -800,7 +799,7 @@ async def test_two_jobs_of_one_name_are_two_and_one_that_cannot_be_read_is_no_ot
 
 
 async def test_the_time_to_wait_is_that_of_all_jobs_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_folder_on_demand, "_FOLLOWERS", 1)
+    monkeypatch.setattr(on_demand, "_FOLLOWERS", 1)
     names = [f"o{number}" for number in range(4)]
     service = OnDemand(
         [{"jobId": name, "fileName": f"{name}.mp4"} for name in names], **dict.fromkeys(names, "running")
@@ -884,7 +883,7 @@ async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_threa
     def now() -> datetime:
         return datetime.now(UTC) + timedelta(hours=1 if is_late else 0)
 
-    def opened(source: S3FolderSource, *, anonymous: bool) -> s3.Folder:
+    def opened(source: S3FolderSource, *, anonymous: bool) -> S3Folder:
         folder = really_open(source, anonymous=True)
         expiry = datetime.now(UTC) + timedelta(minutes=30)
         folder.keys = RefreshableCredentials("AKIDEXAMPLE", SECRET, "", expiry, renew, "test", time_fetcher=now)
@@ -895,9 +894,9 @@ async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_threa
         is_late = True
         await really_read(*arguments)
 
-    really_open, really_read = s3._open, _manifests.read_manifest
-    monkeypatch.setattr(s3, "_open", opened)
-    monkeypatch.setattr("convertrilo.ingest.run.read_manifest", read)
+    really_open, really_read = s3_folder._open, manifests.read_manifest
+    monkeypatch.setattr(s3_folder, "_open", opened)
+    monkeypatch.setattr("convertrilo.ingest.finding.read_manifest", read)
     (tmp_path / "keys.txt").write_text("a.mp4\nb.mp4\n")
     how: dict[str, Any] = {"journal": tmp_path / "run.db", "manifest": tmp_path / "keys.txt"}
     async with AsyncClient("key", base_url="https://api.test", transport=(service := Remembering())) as client:
@@ -922,8 +921,12 @@ async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_threa
         (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
         (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
         ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
-        (TEMPLATE, {"on_demand": True}, "manifest: cannot be had on demand"),
-        (TEMPLATE, {"on_demand": True, "manifest": None, "dry_run": True}, "dry_run: cannot be had on demand"),
+        (TEMPLATE, {"on_demand": True}, "manifest: cannot be combined with on_demand"),
+        (
+            TEMPLATE,
+            {"on_demand": True, "manifest": None, "dry_run": True},
+            "dry_run: cannot be combined",
+        ),
         (
             TEMPLATE,
             {"on_demand": True, "manifest": None, "max_files": 1001},

@@ -20,9 +20,11 @@ from object_store import ObjectStore
 from support import Clock
 
 from convertrilo import AsyncClient, ConfigurationError, RetryPolicy, S3FolderSource, TransferError, ValidationError
-from convertrilo.ingest import listing as module
-from convertrilo.ingest.listing import Folder, list_objects, open_folder, parse_url
+from convertrilo.ingest import listing, s3_requests
+from convertrilo.ingest.listing import list_objects
 from convertrilo.ingest.objects import Page, S3Object
+from convertrilo.ingest.s3_folder import S3Folder, open_folder, parse_url
+from convertrilo.ingest.s3_requests import ListedPage
 
 SECRET = "hush/hush+hush"
 KEYS = [
@@ -64,7 +66,7 @@ async def client() -> AsyncIterator[AsyncClient]:
         yield client
 
 
-async def listed(client: AsyncClient, folder: Folder, **options: Any) -> list[S3Object]:
+async def listed(client: AsyncClient, folder: S3Folder, **options: Any) -> list[S3Object]:
     objects: list[S3Object] = []
 
     async def take(page: Page) -> None:
@@ -111,7 +113,7 @@ async def test_many_pages_are_listed_in_ranges_and_every_object_comes_once(
     client: AsyncClient, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "5")
-    monkeypatch.setattr(module, "_ALONE", 2)
+    monkeypatch.setattr(listing, "_UNDIVIDED_PAGES", 2)
     keys = [f"{folder}/{number:03}.mp4" for folder in "abc" for number in range(40)]
     bucket = object_store.private_bucket(**dict.fromkeys(keys, b""))
     folder = await open_folder(object_store.folder(bucket))
@@ -235,7 +237,7 @@ class Store:
         self.requests: list[httpx.Request] = []
         self.closed = False
         self._answers = iter(answers)
-        monkeypatch.setattr(module, "make_transport", lambda **_: self)
+        monkeypatch.setattr(s3_requests, "make_transport", lambda **_: self)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await anyio.lowlevel.checkpoint()
@@ -271,10 +273,10 @@ async def test_what_may_pass_is_tried_again(
     ("given", "said"),
     [
         ((403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>"), "AccessDenied"),
-        ((200, "<html>hello</html>"), "the answer is no listing; is the endpoint right"),
-        ((200, "hello"), "the answer is no listing; is the endpoint right"),
+        ((200, "<html>hello</html>"), "the answer is not a listing; is the endpoint right"),
+        ((200, "hello"), "the answer is not a listing; is the endpoint right"),
         ((200, " " * (16 * 1024**2 + 1)), "no page of a listing"),
-        ((200, LISTING.replace("false", "true")), "there is more, and not where"),
+        ((200, LISTING.replace("false", "true")), "has no continuation token"),
     ],
     ids=["403", "web page", "text", "endless", "cut off"],
 )
@@ -401,10 +403,10 @@ async def test_credentials_that_cannot_be_renewed_end_the_listing(
     folder = await open_folder("s3://films", anonymous=True)
     folder.keys = RefreshableCredentials("AKID0", SECRET, "", in_minutes(-1), renew, "test")
     store = Store(monkeypatch, [])
-    with pytest.raises(ConfigurationError, match=f"AWS's credentials cannot be had: .*{why}"):
+    with pytest.raises(ConfigurationError, match=f"the AWS credentials cannot be loaded: .*{why}"):
         await listed(client, folder)
     assert (store.requests, store.closed) == ([], True)
-    with pytest.raises(ConfigurationError, match="AWS's credentials cannot be had"):
+    with pytest.raises(ConfigurationError, match="the AWS credentials cannot be loaded"):
         folder.source("a.mp4")
 
 
@@ -450,7 +452,7 @@ class Shelf:
         await anyio.lowlevel.checkpoint()
         behind = [key for key in self.keys if key > (token or after or "")]
         page = behind[: self.page_size]
-        return module.Listed([S3Object(key) for key in page], page[-1] if len(behind) > len(page) else None)
+        return ListedPage([S3Object(key) for key in page], page[-1] if len(behind) > len(page) else None)
 
 
 async def collect(shelf: Shelf, concurrency: int = 4) -> list[str]:
@@ -460,7 +462,7 @@ async def collect(shelf: Shelf, concurrency: int = 4) -> list[str]:
         await anyio.lowlevel.checkpoint()
         keys.extend(each.key for each in page)
 
-    await module._Ranges(shelf.page, "", take, concurrency).list()
+    await listing._KeyRanges(shelf.page, "", take, concurrency).list()
     return keys
 
 
@@ -471,7 +473,7 @@ texts = st.text(st.sampled_from("/019az~\u00e9\U0001f600"), min_size=1, max_size
 def test_however_a_folder_is_divided_every_object_comes_once(keys: set[str], page_size: int) -> None:
     shelf = Shelf(list(keys), page_size)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_ALONE", 1)
+        patch.setattr(listing, "_UNDIVIDED_PAGES", 1)
         assert sorted(anyio.run(collect, shelf)) == shelf.keys
 
 
@@ -514,7 +516,7 @@ async def test_a_store_that_lists_in_no_order_is_not_divided() -> None:
         start = behind[token]
         behind[str(start)] = start + 10
         objects = [S3Object(key) for key in shelf.keys[start : start + 10]]
-        return module.Listed(objects, str(start) if start + 10 < 500 else None)
+        return ListedPage(objects, str(start) if start + 10 < 500 else None)
 
     shelf.page = page  # type: ignore[method-assign]
     assert await collect(shelf) == shelf.keys
@@ -531,7 +533,7 @@ async def test_a_store_that_turns_out_to_have_no_order_says_so_and_cancels_no_ta
         await anyio.lowlevel.checkpoint()
         end = int(token or 0) + page_size
         objects = [S3Object(key) for key in keys[end - page_size : end]]
-        return module.Listed(objects, str(end) if end < len(keys) else None)
+        return ListedPage(objects, str(end) if end < len(keys) else None)
 
     async def take(page: Page) -> None:
         nonlocal taking
@@ -541,11 +543,11 @@ async def test_a_store_that_turns_out_to_have_no_order_says_so_and_cancels_no_ta
         taking -= 1
         taken.extend(each.key for each in page)
 
-    with anyio.fail_after(60), pytest.raises(module.UnorderedError, match="not list in the order of the keys"):
-        await module._Ranges(page, "", take, 4).list()
+    with anyio.fail_after(60), pytest.raises(listing.UnorderedError, match="not list in the order of the keys"):
+        await listing._KeyRanges(page, "", take, 4).list()
     assert taking == 0
     taken.clear()
-    await module._Ranges(page, "", take, 1).list()
+    await listing._KeyRanges(page, "", take, 1).list()
     assert taken == keys
 
 
@@ -560,7 +562,7 @@ async def test_a_slow_taker_slows_the_listing_down() -> None:
         taken += 1
         assert shelf.asked - taken <= 8  # a page for each range under way, and one that is asked for
 
-    await module._Ranges(shelf.page, "", take, 4).list()
+    await listing._KeyRanges(shelf.page, "", take, 4).list()
 
 
 async def test_an_error_of_the_taker_ends_the_listing() -> None:
@@ -568,4 +570,4 @@ async def test_an_error_of_the_taker_ends_the_listing() -> None:
         raise ValueError("enough")
 
     with pytest.raises(ValueError, match="enough"):
-        await module._Ranges(Shelf(["a"], 1).page, "", take, 4).list()
+        await listing._KeyRanges(Shelf(["a"], 1).page, "", take, 4).list()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from convertrilo import ValidationError
 from convertrilo.ingest.manifest import read_manifest
-from convertrilo.ingest.objects import Page, S3Object, Shard, chooser, external_id, is_text, parse_shard
+from convertrilo.ingest.objects import Page, S3Object, Shard, external_id, is_text, make_filter, parse_shard
 
 ETAG = "9e107d9d372bb6826bd81d3542a419d6"
 WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -99,7 +99,7 @@ def test_what_names_no_share_is_said(text: str) -> None:
 
 def wanted(each: S3Object, **options: Any) -> bool:
     given: dict[str, Any] = dict.fromkeys(("include", "min_size", "max_size", "modified_since", "shard"))
-    return chooser(**{**given, "exclude": (), **options})(each)
+    return make_filter(**{**given, "exclude": (), **options})(each)
 
 
 @pytest.mark.parametrize(
@@ -229,22 +229,22 @@ async def test_a_long_manifest_comes_in_pages(tmp_path: Path) -> None:
     ("name", "lines", "said"),
     [
         ("a.jsonl", ["{}"], "a.jsonl, line 1: has no key"),
-        ("a.jsonl", ['{"key": "a"}', "[]"], "a.jsonl, line 2: is no JSON object"),
-        ("a.jsonl", ['{"key": "a", "bucket": "other"}'], "line 1: is about the bucket 'other', and the source is in"),
-        ("a.jsonl", ['{"key": "a", "size": "big"}'], "line 1: has a size or a time that is none: 'big'"),
-        ("a.csv", ['"other","a.mp4"'], "line 1: is about the bucket 'other'"),
+        ("a.jsonl", ['{"key": "a"}', "[]"], "a.jsonl, line 2: is not a JSON object"),
+        ("a.jsonl", ['{"key": "a", "bucket": "other"}'], "line 1: names the bucket 'other', but the source is in"),
+        ("a.jsonl", ['{"key": "a", "size": "big"}'], "line 1: has an invalid size or time: 'big'"),
+        ("a.csv", ['"other","a.mp4"'], "line 1: names the bucket 'other'"),
         ("a.csv", ["a.mp4"], "line 1: has neither a header with `key` nor the columns of an S3 Inventory"),
-        ("a.txt", ["a.mp4", "s3://other/a.mp4"], "line 2: is about the bucket 'other'"),
-        ("a.json", ['{"key": "a"}'], "is no manifest.json of an S3 Inventory; for JSON lines, name it .jsonl"),
+        ("a.txt", ["a.mp4", "s3://other/a.mp4"], "line 2: names the bucket 'other'"),
+        ("a.json", ['{"key": "a"}'], "is not the manifest.json of an S3 Inventory; JSON lines must be named .jsonl"),
         (
             "a.json",
             ['{"fileFormat": "Parquet", "fileSchema": "Bucket, Key", "files": []}'],
-            "lists files in Parquet; only CSV is read",
+            "lists files in Parquet; only CSV is supported",
         ),
         (
             "a.json",
             ['{"fileFormat": "CSV", "fileSchema": "Bucket, Key", "files": [{"key": "x/1.csv.gz"}]}'],
-            "names the file 1.csv.gz, which is not in",
+            "names the file 1.csv.gz, which is none of",
         ),
     ],
 )

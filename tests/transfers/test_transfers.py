@@ -1146,7 +1146,7 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
         (".", "Is a directory"),
         ("/", "Is a directory"),
         ("none/out", "No such file"),
-        ("pipe", "it is no regular file"),
+        ("pipe", "it is not a regular file"),
     ],
 )
 async def test_a_path_that_cannot_be_written_says_so(
