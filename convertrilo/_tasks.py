@@ -5,10 +5,10 @@ from contextlib import asynccontextmanager
 
 import anyio
 
-Step = Callable[[], Awaitable[object]]
+TaskFunction = Callable[[], Awaitable[object]]
 
 
-async def run_all(steps: Iterable[Step]) -> None:
+async def run_all(steps: Iterable[TaskFunction]) -> None:
     """Run tasks to their ends; the first error cancels the others and is raised."""
     async with running_all() as start:
         for step in steps:
@@ -16,21 +16,21 @@ async def run_all(steps: Iterable[Step]) -> None:
 
 
 @asynccontextmanager
-async def running_all() -> AsyncGenerator[Callable[[Step], None]]:
+async def running_all() -> AsyncGenerator[Callable[[TaskFunction], None]]:
     """Yield a function that starts a task, also from within a task; then wait for all tasks, as `run_all` does.
 
     The block itself only starts tasks: an error that it raises is wrapped in an exception group.
     """
     failures: list[Exception] = []
 
-    async def run(step: Step) -> None:
+    async def run(step: TaskFunction) -> None:
         try:
             await step()
         except Exception as error:  # noqa: BLE001  # raised below, outside of the group
             failures.append(error)
             group.cancel_scope.cancel()
 
-    def start(step: Step) -> None:
+    def start(step: TaskFunction) -> None:
         group.start_soon(run, step)
 
     async with anyio.create_task_group() as group:

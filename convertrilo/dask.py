@@ -30,7 +30,7 @@ except ModuleNotFoundError as _error:
 T = TypeVar("T")
 
 _MAX_SUBMISSIONS = 3
-"""How often a task is submitted when its workers die; each time, Dask itself submissions four workers."""
+"""How often a task is submitted when its workers die; each time, Dask itself tries four workers."""
 _THREADS = 256
 """Threads that wait for tasks, one for each task."""
 

@@ -4,19 +4,26 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 import attrs
 
 from convertrilo._base_client import BaseClient
 from convertrilo._clock import SYSTEM_CLOCK, Clock
+from convertrilo._halving import halves
 from convertrilo._tasks import run_all
 from convertrilo.codec import read_answer
 from convertrilo.dedupe.memory import DedupeStore, once
 from convertrilo.errors import DecodeError, InvalidRequestError, NotFoundError
 from convertrilo.events import logger
 from convertrilo.journal import Entry, Journal
-from convertrilo.models import OnDemandStatusResponse, StatusResponse
+from convertrilo.models import (
+    BulkCreateResponse,
+    JobCreateResponse,
+    OnDemandEncodeResponse,
+    OnDemandFolderIngestResponse,
+    OnDemandStatusResponse,
+    StatusResponse,
+)
 from convertrilo.operations import ON_DEMAND_ENCODE, ON_DEMAND_INGEST_FOLDER, OPERATIONS
 from convertrilo.receiver import Handler, call_handler
 from convertrilo.webhooks import WebhookEvent
@@ -27,6 +34,8 @@ EVENTS = {"success": "job.completed", "failed": "job.failed", "canceled": "job.c
 _BATCH_SIZE = 100
 _SINGLE_READS = 8
 """Statuses of on-demand jobs that are read at once, each with a request of its own."""
+_AnswerOfOne = JobCreateResponse | OnDemandEncodeResponse
+_AnswerOfMany = BulkCreateResponse | OnDemandFolderIngestResponse
 _ON_DEMAND = frozenset({ON_DEMAND_ENCODE.id, ON_DEMAND_INGEST_FOLDER.id})
 
 
@@ -106,10 +115,10 @@ def _job_ids(entry: Entry) -> list[str]:
     if operation is None or operation.returns is None or entry.answer is None:
         return []
     try:
-        answer: Any = read_answer(operation.returns, entry.answer)
+        answer: _AnswerOfOne | _AnswerOfMany = read_answer(operation.returns, entry.answer)
     except DecodeError:  # the call that received the answer raised this error already
         return []
-    items = [answer] if hasattr(answer, "job_id") else answer.jobs or []
+    items = answer.jobs or () if isinstance(answer, _AnswerOfMany) else (answer,)
     return [item.job_id for item in items if item.job_id]
 
 
@@ -132,10 +141,9 @@ async def _read_in_bulk(client: BaseClient, job_ids: Sequence[str]) -> list[Stat
     try:
         return list((await client.bulk_status(job_ids)).jobs or ())
     except InvalidRequestError:  # too many ids for one request, or an id that the service rejects
-        half = len(job_ids) // 2
-        if not half:
+        if len(job_ids) == 1:
             return []
-    return [*await _read_in_bulk(client, job_ids[:half]), *await _read_in_bulk(client, job_ids[half:])]
+    return [status for half in halves(job_ids) for status in await _read_in_bulk(client, half)]
 
 
 async def _read_on_demand(client: BaseClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:

@@ -8,9 +8,9 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from convertrilo._base_client import BaseClient
-from convertrilo.ingest.listing import TakePage, UnorderedError, list_objects
+from convertrilo.ingest.listing import UnorderedError, list_objects
 from convertrilo.ingest.manifest import read_manifest
-from convertrilo.ingest.objects import Page, S3Object, external_id, is_text
+from convertrilo.ingest.objects import Page, S3Object, TakePage, external_id, is_text
 from convertrilo.ingest.progress import IF_NOT_RECORDED, ProgressTracker
 from convertrilo.ingest.remote import RemoteRunner
 from convertrilo.ingest.s3_folder import S3Folder

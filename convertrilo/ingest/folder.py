@@ -210,7 +210,7 @@ def _identity(
 
 
 def _refuse_with_on_demand(**options: object) -> None:
-    problem = "cannot be combined with on_demand: the service lists the folder itself"
+    problem = "cannot be combined with on-demand jobs: the service lists the folder itself"
     issues = [Issue(name, problem) for name in options if options[name]]
     if issues:
         raise ValidationError("ingest_folder", issues)

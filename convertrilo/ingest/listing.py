@@ -4,13 +4,13 @@ tests/bench/bench_listing.py measures it: a quarter of the CPU that boto3 needs,
 """
 
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from convertrilo._base_client import BaseClient
-from convertrilo._tasks import Step, running_all
+from convertrilo._tasks import TaskFunction, running_all
 from convertrilo.errors import TransferError
-from convertrilo.ingest.objects import Page, is_text
+from convertrilo.ingest.objects import Page, TakePage, is_text
 from convertrilo.ingest.s3_folder import S3Folder
 from convertrilo.ingest.s3_requests import ListedPage, ListPage, open_lister
 
@@ -25,8 +25,6 @@ _REQUESTS_PER_EMPTY_RANGE = 8
 """No more ranges are divided off once more than one request in so many found an empty range."""
 _DIGITS = 32
 """How many characters of a key count when ranges are divided."""
-
-TakePage = Callable[[Page], Awaitable[object]]
 
 
 class UnorderedError(TransferError):
@@ -87,7 +85,7 @@ class _KeyRanges:
         if self._is_futile:
             raise UnorderedError("the store does not list in the order of the keys, so only one range can be listed")
 
-    def _begin(self, start: Callable[[Step], None], after: str | None, until: str | None) -> None:
+    def _begin(self, start: Callable[[TaskFunction], None], after: str | None, until: str | None) -> None:
         self._running += 1
         start(partial(self._list, start, after, until))
 
@@ -96,13 +94,13 @@ class _KeyRanges:
         """Whether the folder was divided though the store has no order, as directory buckets have none."""
         return self._is_divided and not self._in_order
 
-    async def _list(self, start: Callable[[Step], None], after: str | None, until: str | None) -> None:
+    async def _list(self, start: Callable[[TaskFunction], None], after: str | None, until: str | None) -> None:
         try:
             await self._list_range(start, after, until)
         finally:
             self._running -= 1
 
-    async def _list_range(self, start: Callable[[Step], None], after: str | None, until: str | None) -> None:
+    async def _list_range(self, start: Callable[[TaskFunction], None], after: str | None, until: str | None) -> None:
         """List the keys after one key, up to another key, which comes nearer when the range is divided."""
         token: str | None = None
         is_first = True

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -15,7 +15,7 @@ from urllib.parse import unquote_plus
 import anyio.to_thread
 
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.ingest.objects import Page, S3Object
+from convertrilo.ingest.objects import Page, S3Object, TakePage
 
 _PAGE = 1000
 
@@ -40,7 +40,7 @@ _COLUMN_PATTERNS = {
 """Patterns that identify the optional columns of an inventory without a header; its first columns are fixed."""
 
 
-async def read_manifest(path: str | os.PathLike[str], bucket: str, take: Callable[[Page], Awaitable[object]]) -> None:
+async def read_manifest(path: str | os.PathLike[str], bucket: str, take: TakePage) -> None:
     """Read a bucket's objects from a manifest, and await `take` with each page of them.
 
     The file name tells the format:

@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from fnmatch import translate
 from typing import NamedTuple
@@ -37,6 +37,7 @@ class S3Object(NamedTuple):
 
 
 Page = list[S3Object]
+TakePage = Callable[[Page], Awaitable[object]]
 
 
 # ---- external ids

@@ -159,7 +159,7 @@ class IngestEngine(Protocol):
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> object: ...
+    ) -> bool | None: ...
 
     async def find(self, place: Place, service: Service, after: str | None, token: str | None) -> Found:
         """Run the task `find` on a worker."""
@@ -185,7 +185,7 @@ class RemoteRunner:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> Any:
+    ) -> bool | None:
         return await self._engine.__aexit__(kind, error, traceback)
 
     @property

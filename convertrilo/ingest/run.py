@@ -9,7 +9,7 @@ import anyio
 import attrs
 
 from convertrilo._base_client import BaseClient
-from convertrilo._tasks import Step, run_all
+from convertrilo._tasks import TaskFunction, run_all
 from convertrilo.bulk.results import SubmittedJob
 from convertrilo.ingest.finding import ObjectFinder
 from convertrilo.ingest.following import follow_jobs
@@ -64,7 +64,7 @@ async def run_folder(
     hide = folder.hide_credentials
     recorder = ResultRecorder(journal, tracker, submitted, hide, dry_run=dry_run)
     submission = partial(submit, client, requests, journal, runner, results_out, settings=settings)
-    steps: list[Step] = [
+    steps: list[TaskFunction] = [
         partial(finder.find, manifest, rows_out),
         partial(submission, batch_size=batch_size, concurrency=concurrency),
         partial(recorder.record_all, results_in),

@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import anyio.to_thread
@@ -13,6 +13,9 @@ import attrs
 from convertrilo._http.redaction import hider
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
 from convertrilo.models import S3FolderSource, S3Source
+
+if TYPE_CHECKING:
+    from botocore.credentials import Credentials, ReadOnlyCredentials
 
 _DEFAULT_REGION = "us-east-1"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -41,7 +44,7 @@ class S3Folder:
     endpoint: str | None
     region: str
     path_style: bool
-    keys: Any = attrs.field(repr=False)
+    keys: "Credentials | None" = attrs.field(repr=False)
     """botocore's credentials; `None` sends anonymous requests."""
 
     def url(self, query: Mapping[str, str]) -> str:
@@ -55,7 +58,7 @@ class S3Folder:
         parameters = "&".join(f"{name}={quote(value, safe=_UNRESERVED)}" for name, value in sorted(query.items()))
         return f"{where.scheme}://{host}{path or '/'}?{parameters}"
 
-    def frozen_keys(self) -> Any:
+    def frozen_keys(self) -> "ReadOnlyCredentials | None":
         """Return the current credentials; those that expire soon are renewed first, possibly over the network.
 
         Raises:

@@ -184,7 +184,7 @@ def test_what_to_do_is_said_in_words_that_the_command_has(
     monkeypatch.setenv("AWS_SESSION_TOKEN", "a-session-token")
     assert run(command) == 2
     said = capsys.readouterr().err
-    assert "or, where anybody may, list it as anonymous" in said
+    assert "or list a public bucket as anonymous" in said
     assert not [each for each in ("=True", "S3FolderSource", "access_key_id") if each in said]
 
 

@@ -921,7 +921,7 @@ async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_threa
         (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
         (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
         ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
-        (TEMPLATE, {"on_demand": True}, "manifest: cannot be combined with on_demand"),
+        (TEMPLATE, {"on_demand": True}, "manifest: cannot be combined with on-demand jobs"),
         (
             TEMPLATE,
             {"on_demand": True, "manifest": None, "dry_run": True},
