@@ -1,4 +1,4 @@
-"""A folder worked on elsewhere: tasks that run twice, credentials that stay at home, clusters that are not there."""
+"""Ingest with an engine: tasks that run twice, tasks without credentials, and clusters that fail."""
 
 import importlib
 import pickle
@@ -40,7 +40,7 @@ KEYS = [f"films/{number:03}.mp4" for number in range(30)]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore, tmp_path: Path) -> Iterator[SandboxServer]:
-    """A sandbox on a port; the environment has what a worker's has."""
+    """A sandbox on a port; the environment variables are those of a worker."""
     monkeypatch.setattr(remote, "_folders", {})
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", object_store.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", object_store.secret_access_key)
@@ -53,7 +53,7 @@ def server(monkeypatch: pytest.MonkeyPatch, object_store: ObjectStore, tmp_path:
 
 
 class Twice:
-    """Runs every task twice, in threads, and remembers what it was given and what came back."""
+    """Runs every task twice, in threads, and remembers arguments and results."""
 
     def __init__(self) -> None:
         self.tasks: list[Any] = []
@@ -143,7 +143,7 @@ async def test_what_was_begun_elsewhere_is_not_gone_on_with_here(
 
 
 class Losing(Twice):
-    """Has batches sent, and loses what comes back."""
+    """Sends batches, and loses the answers."""
 
     async def send(self, *arguments: Any) -> bytes:
         await super().send(*arguments)
@@ -168,7 +168,7 @@ async def test_what_a_lost_cluster_has_sent_binds_the_journal_to_its_ingest(
 
 
 class Gateway(Twice):
-    """Has batches sent by way of a gateway that turns big ones away, of which it may have taken some before."""
+    """Sends batches through a gateway that rejects big ones, possibly after an attempt that went through."""
 
     def __init__(self, *, in_doubt: bool) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
 
 def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
     server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")
-    with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # and another worker may have sent it
+    with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # another worker may have sent it
         remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
     assert server.sandbox.jobs == []
 
@@ -244,7 +244,7 @@ def test_little_comes_back(server: SandboxServer) -> None:
 async def test_a_folder_goes_through_a_cluster(
     server: SandboxServer, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # Dask leaves a folder where it works
+    monkeypatch.chdir(tmp_path)  # Dask leaves a folder in its working directory
     bucket = object_store.private_bucket(**dict.fromkeys(KEYS, b"video"))
 
     def start() -> distributed.LocalCluster:

@@ -1,4 +1,4 @@
-"""The ends of jobs that no webhook told of are handed to the handler, once."""
+"""`reconcile` passes the ends of jobs without a webhook to the handler, once each."""
 
 import json
 from collections.abc import AsyncIterator
@@ -144,7 +144,7 @@ async def test_jobs_of_long_ago_are_left_alone(
 
 
 async def made(journal: Journal, operation: str, answer: Any, key: str | None = None) -> None:
-    """Write an operation down as answered."""
+    """Record an answered operation in the journal."""
     key = key or operation
     await journal.begin(service="localhost", operation=operation, key=key, body=b"{}", identity="key", name=None)
     await journal.answer(key, json.dumps(answer).encode())
@@ -225,7 +225,7 @@ async def test_on_demand_jobs_are_read_some_at_a_time(journal: Journal, clock: C
         most += 1
         if most == 8:
             together.set()
-        await together.wait()  # for ever, if they come one after the other
+        await together.wait()  # blocks for ever if the requests come one after the other
         most -= 1
         return ok({"jobId": sent.target.rpartition("/")[2], "status": "success"})
 

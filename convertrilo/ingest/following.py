@@ -15,7 +15,7 @@ from convertrilo.models import TERMINAL_STATUSES, StatusResponse
 from convertrilo.waiting import JobResult, wait_for_jobs
 
 ROUNDS = 3
-"""How often to wait again for jobs whose status could not be read."""
+"""Rounds of waiting; another one begins if the status of some jobs could not be read."""
 _FOLLOWERS = 10
 _WINDOW = 100
 """Jobs that each follower waits for at a time; the poller asks for the jobs of all followers together."""

@@ -1,4 +1,4 @@
-"""A folder in S3, every video of it encoded once: against a real S3 server and the sandbox."""
+"""`ingest_folder` against a real S3 server and the sandbox: every video of a folder is encoded once."""
 
 import csv
 import json
@@ -172,7 +172,7 @@ async def test_from_scratch_makes_every_job_anew(
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db", from_scratch=True)
         assert (report.listed, report.submitted) == (3, 3)
         assert len(sandbox.jobs) == 3 * runs
-        assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[-3:]) > 0, "and none of runs before"
+        assert report.reserved == sum(job.price or 0 for job in sandbox.jobs[-3:]) > 0, "of this run only"
     assert len({each.job_id for each in (await rows(report)).values()} & {job.id for job in sandbox.jobs[6:]}) == 3
     await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
     assert len(sandbox.jobs) == 9
@@ -293,7 +293,7 @@ anyio.run(main, *sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # what is in the file is the same on trio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio writes the same to the journal
 @pytest.mark.parametrize("way", ["batches", "on demand"])
 async def test_a_process_killed_between_answer_and_note_leaves_a_journal_that_is_bound(
     object_store: ObjectStore, tmp_path: Path, way: str
@@ -409,7 +409,7 @@ async def test_one_objects_refusal_is_its_own_and_may_be_none_another_time(
         assert len(refused) == report.refused
         assert all((each.error or "").startswith("insufficient_tokens: ") for each in refused)
         before = made(sandbox)
-        assert 0 < len(before) == report.failed  # which gives their tokens back
+        assert 0 < len(before) == report.failed  # their tokens are given back
         report = await ingest_folder(client, folder, TEMPLATE, journal=tmp_path / "run.db")
         assert (report.listed, report.submitted, report.refused) == (4, 4, 0)
         assert {each.external_id: each.job_id for each in (await rows(report)).values()} == made(sandbox)
@@ -440,7 +440,7 @@ async def test_what_may_have_a_job_is_not_called_refused(
             assert (await report.write(tmp_path / name)).read_text().count("unknown") == 3
         with pytest.raises(ConfigurationError, match="the journal holds another ingest"):
             await ingest_folder(client, folder, AV1, journal=late)
-        report = await ingest_folder(client, folder, TEMPLATE, journal=path)  # early enough, after all
+        report = await ingest_folder(client, folder, TEMPLATE, journal=path)  # the replay window is long enough now
     assert (report.unknown, report.submitted, len(made(sandbox))) == (0, 3, 3)
     assert {each.status for each in (await rows(report)).values()} == {"submitted"}
 
@@ -455,7 +455,7 @@ async def test_a_batch_that_the_service_knows_with_other_credentials_may_have_ma
         with pytest.raises(TransportError):
             await ingest_folder(client, folder, TEMPLATE, journal=path)
         rotated = attrs.evolve(object_store, secret_access_key="another secret").folder(bucket)
-        for journal in (path, tmp_path / "other.db"):  # which knows nothing of it
+        for journal in (path, tmp_path / "other.db"):  # the other journal knows nothing of the batch
             report = await ingest_folder(client, rotated, TEMPLATE, journal=journal)
             assert (report.unknown, report.refused, len(made(sandbox))) == (3, 0, 3)
             with pytest.raises(ConfigurationError, match="the journal holds another ingest"):
@@ -573,7 +573,7 @@ async def test_no_more_files_than_are_wanted(
 
 
 class Unordered(httpx.AsyncBaseTransport):
-    """A store that lists in the order of the keys until it does not, as directory buckets, and has no `start-after`."""
+    """A store like a directory bucket: without `start-after`, and only its first keys come in order."""
 
     def __init__(self, keys: list[str]) -> None:
         self.keys = keys
@@ -603,7 +603,7 @@ async def test_a_store_that_turns_out_to_have_no_order_is_listed_whole(
 
 
 class Counting(httpx.AsyncBaseTransport):
-    """A service that makes up a job for each one that it is asked for, and remembers none."""
+    """A service that answers every request with new jobs, and remembers none of them."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         await anyio.lowlevel.checkpoint()
@@ -613,7 +613,7 @@ class Counting(httpx.AsyncBaseTransport):
 
 
 class Silent(Counting):
-    """A service that makes jobs, and does not say so of all of them."""
+    """A service whose answers leave out the first job."""
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         answer = await super().handle_async_request(request)
@@ -632,11 +632,11 @@ async def test_a_job_that_an_answer_does_not_mention_may_be_there(tmp_path: Path
     assert (await rows(report))["a.mp4"].error == "the answer does not say what became of this job"
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # it is the same memory on trio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio needs the same memory
 async def test_memory_does_not_grow_with_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifests, "_PAGE", 20)
     peaks: list[int] = []
-    for count in (50, 600, 1_500):  # the first one makes what is made once
+    for count in (50, 600, 1_500):  # the first run fills the caches
         manifest = tmp_path / f"{count}.txt"
         manifest.write_text("".join(f"films/{number:06}.mp4\n" for number in range(count)))
         tracemalloc.start()
@@ -764,7 +764,7 @@ async def test_a_status_that_cannot_be_read_is_that_jobs_own_and_read_again(
 
 
 class OnDemand(httpx.AsyncBaseTransport):
-    """A service that has listed a folder, and has these statuses for its jobs."""
+    """A service that has listed a folder; its jobs have these statuses."""
 
     def __init__(self, jobs: list[dict[str, str]], **statuses: str) -> None:
         self.jobs = jobs
@@ -858,7 +858,7 @@ async def test_credentials_are_sent_and_stay_nowhere(
 
 
 class Remembering(Counting):
-    """A service that remembers what it was asked for."""
+    """A service that remembers the jobs of each request."""
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -871,7 +871,7 @@ class Remembering(Counting):
 async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Such keys may expire and have no token, so that the API takes them."""
+    """Credentials of this kind may expire and yet have no session token, so the API accepts them."""
     in_loop, is_late = threading.get_ident(), False
     threads: list[int] = []
 

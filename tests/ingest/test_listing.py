@@ -1,4 +1,4 @@
-"""Listing a folder in S3: a real server, every odd key, credentials from everywhere, and divided listings."""
+"""Listing a folder in S3: odd keys on a real server, credentials from every source, errors, and divided listings."""
 
 import itertools
 import threading
@@ -44,7 +44,7 @@ KEYS = [
 
 @pytest.fixture(autouse=True)
 def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let nothing of this machine's own AWS configuration count."""
+    """Ignore the AWS configuration of this machine."""
     for name in (
         "AWS_ENDPOINT_URL",
         "AWS_ENDPOINT_URL_S3",
@@ -227,11 +227,11 @@ LISTED = S3Object("a b.mp4", 7, "e-2", None, datetime(2026, 1, 2, 3, 4, 5, tzinf
 
 
 Given = tuple[int, str] | tuple[int, str, dict[str, str]] | Exception
-"""Status, body and headers of an answer; or that there is none."""
+"""Status, body and headers of an answer, or the error that is raised instead."""
 
 
 class Store:
-    """A store that answers as it is told, in place of the connections."""
+    """A transport that gives scripted answers in place of a store."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, answers: Sequence[Given]) -> None:
         self.requests: list[httpx.Request] = []
@@ -304,7 +304,7 @@ async def test_a_store_that_goes_round_in_circles_ends_the_listing(
 
 
 def page_of(key: str | None, token: str) -> tuple[int, str]:
-    """A page of one object, or of none, behind which there is another page."""
+    """A page of one object or of none, followed by another page."""
     contents = "" if key is None else f"<Contents><Key>{key}</Key></Contents>"
     more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
     return 200, f"<ListBucketResult>{more}{contents}</ListBucketResult>"
@@ -363,7 +363,7 @@ def in_minutes(minutes: float) -> datetime:
 
 
 def renewed(key: str, minutes: float) -> dict[str, str | None]:
-    """What a provider of credentials gives: without a token, as a `credential_process` may."""
+    """Credentials as a provider returns them: without a session token, as a `credential_process` may."""
     expiry = in_minutes(minutes).isoformat()
     return {"access_key": key, "secret_key": SECRET, "token": None, "expiry_time": expiry}
 
@@ -440,7 +440,7 @@ async def test_a_cancelled_listing_leaves_no_connection(client: AsyncClient) -> 
 
 
 class Shelf:
-    """Objects in memory, listed as S3 lists them."""
+    """Objects in memory, listed in pages as S3 does."""
 
     def __init__(self, keys: Sequence[str], page_size: int) -> None:
         self.keys = sorted(keys)
@@ -529,7 +529,7 @@ async def test_a_store_that_turns_out_to_have_no_order_says_so_and_cancels_no_ta
     taken: list[str] = []
     taking = 0
 
-    async def page(_: str | None, token: str | None) -> Any:  # a listing begins at the beginning, wherever it should
+    async def page(_: str | None, token: str | None) -> Any:  # ignores the key to begin after
         await anyio.lowlevel.checkpoint()
         end = int(token or 0) + page_size
         objects = [S3Object(key) for key in keys[end - page_size : end]]
@@ -560,7 +560,7 @@ async def test_a_slow_taker_slows_the_listing_down() -> None:
         for _ in range(20):
             await anyio.lowlevel.checkpoint()
         taken += 1
-        assert shelf.asked - taken <= 8  # a page for each range under way, and one that is asked for
+        assert shelf.asked - taken <= 8  # each range has one page in `take` and one requested
 
     await listing._KeyRanges(shelf.page, "", take, 4).list()
 

@@ -1,4 +1,4 @@
-"""Objects of a folder: external ids that stay, shares that stay, and which objects are wanted; manifests of them."""
+"""Objects of a folder: stable external ids and shards, filters, and manifests."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ WHEN = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     ],
 )
 def test_an_external_id_is_what_it_always_was(each: S3Object, name: str) -> None:
-    """These vectors never change: another id would be another job."""
+    """These vectors never change: another external id would create another job."""
     assert external_id("films", each) == name
 
 
@@ -70,7 +70,7 @@ def test_a_key_that_is_no_utf_8_is_known() -> None:
 
 
 def test_a_share_is_what_it_always_was() -> None:
-    """These never change: a rerun of one machine must find its own objects."""
+    """These shards never change: a machine that runs again must find its own objects."""
     keys = [f"films/{number}.mp4" for number in range(8)]
     assert [next(i for i in range(4) if Shard(i, 4).holds(key)) for key in keys] == SHARES
 
