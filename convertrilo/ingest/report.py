@@ -22,7 +22,7 @@ class IngestRow:
 
     key: str
     size: int | None
-    """Bytes; `None` if a manifest does not say."""
+    """Bytes; `None` if unknown, as for on-demand jobs and in a manifest without sizes."""
     external_id: str
     """The external id of the object's job. If several on-demand jobs share it, the later ones have `#` and their job id
     appended here."""
