@@ -13,7 +13,7 @@ from typing import Any
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.idempotency import bare_of
+from convertrilo.idempotency import strip_credentials
 from convertrilo.ingest.listing import Folder, open_folder
 from convertrilo.ingest.objects import Shard, chooser, parse_shard
 from convertrilo.ingest.on_demand import OnDemandFolder, on_demand_request
@@ -143,7 +143,7 @@ async def ingest_folder(
         identity = _identity(client, folder, model, share, engine)
         if on_demand:
             request = on_demand_request(folder, model, output, max_files)
-            identity["on_demand"] = bare_of(to_wire(request))
+            identity["on_demand"] = strip_credentials(to_wire(request))
             await record.begin(identity, from_scratch=from_scratch)
             on_server = OnDemandFolder(client, request, record, on_progress)
             return await on_server.work(timeout if wait else None)
@@ -194,7 +194,7 @@ def _identity(
         "source": f"s3://{folder.bucket}/{folder.prefix}",
         "endpoint": folder.endpoint,
         "region": folder.region,
-        "template": bare_of(to_wire(template)),
+        "template": strip_credentials(to_wire(template)),
         "shard": None if share is None else str(share),
         "engine": engine is not None,  # batches of one way go out without credentials, and must not go the other way
     }
