@@ -18,8 +18,9 @@ Outcome = Literal[
     "undecodable",
     "interrupted",
 ]
-"""The outcome of an attempt. `retry.FailureKind` describes the failures; `undecodable` is a `DecodeError`. `interrupted`
-means that the attempt was cancelled, or that a file or a custom transport raised an error that is not httpx's."""
+"""The outcome of an attempt. `retry.FailureKind` describes the failures. `undecodable` is a `DecodeError`, and
+`interrupted` means that the attempt was cancelled, or that a file or a custom transport raised an error that is not
+httpx's."""
 
 logger: logging.Logger = logging.getLogger("convertrilo")
 logger.addHandler(logging.NullHandler())  # quiet until the application configures logging

@@ -113,8 +113,8 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     Another service can compute the same key: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
     `refreshToken` and `sessionToken` wherever they stand outside `metadata`, and user name, password and signature
     parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest into an object with the keys `body`, `name`
-    and `operation`, write the object as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as integers),
-    and hash it.
+    and `operation`, write the object as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as
+    integers), and hash the bytes.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
@@ -249,8 +249,8 @@ _USER_INFO = re.compile(r"\A([^:/?#]+://)[^/?#]*@")
 def without_signature(url: str) -> str:
     """Return a URL without its user name, password and signature parameters. The rest stays as it is.
 
-    The presigned URLs of these services are known: AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and
-    Azure (shared access signatures).
+    The presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and Azure
+    (shared access signatures) are known.
     """
     if "?" not in url and "@" not in url:
         return url
