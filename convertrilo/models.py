@@ -1000,7 +1000,7 @@ class StreamInitResponse(Model):
     ok: bool | None = None
     """Whether the request succeeded."""
     upload_id: str | None = None
-    """Id of the multipart upload at the storage. The other Streaming operations do not need it."""
+    """Id of the multipart upload at the storage. The operations on the upload do not need it."""
     input_key: str | None = None
     """Storage key that the complete source will have."""
 
