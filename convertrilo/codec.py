@@ -52,7 +52,7 @@ def to_wire(model: Model) -> dict[str, Any]:
 
 def _make_writer(cls: type[Model]) -> Callable[[Model], dict[str, Any]]:
     """Generate the function that writes a model: one statement per field, in the order of the wire names."""
-    specs = sorted((wire_name(spec.name), spec) for spec in _noted(cls))
+    specs = sorted((wire_name(spec.name), spec) for spec in _fields_of(cls))
     scope: dict[str, Any] = {"normal": normal, "time": _write_time}
     lines = ["def write(model):", "    wire = {}"]
     for name, spec in specs:
@@ -156,7 +156,7 @@ def _make_reader(cls: type[Model]) -> Callable[[Any, Any], Model]:
     }
     lines = ["def read(wire, _):", "    if wire.__class__ is not dict: raise Mismatch", "    model = new(cls)"]
     lines.append("    get = wire.get")
-    for spec in _noted(cls):
+    for spec in _fields_of(cls):
         scope[f"put_{spec.name}"] = slot_setter(cls, spec.name)
         lines.append(f"    value = get({wire_name(spec.name)!r})")
         lines.append("    if value is not None:")
@@ -293,7 +293,7 @@ def _build(cls: type[_M], wire: Any, path: str, issues: list[Issue]) -> _M | Non
     prefix = f"{path}." if path else ""
     values: dict[str, Any] = {}
     failed: set[str] = set()
-    for spec in _noted(cls):
+    for spec in _fields_of(cls):
         name = wire_name(spec.name)
         value = rest.pop(name, None)
         if value is None:
@@ -347,7 +347,7 @@ def _time_or_text(value: str) -> Any:
 # ---- the converter
 
 
-def _noted(cls: type[Model]) -> Sequence[FieldSpec]:
+def _fields_of(cls: type[Model]) -> Sequence[FieldSpec]:
     """Return the fields of a model, and store their wire names for `Model.extra`."""
     specs = field_specs(cls)
     if not cls.__wire_names__:

@@ -140,7 +140,8 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     wire = to_wire(model)
     if name is None and not _has_own_identity(row, wire):
         raise ValidationError(
-            operation, [Issue("", "needs a name, or a body with an external id: each call has its own key")]
+            operation,
+            [Issue("", "needs a name or a body with an external id; without both, every call has a key of its own")],
         )
     return _derived(operation, name, encode(strip_credentials(wire)))
 
@@ -159,7 +160,7 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise ValidationError("operation", [Issue("", f"must be a string, not a {type(name).__name__}")])
     if not name:
-        raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
+        raise ValidationError("operation", [Issue("", "must not be empty: it names a logical operation")])
 
 
 def _checked_key(key: object) -> str:
