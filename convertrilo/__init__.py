@@ -1,6 +1,6 @@
-"""An async SDK for the Convertrilo video-encoding API: no retry, crash or rerun ever makes a second job.
+"""An async SDK for the Convertrilo video-encoding API. No retry, crash or rerun creates a second job.
 
-Begin with `AsyncClient`. The models are named as the contract's schemas, and `errors` draws the tree of what is raised.
+Start with `AsyncClient`. The models have the names of the contract's schemas, and `errors` shows the tree of errors.
 """
 
 from importlib import import_module
@@ -261,7 +261,7 @@ __all__ = [
     "reconcile",
 ]
 
-_HOMES = {
+_MODULES = {
     "AsyncClient": "client",
     "AttemptEvent": "events",
     "Clock": "_clock",
@@ -288,14 +288,14 @@ _HOMES = {
 }
 
 
-if not TYPE_CHECKING:  # to which a misspelt name would be `Any`
+if not TYPE_CHECKING:  # a type checker would take a misspelt name for `Any`
 
     def __getattr__(name: str) -> Any:
-        """Import a name when it is asked for: the command and the pytest plugin start without most of them."""
+        """Import a public name on first use: the command and the pytest plugin start without most of them."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        home = _HOMES.get(name) or ("errors" if name.endswith("Error") or name == "Issue" else "models")
-        value = getattr(import_module(f"{__name__}.{home}"), name)
+        module = _MODULES.get(name) or ("errors" if name.endswith("Error") or name == "Issue" else "models")
+        value = getattr(import_module(f"{__name__}.{module}"), name)
         globals()[name] = value
         return value
 

@@ -1,4 +1,4 @@
-"""Time as a parameter: what the client, the journal and the sandbox ask instead of the system."""
+"""Time as a parameter: the clock that the client, the journal and the sandbox use instead of the system's."""
 
 import math
 import time
@@ -8,23 +8,23 @@ import anyio
 
 
 class Clock(Protocol):
-    """Tells the time and sleeps. A test passes one that it moves itself, such as `convertrilo.sandbox.VirtualClock`."""
+    """Tells the time and sleeps. Tests pass a clock that they move, such as `convertrilo.sandbox.VirtualClock`."""
 
     def monotonic(self) -> float:
-        """Return seconds that never go back, for durations."""
+        """Return a time in seconds that never goes back, for measuring durations."""
         ...
 
     def time(self) -> float:
-        """Return seconds since the epoch."""
+        """Return the seconds since the epoch."""
         ...
 
     async def sleep(self, seconds: float) -> None:
-        """Wait for so many seconds, which may be none or `math.inf`; a cancellation point."""
+        """Wait for a number of seconds, which may be 0 or `math.inf`. A cancellation point."""
         ...
 
 
 class SystemClock:
-    """The real time, on asyncio and trio."""
+    """The system's clock, on asyncio and trio."""
 
     def monotonic(self) -> float:
         """Return the system's monotonic time."""
@@ -36,9 +36,9 @@ class SystemClock:
 
     async def sleep(self, seconds: float) -> None:
         """Sleep in the running event loop."""
-        if math.isinf(seconds):  # not every event loop can count so far
+        if math.isinf(seconds):  # not every event loop accepts infinity
             await anyio.sleep_forever()
-        await anyio.sleep(max(seconds, 0.0))  # trio takes nothing that is past for an error
+        await anyio.sleep(max(seconds, 0.0))  # trio rejects negative times
 
 
 SYSTEM_CLOCK: Clock = SystemClock()

@@ -1,4 +1,4 @@
-"""JSON, with orjson where it is installed, and its canonical form: the same bytes with either library."""
+"""JSON, with orjson if it is installed, and canonical JSON: the same bytes with either library."""
 
 import json
 import math
@@ -9,11 +9,11 @@ from typing import Any, cast
 from convertrilo.errors import Issue, ValidationError
 
 _MAX_DEPTH = 100
-"""How deep a value may be nested: less than any JSON library's own limit, so that all agree."""
+"""Maximum nesting depth of a value. The limits of all JSON libraries are higher, so that all libraries agree."""
 
 _SMALL = 1e-4
 _BIG = 1 << 63
-_BIGGEST = sys.float_info.max  # a reader may have nothing but doubles; and Python refuses to write 4,300 digits
+_BIGGEST = sys.float_info.max  # a reader may only have doubles, and Python refuses to write more than 4,300 digits
 
 
 try:
@@ -28,7 +28,7 @@ except ModuleNotFoundError:
 
     def loads(data: bytes, /) -> Any:
         """Return the value of a JSON text in UTF-8."""
-        return json.loads(data.decode(), parse_constant=_refuse)  # json.loads(bytes) would guess UTF-16
+        return json.loads(data.decode(), parse_constant=_refuse)  # json.loads(bytes) would also accept UTF-16
 
     def _refuse(name: str) -> None:
         raise ValueError(name)
@@ -47,18 +47,18 @@ else:
         return orjson.loads(data)
 
     def _exotic(value: float) -> Any:
-        """Write a number as Python does where orjson writes it otherwise (1e-05) or not at all (2**64)."""
+        """Write a number as Python does if orjson writes it differently (1e-05) or not at all (2**64)."""
         return orjson.Fragment(repr(value).encode())
 
 
 class NotJsonError(ValueError):
-    """A value that cannot be JSON, or not canonical JSON."""
+    """A value that cannot be written as canonical JSON."""
 
 
 def normal(value: Any, depth: int = 0) -> Any:
     """Return a JSON value in canonical form: keys sorted, integral floats as integers."""
     kind = value.__class__
-    if kind is str or value is None or kind is bool or (kind is int and -_BIG <= value < _BIG):  # most are, so first
+    if kind is str or value is None or kind is bool or (kind is int and -_BIG <= value < _BIG):  # most values, so first
         return value
     if isinstance(value, str):
         return _text(value)
@@ -80,7 +80,7 @@ def normal(value: Any, depth: int = 0) -> Any:
     raise NotJsonError(f"holds a {type(value).__name__}, which JSON does not have")
 
 
-_text = str.__str__  # str() of an enum's member would be its name, and orjson wants keys to be no subclass
+_text = str.__str__  # str() of an enum member returns its name, and orjson accepts no subclasses of str as keys
 
 
 def _normal_float(value: float) -> Any:
@@ -94,11 +94,11 @@ def _normal_float(value: float) -> Any:
 def canonical(value: Any) -> bytes:
     """Return the canonical bytes of a JSON value: sorted keys, compact, UTF-8, integral floats as integers.
 
-    Floats are written as Python's `repr` writes them, and the bytes are the same whatever JSON library is installed.
+    Floats are written as Python's `repr` writes them. The bytes are the same whatever JSON library is installed.
 
     Raises:
-        ValidationError: The value is not JSON (NaN, a key that is no string, another type), is nested deeper than 100
-            levels, or holds a lone surrogate, which UTF-8 cannot carry.
+        ValidationError: The value is not JSON (NaN, a key that is not a string, another type), is nested deeper than
+            100 levels, or holds a lone surrogate, which UTF-8 cannot encode.
     """
     try:
         return encode(normal(value))
@@ -107,8 +107,8 @@ def canonical(value: Any) -> bytes:
 
 
 def encode(wire: Any) -> bytes:
-    """Return the bytes of what `to_wire` returned, which is in canonical order already."""
+    """Return the bytes of a value from `to_wire`, which is in canonical order already."""
     try:
         return dumps(wire)
-    except (TypeError, ValueError):  # a lone surrogate is a TypeError to orjson, and a ValueError to str.encode
+    except (TypeError, ValueError):  # a lone surrogate: TypeError from orjson, ValueError from str.encode
         raise ValidationError("not JSON", [Issue("", "holds text that is not valid Unicode")]) from None

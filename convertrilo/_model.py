@@ -1,4 +1,4 @@
-"""What a model is: frozen attrs classes whose fields carry the contract's facts, checked when they are made."""
+"""The base of the models: frozen attrs classes whose fields carry the contract's facts and are checked on creation."""
 
 import inspect
 import re
@@ -19,7 +19,7 @@ _M = TypeVar("_M", bound="Model")
 
 @attrs.frozen(kw_only=True)
 class Facts:
-    """What the contract says of a field beyond its type."""
+    """What the contract says about a field beyond its type."""
 
     minimum: float | None = None
     maximum: float | None = None
@@ -28,17 +28,17 @@ class Facts:
     format: str | None = None
     nullable: bool = False
     secret: bool = False
-    """A credential: hidden in `repr`, and no part of an idempotency key."""
+    """Whether the field is a credential: hidden in `repr`, and not part of an idempotency key."""
     signed: bool = False
-    """A URL that may carry a signature: its query is hidden in `repr`."""
+    """Whether the field is a URL that may carry a signature: its query is hidden in `repr`."""
     default: Any = None
-    """What the service assumes when the field is not sent. Never filled in here: only what was set is sent."""
+    """The value that the service assumes if the field is not sent. The client never fills it in."""
     known: tuple[str, ...] = ()
-    """Values an answer is known to have; others are let through."""
+    """Values that an answer is known to have. Other values are accepted, too."""
 
 
 def facts(**given: Any) -> dict[str, Any]:
-    """Return attrs metadata holding the `Facts` of a field."""
+    """Return attrs metadata with the `Facts` of a field."""
     return {"facts": Facts(**given)}
 
 
@@ -47,15 +47,15 @@ _NO_FACTS = Facts()
 
 @attrs.frozen(kw_only=True)
 class FieldSpec:
-    """One field of a model: its type taken apart, and its facts."""
+    """One field of a model: its type in parts, and its facts."""
 
     name: str
     kind: type[Any]
     """`str`, `int`, `float`, `bool`, `datetime`, `dict` (any JSON object), `object` (any JSON value) or a model."""
     many: bool
-    """Whether it is a sequence of that kind."""
+    """Whether the field is a sequence of that kind."""
     allowed: tuple[Any, ...]
-    """The only values allowed; empty if there is no such list."""
+    """The allowed values; empty if any value of the kind is allowed."""
     required: bool
     facts: Facts
 
@@ -64,7 +64,7 @@ _SPECS: dict[type["Model"], tuple[FieldSpec, ...]] = {}
 
 
 def field_specs(cls: type["Model"]) -> tuple[FieldSpec, ...]:
-    """Return the fields of a model, in their order, without `extra`."""
+    """Return the fields of a model in order, without `extra`."""
     if cls not in _SPECS:
         hints = typing.get_type_hints(cls)
         _SPECS[cls] = tuple(
@@ -105,7 +105,7 @@ def _arms(hint: Any) -> tuple[Any, ...]:
 
 
 class _Signature:
-    """Shows `help()` and `inspect.signature()` the fields, made only when they ask."""
+    """The signature for `help()` and `inspect.signature()`, built only when they ask for it."""
 
     def __get__(self, instance: object, cls: type["Model"]) -> inspect.Signature:
         hints = typing.get_type_hints(cls)
@@ -123,8 +123,8 @@ class _Signature:
 @typing.dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(field,))
 def model(cls: type[_M]) -> type[_M]:
     """Make a frozen, slotted attrs class with `Model`'s `__init__` (one pass over the fields), equality and `repr`."""
-    # attrs compiles an initialiser even with init=False: for all models a third of what importing this package costs.
-    # While it looks, the fields are such that there is nothing to initialise; then they are as declared again.
+    # attrs compiles an initialiser even with init=False, which for all models is a third of the package's import time.
+    # So attrs sees fields that need no initialiser, and the fields are restored afterwards.
     declared: list[tuple[attrs.Attribute[Any], Any]] = []
 
     def hide(_: type, fields: list["attrs.Attribute[Any]"]) -> list["attrs.Attribute[Any]"]:
@@ -146,10 +146,10 @@ def _set_attribute(attribute: "attrs.Attribute[Any]", **values: Any) -> None:
 
 @model
 class Model:
-    """What all models share: checked construction, `extra`, equality, and a `repr` without secrets."""
+    """The base class of all models: checked construction, `extra`, equality, and a `repr` without secrets."""
 
-    # A model read from an answer keeps the answer itself here, so that reading costs nothing for fields that nobody
-    # looks at; the codec, which knows the wire's names, notes in __wire_names__ which of them are no extras.
+    # A model that was read from an answer keeps the whole answer in _extra, so that unknown fields cost nothing until
+    # somebody reads them. The codec knows the wire names and puts those of the known fields into __wire_names__.
     _extra: Mapping[str, Any] = field(factory=dict[str, Any], alias="extra")
     __wire_names__: ClassVar[frozenset[str]] = frozenset()
     __signature__: ClassVar[Any] = _Signature()
@@ -179,7 +179,7 @@ class Model:
 
     @property
     def extra(self) -> Mapping[str, Any]:
-        """Fields that this version does not know, as they are on the wire."""
+        """Fields that this version does not know, in the wire's shape."""
         return {name: value for name, value in self._extra.items() if name not in self.__wire_names__}
 
     def __eq__(self, other: object) -> bool:
@@ -193,7 +193,7 @@ class Model:
         return hash((type(self), *(value for value in values if isinstance(value, str | int | float))))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Only the extras go along, not the whole answer: who unpickles it may not know the wire's names yet.
+        # Pickle the extras only, not the whole answer: the process that unpickles may not know the wire names yet.
         values = {spec.name: getattr(self, spec.name) for spec in field_specs(type(self))}
         return _revive, (type(self), values, self.extra)
 
@@ -204,7 +204,7 @@ class Model:
             if (value := getattr(self, spec.name)) is not None
         ]
         if names := sorted(self.extra):
-            shown.append(f"extra=<{', '.join(names)}>")  # names only: what we do not know might be secret
+            shown.append(f"extra=<{', '.join(names)}>")  # names only: unknown values may be secret
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -218,7 +218,7 @@ _PLANS: dict[type[Model], _Plan] = {}
 
 
 def slot_setter(cls: type[Model], name: str) -> Callable[[Model, Any], None]:
-    """Return what sets a field of a frozen model: its slot's own descriptor, the fastest way past `frozen`."""
+    """Return the function that sets a field of a frozen model: the slot's descriptor, the fastest way past `frozen`."""
     setter: Callable[[Model, Any], None] = getattr(cls, name).__set__
     return setter
 
@@ -227,7 +227,7 @@ _put_extra = slot_setter(Model, "_extra")
 
 
 def _plan(cls: type[Model]) -> _Plan:
-    """Work out once for each class how its `__init__` goes."""
+    """Prepare the steps of a class's `__init__`, once per class."""
     _PLANS[cls] = tuple(
         (
             spec.name,
@@ -242,7 +242,7 @@ def _plan(cls: type[Model]) -> _Plan:
 
 
 def _revive(cls: type[Model], values: Mapping[str, Any], extra: Mapping[str, Any]) -> Model:
-    """Make a model again as it was when pickled: unchecked, as an answer's values are."""
+    """Restore a pickled model without checking it: values of answers are not checked either."""
     made = cls.__new__(cls)
     for name, put, *_ in _PLANS.get(cls) or _plan(cls):
         put(made, values.get(name))
@@ -262,7 +262,7 @@ def _check_many(spec: FieldSpec) -> _Check:
     check = _check_one(spec)
 
     def check_all(values: Any) -> str | Issue | None:
-        if not isinstance(values, list | tuple):  # only the type is shown: there may be credentials in a mapping
+        if not isinstance(values, list | tuple):  # show the type only: a mapping may hold credentials
             return f"must be a list or tuple, not a {type(values).__name__}"
         for index, value in enumerate(cast("Sequence[Any]", values)):
             if problem := check(value):
@@ -360,7 +360,7 @@ def _repr_value(known: Facts, value: Any) -> str:
 
 
 def fit_to_show(url: str) -> str:
-    """Return a URL fit to be shown: without user name, password, query and fragment, any of which can be a secret."""
+    """Return a URL that may be shown: without user name, password, query and fragment, which can be secrets."""
     return re.sub(r"[?#].*", "?<hidden>", re.sub(r"(^|//)[^/?#]*@", r"\1", url), flags=re.DOTALL)
 
 

@@ -1,8 +1,8 @@
-"""Between models and the wire: the only place that knows camelCase, JSON and canonical bytes.
+"""Converts between models and the wire: the only place that knows camelCase, JSON and canonical bytes.
 
-Reading and writing are straight-line functions, generated for each model when it is first used and registered with one
-cattrs converter; they say only that something is wrong, and a slow second pass then says what. Measured by
-tests/bench/bench_codec.py.
+Each model gets a generated function for reading and one for writing when it is first used. One cattrs converter holds
+them. A generated reader only detects that an answer does not fit; a slow second pass then finds the place.
+tests/bench/bench_codec.py measures both.
 """
 
 import re
@@ -30,7 +30,7 @@ _ODD_NAMES = {"part_number": "PartNumber", "etag": "ETag"}
 
 @cache
 def wire_name(name: str) -> str:
-    """Return a field's name on the wire: `external_id` is `externalId`."""
+    """Return the wire name of a field: `external_id` is `externalId`."""
     head, *tail = name.split("_")
     return _ODD_NAMES.get(name) or head + "".join("Id" if word == "id" else word.capitalize() for word in tail)
 
@@ -39,10 +39,10 @@ def wire_name(name: str) -> str:
 
 
 def to_wire(model: Model) -> dict[str, Any]:
-    """Return a model in the wire's shape: what was set, under the wire's names, in canonical order.
+    """Return a model in the wire's shape: the fields that are set, under their wire names, in canonical order.
 
     Raises:
-        ValidationError: `metadata` or `extra` holds what JSON does not have.
+        ValidationError: `metadata` or `extra` holds a value that JSON does not have.
     """
     try:
         return cast("dict[str, Any]", _converter.unstructure(model))
@@ -51,8 +51,8 @@ def to_wire(model: Model) -> dict[str, Any]:
 
 
 def _make_writer(cls: type[Model]) -> Callable[[Model], dict[str, Any]]:
-    """Generate the function that writes a model: one statement a field, in the order of the wire's names."""
-    specs = sorted((wire_name(spec.name), spec) for spec in _noted(cls))
+    """Generate the function that writes a model: one statement per field, in the order of the wire names."""
+    specs = sorted((wire_name(spec.name), spec) for spec in _fields_of(cls))
     scope: dict[str, Any] = {"normal": normal, "time": _write_time}
     lines = ["def write(model):", "    wire = {}"]
     for name, spec in specs:
@@ -90,10 +90,10 @@ def _write_time(value: datetime) -> str:
 
 
 def read_answer(cls: type[_M], data: bytes) -> _M:
-    """Return an answer's body as a model. Unknown fields are kept as `extra`, unknown values are let through.
+    """Return the body of an answer as a model. Unknown fields are kept in `extra`, and unknown values are accepted.
 
     Raises:
-        DecodeError: The body is not JSON, or not of the contract's shape; with its first bytes.
+        DecodeError: The body is not JSON, or does not have the contract's shape. The error has its first bytes.
     """
     try:
         wire = loads(data)
@@ -103,7 +103,7 @@ def read_answer(cls: type[_M], data: bytes) -> _M:
 
 
 def from_answer(cls: type[_M], wire: Any, data: bytes = b"") -> _M:
-    """Return an answer that is parsed already as a model; `data` is only for the error's message."""
+    """Return a parsed answer as a model. `data` is used only in the error message."""
     try:
         return cast("_M", _converter.get_structure_hook(cls)(wire, cls))
     except (_MismatchError, TypeError, ValueError, OverflowError):
@@ -113,10 +113,10 @@ def from_answer(cls: type[_M], wire: Any, data: bytes = b"") -> _M:
 
 
 def check_empty(data: bytes) -> None:
-    """Check the answer of an operation that returns nothing: whatever the service says there, it is no web page.
+    """Check the answer of an operation that returns nothing: any body is accepted except an HTML page.
 
     Raises:
-        DecodeError: It is one: something in between has answered.
+        DecodeError: The body is an HTML page, so a proxy has answered instead of the service.
     """
     if _what_is(data) == _WEB_PAGE:
         raise DecodeError(f"the answer is {_WEB_PAGE}", start=_start(data))
@@ -133,7 +133,7 @@ def _what_is(data: bytes) -> str:
 
 
 def _start(data: bytes) -> bytes:
-    """Return the first bytes of an answer; of JSON without its texts, as a token or a signed URL can be among them."""
+    """Return the first bytes of an answer, for JSON without its strings, which can be tokens or signed URLs."""
     start = data[:_SHOWN_BYTES]
     if not start.lstrip().startswith((b"{", b"[", b'"')):
         return start
@@ -141,11 +141,11 @@ def _start(data: bytes) -> bytes:
 
 
 class _MismatchError(Exception):
-    """An answer does not fit; `_explain` finds out where."""
+    """An answer does not fit its model. `_explain` finds the place."""
 
 
 def _make_reader(cls: type[Model]) -> Callable[[Any, Any], Model]:
-    """Generate the function that reads a model: one statement a field, past `frozen` and past the checks."""
+    """Generate the function that reads a model: one statement per field, past `frozen` and past the checks."""
     scope: dict[str, Any] = {
         "cls": cls,
         "new": object.__new__,
@@ -156,7 +156,7 @@ def _make_reader(cls: type[Model]) -> Callable[[Any, Any], Model]:
     }
     lines = ["def read(wire, _):", "    if wire.__class__ is not dict: raise Mismatch", "    model = new(cls)"]
     lines.append("    get = wire.get")
-    for spec in _noted(cls):
+    for spec in _fields_of(cls):
         scope[f"put_{spec.name}"] = slot_setter(cls, spec.name)
         lines.append(f"    value = get({wire_name(spec.name)!r})")
         lines.append("    if value is not None:")
@@ -197,13 +197,13 @@ def _read_time(value: Any) -> datetime:
 
 
 def _read_integer(value: Any) -> int:
-    if value.__class__ is float and value.is_integer():  # JSON has one kind of number
+    if value.__class__ is float and value.is_integer():  # JSON has only one number type
         return int(value)
     raise _MismatchError
 
 
 def _explain(cls: type[Model], wire: Any, path: str) -> tuple[str, str] | None:
-    """Find the first place where an answer does not fit, by reading it again piece by piece."""
+    """Return the first path where an answer does not fit, and the problem; `None` if all of it fits."""
     if not isinstance(wire, dict):
         return path, f"is {_json_type(wire)}, not an object"
     values = cast("dict[str, Any]", wire)
@@ -273,10 +273,10 @@ def _json_type(value: Any) -> str:
 
 
 def from_request(cls: type[_M], wire: Any) -> _M:
-    """Return a request in the wire's shape as a model, strictly: every value is checked. `None` means "not set".
+    """Return a request in the wire's shape as a model. Every value is checked, and `None` means "not set".
 
     Raises:
-        ValidationError: The request is not what the contract allows; every issue has its path on the wire.
+        ValidationError: The contract does not allow the request. Every issue has its path on the wire.
     """
     issues: list[Issue] = []
     model = _build(cls, wire, "", issues)
@@ -293,7 +293,7 @@ def _build(cls: type[_M], wire: Any, path: str, issues: list[Issue]) -> _M | Non
     prefix = f"{path}." if path else ""
     values: dict[str, Any] = {}
     failed: set[str] = set()
-    for spec in _noted(cls):
+    for spec in _fields_of(cls):
         name = wire_name(spec.name)
         value = rest.pop(name, None)
         if value is None:
@@ -306,7 +306,7 @@ def _build(cls: type[_M], wire: Any, path: str, issues: list[Issue]) -> _M | Non
                 continue
         elif spec.kind is datetime and isinstance(value, str):
             value = _time_or_text(value)
-        elif spec.kind is int and isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+        elif spec.kind is int and isinstance(value, float) and value.is_integer():  # JSON has only one number type
             value = int(value)
         values[spec.name] = value
     try:
@@ -317,7 +317,7 @@ def _build(cls: type[_M], wire: Any, path: str, issues: list[Issue]) -> _M | Non
 
 
 def _on_the_wire(cls: type[Model], prefix: str, issue: Issue) -> Issue:
-    """Return what is wrong with a model as what is wrong with the request that it was to be made from."""
+    """Return an issue of a model as an issue of the request in the wire's shape."""
     names = {spec.name: wire_name(spec.name) for spec in field_specs(cls)}
     name = issue.path.removeprefix("extra.")
     if name != issue.path:
@@ -341,14 +341,14 @@ def _time_or_text(value: str) -> Any:
     try:
         return _read_time(value)
     except ValueError:
-        return value  # the model's own check says what is wrong with it
+        return value  # the model's own check reports it
 
 
 # ---- the converter
 
 
-def _noted(cls: type[Model]) -> Sequence[FieldSpec]:
-    """Return a model's fields, and note their wire names where `Model.extra` looks for them."""
+def _fields_of(cls: type[Model]) -> Sequence[FieldSpec]:
+    """Return the fields of a model, and store their wire names for `Model.extra`."""
     specs = field_specs(cls)
     if not cls.__wire_names__:
         cls.__wire_names__ = frozenset(wire_name(spec.name) for spec in specs)
@@ -356,7 +356,7 @@ def _noted(cls: type[Model]) -> Sequence[FieldSpec]:
 
 
 def _compile(lines: list[str], scope: dict[str, Any], name: str, cls: type[Model]) -> Any:
-    # Only field names of our own models are in the source.
+    # The source holds only field names of our own models.
     exec(compile("\n".join(lines), f"<{name} {cls.__name__}>", "exec"), scope)  # noqa: S102
     return scope[name]
 

@@ -11,26 +11,26 @@
     │   ├── NotFoundError             404
     │   ├── ConflictError             409
     │   │   ├── IdempotencyConflictError     the key was used with another body
-    │   │   └── IdempotencyInProgressError   the first request with this key still runs
+    │   │   └── IdempotencyInProgressError   the first request with this key is still running
     │   ├── GoneError                 410
     │   ├── RateLimitError            429: `retry_after`
     │   └── ServerError               5xx
     ├── TransportError                no answer: the connection failed or broke
     │   ├── NotSentError              nothing reached the service
     │   └── DeadlineExceededError     the call's own deadline passed  (also TimeoutError)
-    ├── DecodeError                   an answer that is not what the contract says
-    ├── SignatureError                a webhook that is not proven to be the service's, or to be recent
-    ├── OutcomeUnknownError           it may or may not have happened, and asking again could do it twice
+    ├── DecodeError                   an answer that does not match the contract
+    ├── SignatureError                a webhook whose signature or timestamp is not valid
+    ├── OutcomeUnknownError           the operation may have happened, and repeating it could do it twice
     ├── JournalError                  the journal cannot be read or written
-    ├── TransferError                 a file did not arrive whole
+    ├── TransferError                 a file was not transferred completely
     ├── JobRefusedError               one job of many was refused by the service: `code`
-    └── JobError                      the request was fine, the job was not
+    └── JobError                      the request succeeded, the job did not
         ├── JobFailedError
         ├── JobCanceledError
         └── WaitTimeoutError          the job is not finished yet  (also TimeoutError)
 
-Every error carries the `operation`, the `idempotency_key` and the number of `attempts` where there was a call. All of
-them survive pickling, and none of them holds a credential.
+An error of a call carries its `operation`, its `idempotency_key` and the number of `attempts`. All errors can be
+pickled, and none holds a credential.
 """
 
 import builtins
@@ -44,7 +44,7 @@ _SHOWN = 10
 
 @attrs.frozen
 class Issue:
-    """One thing that is wrong with a value: `path` (`jobs[3].fps`) says where, `message` what is allowed."""
+    """One problem with a value: `path` (`jobs[3].fps`) says where, `message` says what is allowed."""
 
     path: str
     message: str
@@ -54,13 +54,13 @@ class Issue:
 
 
 class ConvertriloError(Exception):
-    """The root of the tree.
+    """The base class of all errors of this SDK.
 
     Attributes:
         message: What went wrong, without the context that `str()` adds.
         operation: The contract's operation id, such as `createJob`.
-        idempotency_key: The key that was sent, for keyed operations.
-        attempts: How many times the request was tried.
+        idempotency_key: The idempotency key that was sent, for keyed operations.
+        attempts: How many times the request was attempted.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ConvertriloError(Exception):
         return _revive, (type(self), self.args, self.__dict__)
 
     def with_call(self, *, operation: str, idempotency_key: str | None, attempts: int) -> Self:
-        """Set which call this error ended, and return the error."""
+        """Set the call that this error ended, and return the error."""
         self.operation = operation
         self.idempotency_key = idempotency_key
         self.attempts = attempts
@@ -101,7 +101,7 @@ class ConvertriloError(Exception):
 
 def _revive(cls: type[ConvertriloError], args: tuple[Any, ...], state: dict[str, Any]) -> ConvertriloError:
     error = cls.__new__(cls)
-    error.args = args  # by hand, because TimeoutError's __new__ does not keep them
+    error.args = args  # TimeoutError's __new__ does not keep them
     error.__dict__.update(state)
     return error
 
@@ -110,7 +110,7 @@ class ValidationError(ConvertriloError, ValueError):
     """A value that the contract does not allow. Nothing was sent.
 
     Attributes:
-        issues: Every thing that is wrong, each with the field's path.
+        issues: Every problem, with the path of its field.
     """
 
     def __init__(self, subject: str, issues: Sequence[Issue], **call: Any) -> None:
@@ -121,7 +121,7 @@ class ValidationError(ConvertriloError, ValueError):
 
 
 class ConfigurationError(ConvertriloError):
-    """A setting is missing or unusable, or an extra is not installed; the message says what to do."""
+    """A setting is missing or unusable, or an extra is not installed. The message says what to do."""
 
 
 class APIError(ConvertriloError):
@@ -129,14 +129,14 @@ class APIError(ConvertriloError):
 
     Attributes:
         status: The HTTP status.
-        code: The stable code of the contract (branch on this), or `http_<status>` where the answer had none.
-        issues: What is wrong with the body, as the service says it, for `invalid_body`.
-        required_scope: The scope that the API key lacks, for `missing_required_scope`.
-        required: Tokens (neu) that the operation needs, for `insufficient_tokens`.
-        available: Tokens (neu) that the account has, for `insufficient_tokens`.
-        request_id: The service's id of this request, where it sends one.
-        retry_after: Seconds after which the service wants to be asked again, where it says so.
-        in_doubt: Whether it may have been done all the same, by an attempt that had no answer.
+        code: The contract's stable code (branch on this), or `http_<status>` if the answer had none.
+        issues: For `invalid_body`: what is wrong with the body, in the service's own form.
+        required_scope: For `missing_required_scope`: the scope that the API key lacks.
+        required: For `insufficient_tokens`: tokens (neu) that the operation needs.
+        available: For `insufficient_tokens`: tokens (neu) that the account has.
+        request_id: The service's id of this request, if it sent one.
+        retry_after: Seconds that the service asks to wait before the next request, if it says so.
+        in_doubt: Whether an earlier attempt, which got no answer, may have done the operation.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class APIError(ConvertriloError):
 
 
 class InvalidRequestError(APIError):
-    """The service refuses the request as it is (400, or a 4xx without a class of its own)."""
+    """The service rejects the request (400, or a 4xx without a class of its own)."""
 
 
 class AuthenticationError(APIError):
@@ -192,22 +192,22 @@ class InsufficientTokensError(APIError):
 
 
 class PermissionDeniedError(APIError):
-    """The credentials are good and do not allow this (403)."""
+    """The credentials are valid but do not allow this operation (403)."""
 
 
 class NotFoundError(APIError):
-    """There is no such thing, or nothing to work on (404)."""
+    """The object does not exist, or it holds nothing to work on (404)."""
 
 
 class ConflictError(APIError):
-    """The request conflicts with the state of things (409)."""
+    """The request conflicts with the current state of the service (409)."""
 
 
 class IdempotencyConflictError(ConflictError):
     """The idempotency key was used before with another body (409 `idempotency_conflict`).
 
-    The first operation stands and nothing new was made. A rotated credential inside the body is a usual cause: it keeps
-    the key and changes the bytes.
+    The first operation stands, and nothing new was created. A usual cause is a rotated credential inside the body: the
+    key stays the same and the bytes change.
     """
 
 
@@ -216,7 +216,7 @@ class IdempotencyInProgressError(ConflictError):
 
 
 class GoneError(APIError):
-    """The service no longer offers this (410)."""
+    """The service no longer offers this feature (410)."""
 
 
 class RateLimitError(APIError):
@@ -224,7 +224,7 @@ class RateLimitError(APIError):
 
 
 class ServerError(APIError):
-    """The service, or a proxy before it, failed (5xx)."""
+    """The service, or a proxy in front of it, failed (5xx)."""
 
 
 class TransportError(ConvertriloError):
@@ -232,20 +232,20 @@ class TransportError(ConvertriloError):
 
 
 class NotSentError(TransportError):
-    """No connection could be had, so nothing reached the service."""
+    """No connection could be made, so nothing reached the service."""
 
 
 class DeadlineExceededError(TransportError, builtins.TimeoutError):
-    """The deadline of the call passed before there was an answer."""
+    """The deadline of the call passed before an answer arrived."""
 
 
 class DecodeError(ConvertriloError):
-    """The answer is not what the contract says.
+    """The answer does not match the contract.
 
     Attributes:
         status: The HTTP status of the answer.
         start: The first bytes of the answer.
-        request_id: The service's id of this request, where it sends one.
+        request_id: The service's id of this request, if it sent one.
     """
 
     def __init__(
@@ -266,17 +266,17 @@ class DecodeError(ConvertriloError):
 
 
 class SignatureError(ConvertriloError):
-    """A webhook's delivery is not proven to be the service's, or to be recent; the message says why.
+    """The signature of a webhook delivery is missing or wrong, or its timestamp is too old; the message says why.
 
-    Nobody may act on what it says. What the sender gets to hear is 401, and no reason.
+    Do not act on the delivery. The receiver answers 401 and gives the sender no reason.
     """
 
 
 class OutcomeUnknownError(ConvertriloError):
-    """It may or may not have happened, and sending it again could do it twice.
+    """The operation may or may not have happened, and sending it again could do it twice.
 
     Attributes:
-        find_out: How to learn what happened.
+        find_out: How to learn whether it happened.
     """
 
     def __init__(self, message: str, *, find_out: str, **call: Any) -> None:
@@ -285,18 +285,18 @@ class OutcomeUnknownError(ConvertriloError):
 
 
 class JournalError(ConvertriloError):
-    """The journal cannot be read or written; the message says in which state that leaves things."""
+    """The journal cannot be read or written. The message says what that means for the operation."""
 
 
 class TransferError(ConvertriloError):
-    """A file did not arrive whole; what did arrive is kept where the message says."""
+    """A file was not transferred completely. The message says where the part that arrived is kept."""
 
 
 class JobRefusedError(ConvertriloError):
-    """The service refused one job of a bulk request; the others are none the worse for it.
+    """The service refused one job of a bulk request. The other jobs are not affected.
 
     Attributes:
-        code: The stable code of the contract (branch on this), or an empty string where the service gave none.
+        code: The contract's stable code (branch on this), or an empty string if the service gave none.
     """
 
     def __init__(self, message: str, *, code: str, **call: Any) -> None:
@@ -308,11 +308,11 @@ class JobRefusedError(ConvertriloError):
 
 
 class JobError(ConvertriloError):
-    """The request was fine, the job was not.
+    """The request succeeded, the job did not.
 
     Attributes:
-        job_id: The job.
-        status: The last status read, a `StatusResponse` or an `OnDemandStatusResponse`.
+        job_id: The id of the job.
+        status: The last status that was read, a `StatusResponse` or an `OnDemandStatusResponse`.
     """
 
     def __init__(self, message: str, *, job_id: str, status: Any = None, **call: Any) -> None:
@@ -322,7 +322,7 @@ class JobError(ConvertriloError):
 
 
 class JobFailedError(JobError):
-    """The job ended as `failed`; `failure_message` is the service's reason."""
+    """The job ended as `failed`. `failure_message` is the service's reason."""
 
     @property
     def failure_message(self) -> str | None:
@@ -335,7 +335,7 @@ class JobCanceledError(JobError):
 
 
 class WaitTimeoutError(JobError, builtins.TimeoutError):
-    """The job did not finish in the time given; it goes on, and can be waited for again."""
+    """The job did not end within the given time. It goes on, and you can wait for it again."""
 
 
 _BY_STATUS: dict[int, type[APIError]] = {
@@ -354,7 +354,7 @@ _BY_CODE: dict[str, type[APIError]] = {
 
 
 def api_error_class(status: int, code: str) -> type[APIError]:
-    """Return the class for an error answer: by its code where that has a class of its own, else by its status."""
+    """Return the class of an error answer: the class of its code if there is one, otherwise that of its status."""
     if status == 409 and code in _BY_CODE:
         return _BY_CODE[code]
     return _BY_STATUS.get(status) or (ServerError if status >= 500 else InvalidRequestError)

@@ -1,4 +1,4 @@
-"""What can be watched: one frozen event for every attempt, the listener that logs them, and calls as a whole."""
+"""Events for observers of a client: one for every attempt, a listener that logs them, and hooks around whole calls."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -18,8 +18,9 @@ Outcome = Literal[
     "undecodable",
     "interrupted",
 ]
-"""What became of an attempt; `retry.FailureKind` says what each failure means, and `undecodable` is a `DecodeError`.
-`interrupted`: it was cancelled, or a file or a caller's own transport raised something that is no httpx error."""
+"""The outcome of an attempt. `retry.FailureKind` describes the failures. `undecodable` is a `DecodeError`, and
+`interrupted` means that the attempt was cancelled, or that a file or a custom transport raised an error that is not
+httpx's."""
 
 logger: logging.Logger = logging.getLogger("convertrilo")
 logger.addHandler(logging.NullHandler())  # quiet until the application configures logging
@@ -27,12 +28,12 @@ logger.addHandler(logging.NullHandler())  # quiet until the application configur
 
 @attrs.frozen(kw_only=True)
 class AttemptEvent:
-    """One attempt of one call: what was tried and what came of it. Never a body, a URL or a credential."""
+    """One attempt of one call, and its outcome. An event never holds a body, a URL or a credential."""
 
     operation: str
-    """The contract's operation id; or `upload`, `download` or `listObjectsV2`, for what storage is asked."""
+    """The contract's operation id; `upload`, `download` or `listObjectsV2` for requests to storage."""
     attempt: int
-    """1 for the first."""
+    """Number of the attempt, from 1."""
     outcome: Outcome
     status: int | None = None
     """The HTTP status, if there was an answer."""
@@ -43,7 +44,9 @@ class AttemptEvent:
     elapsed: float
     """Seconds since the call began."""
     idempotency_key: str | None = None
+    """The idempotency key that was sent, for keyed operations."""
     request_id: str | None = None
+    """The service's id of this request, if it sent one."""
 
 
 Listener = Callable[[AttemptEvent], object]
@@ -52,8 +55,8 @@ Listener = Callable[[AttemptEvent], object]
 def log_attempts(event: AttemptEvent) -> None:
     """Log an attempt under the logger `convertrilo`: success as DEBUG, a retry as INFO, a final failure as WARNING.
 
-    A listener for `AsyncClient(on_event=log_attempts)`. The record has the event's fields as attributes, for formatters
-    that write JSON.
+    Use it as a listener: `AsyncClient(on_event=log_attempts)`. The log record has the event's fields as attributes, for
+    formatters that write JSON.
     """
     level = logging.DEBUG if event.outcome == "ok" else logging.INFO if event.wait is not None else logging.WARNING
     if not logger.isEnabledFor(level):
@@ -74,7 +77,7 @@ def log_attempts(event: AttemptEvent) -> None:
 
 
 def notify(listener: Listener | None, event: AttemptEvent) -> None:
-    """Hand an event to a listener; whatever it raises is logged and goes no further."""
+    """Pass an event to a listener; log what the listener raises, and do not raise it."""
     if listener is None:
         return
     try:
@@ -83,46 +86,46 @@ def notify(listener: Listener | None, event: AttemptEvent) -> None:
         logger.exception("the on_event listener failed; the request goes on")
 
 
-# ---- calls as a whole, for what measures them
+# ---- whole calls, for tracing and metrics
 
 
 @attrs.frozen(kw_only=True)
 class Beginning:
-    """What is known of a call when it begins."""
+    """What is known about a call when it begins."""
 
     operation: str
     """As in `AttemptEvent`."""
     method: str
     path: str | None = None
-    """The contract's path, with the names of its parameters; `None` for what storage is asked."""
+    """The contract's path, with the names of its parameters; `None` for requests to storage."""
     url: str | None = None
-    """Where the service is asked, without the query; `None` for storage, whose URLs are permissions."""
+    """The URL of the request, without its query; `None` for storage, where a presigned URL is a credential."""
     idempotency_key: str | None = None
     identity: str | None = None
-    """What the key stands for, as in `journal.Entry`."""
+    """Where the key comes from, as in `journal.Entry`."""
     items: int | None = None
-    """How many jobs a bulk request has."""
+    """Number of jobs, for a bulk request."""
 
 
 class Observation(AbstractContextManager["Observation"], Protocol):
-    """One call that is watched; it is entered before the first attempt, and left with what the call raises."""
+    """Watches one call: entered before the first attempt, and left with the error of the call, if there is one."""
 
     def begin_attempt(self, number: int) -> Mapping[str, str]:
-        """Hear that an attempt is about to be made, and return headers that shall go with it."""
+        """Note that an attempt is about to begin, and return headers to send with it."""
         ...
 
     def end_attempt(self, event: AttemptEvent) -> None:
-        """Hear what came of it."""
+        """Note the outcome of an attempt."""
         ...
 
 
 class Observer(Protocol):
-    """What sees the calls of a client from their beginning to their end; it must neither raise nor block."""
+    """Watches the calls of a client from beginning to end. An observer must neither raise nor block."""
 
     def watch(self, beginning: Beginning) -> Observation:
-        """Return what watches a call."""
+        """Return the observation of a call that begins."""
         ...
 
     def journaled(self, step: str, seconds: float) -> None:
-        """Hear how long the journal took to `begin`, `answer` or `forget`."""
+        """Note how many seconds the journal took for a step: `begin`, `answer` or `forget`."""
         ...

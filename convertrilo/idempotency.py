@@ -1,14 +1,14 @@
-"""Which logical operation a call is, and the idempotency key that names it.
+"""Identifies the logical operation behind a call, and derives the idempotency key that names it.
 
-A logical operation is something the caller wants done once. Its identity is, first that applies: the caller's own
-`idempotency_key`; the caller's name for it (`operation="…"`); the body's own `external_id` (for a bulk request, every
-job's; for a folder, its `external_id_prefix`); or just this one call.
+A logical operation is something that the caller wants done once. Its identity is the first of these that applies: the
+caller's own `idempotency_key`; the caller's name for the operation (`operation="…"`); the `external_id` in the body (of
+every job for a bulk request; the `external_id_prefix` for a folder); otherwise this one call.
 
 A derived key is `"cvr1-"` and the SHA-256, in hexadecimal, of the canonical JSON of
 
     {"body": <the body without credentials>, "name": <the caller's name, or null>, "operation": "<operation id>"}
 
-so it is the same on every machine, and in any language that follows `derive_key`.
+so the key is the same on every machine, and in any language that follows `derive_key`.
 """
 
 import hashlib
@@ -24,23 +24,23 @@ from convertrilo._json import encode
 from convertrilo._model import Model
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.operations import OPERATIONS, Operation, Repeat
+from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER, OPERATIONS, Operation, Repeat
 
 _PREFIX = "cvr1-"
 _MAX_LENGTH = 255
 
 IdentityKind = Literal["key", "operation", "external_id", "call"]
-"""How a logical operation got its identity; see the top of this module."""
+"""Where the identity of a logical operation comes from; see the top of this module."""
 
 
 @attrs.frozen(kw_only=True)
 class Identity:
-    """A logical operation: its key, and how it got it."""
+    """The identity of a logical operation: its idempotency key, and where the key comes from."""
 
     key: str
     kind: IdentityKind
     name: str | None = None
-    """The caller's name for it, for `operation`."""
+    """The caller's name for the operation, if `kind` is `operation`."""
 
 
 def identify(
@@ -51,53 +51,58 @@ def identify(
     idempotency_key: str | None = None,
     name: str | None = None,
 ) -> tuple[Identity, bytes]:
-    """Return the identity of a call, and its body's canonical bytes without credentials.
+    """Return the identity of a call, and the canonical bytes of its body without credentials.
 
     Args:
         operation: A keyed operation.
-        wire: Its body in the wire's shape, as `codec.to_wire` makes it.
-        body: The same as canonical bytes.
+        wire: The body in the wire's shape, as `codec.to_wire` returns it.
+        body: The same body as canonical bytes.
         idempotency_key: The caller's own key, 1 to 255 visible ASCII characters.
         name: The caller's name for the logical operation.
 
     Raises:
         ValidationError: The key or the name is unusable.
     """
-    bare = bare_of(wire)
-    bare_body = body if bare is wire else encode(bare)
+    stripped = strip_credentials(wire)
+    body_without_credentials = body if stripped is wire else encode(stripped)
     if idempotency_key is not None:
-        return Identity(key=_checked_key(idempotency_key), kind="key"), bare_body
-    if name is not None:
+        identity = Identity(key=_checked_key(idempotency_key), kind="key")
+    elif name is not None:
         _check_name(name)
-        return Identity(key=_derived(operation.id, name, bare_body), kind="operation", name=name), bare_body
-    if _has_own_identity(operation, wire):
-        return Identity(key=_derived(operation.id, None, bare_body), kind="external_id"), bare_body
-    return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call"), bare_body
+        key = _derived(operation.id, name, body_without_credentials)
+        identity = Identity(key=key, kind="operation", name=name)
+    elif _has_own_identity(operation, wire):
+        identity = Identity(key=_derived(operation.id, None, body_without_credentials), kind="external_id")
+    else:
+        identity = Identity(key=_random_key(), kind="call")
+    return identity, body_without_credentials
 
 
-def batch_identity(bare_body: bytes, *, name: str | None, is_named: bool) -> Identity:
+def batch_identity(body_without_credentials: bytes, *, name: str | None, is_named: bool) -> Identity:
     """Return the identity of a batch of jobs.
 
     Args:
-        bare_body: The body of `createJobsBulk` as canonical bytes without credentials.
-        name: What tells it from a batch with the same jobs.
+        body_without_credentials: The body of `createJobsBulk` as canonical bytes without credentials.
+        name: A name that tells this batch from another batch with the same jobs.
         is_named: Whether every job has an `externalId`.
     """
     if is_named:
         kind: IdentityKind = "external_id" if name is None else "operation"
-        return Identity(key=_derived("createJobsBulk", name, bare_body), kind=kind, name=name)
-    return Identity(key=f"{_PREFIX}{uuid.uuid4().hex}", kind="call")
+        key = _derived(CREATE_JOBS_BULK.id, name, body_without_credentials)
+        return Identity(key=key, kind=kind, name=name)
+    return Identity(key=_random_key(), kind="call")
 
 
 ROUND_MARK = " round "
+"""Stands between the name of a batch and the number of its round."""
 
 
 def name_of_round(name: str, round_number: int) -> str:
-    """Return what a batch is called that goes out again with jobs of an earlier one: its key must differ.
+    """Return the name of a batch that sends jobs of an earlier batch again. A new name gives the batch a new key.
 
     Args:
-        name: What the first batch was called.
-        round_number: How often its jobs went out before, at least 1.
+        name: The name of the first batch.
+        round_number: How many times the jobs were sent before, at least 1.
     """
     return f"{name}{ROUND_MARK}{round_number}"
 
@@ -105,22 +110,22 @@ def name_of_round(name: str, round_number: int) -> str:
 def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | None = None) -> str:
     """Return the idempotency key that the client sends for a body that has an identity.
 
-    Another service can compute the same: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
+    Another service can compute the same key: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
     `refreshToken` and `sessionToken` wherever they stand outside `metadata`, and user name, password and signature
     parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest into an object with the keys `body`, `name`
-    and `operation`, write that as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as integers),
-    and hash it.
+    and `operation`, write the object as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as
+    integers), and hash the bytes.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
             `onDemandIngestFolder`.
-        body: Its body, as a model or as a mapping in the wire's shape.
-        name: The caller's name for the logical operation (`operation="…"`), or `None` when the body's own
-            `external_id` is its identity.
+        body: The body of the operation, as a model or as a mapping in the wire's shape.
+        name: The caller's name for the logical operation (`operation="…"`), or `None` if the `external_id` in the body
+            is the identity.
 
     Raises:
-        ValidationError: There is no such keyed operation, the name or the body is not what is allowed, or neither
-            gives the operation an identity.
+        ValidationError: There is no keyed operation of this id, the name or the body is not valid, or neither gives
+            the operation an identity.
     """
     row = OPERATIONS.get(operation)
     if row is None or row.repeat is not Repeat.KEYED:
@@ -135,13 +140,19 @@ def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | N
     wire = to_wire(model)
     if name is None and not _has_own_identity(row, wire):
         raise ValidationError(
-            operation, [Issue("", "needs a name, or a body with an external id: each call has its own key")]
+            operation,
+            [Issue("", "needs a name or a body with an external id; without both, every call has a key of its own")],
         )
-    return _derived(operation, name, encode(bare_of(wire)))
+    return _derived(operation, name, encode(strip_credentials(wire)))
 
 
-def _derived(operation_id: str, name: str | None, bare_body: bytes) -> str:
-    document = b'{"body":%b,"name":%b,"operation":"%b"}' % (bare_body, encode(name), operation_id.encode())
+def _random_key() -> str:
+    return f"{_PREFIX}{uuid.uuid4().hex}"
+
+
+def _derived(operation_id: str, name: str | None, body_without_credentials: bytes) -> str:
+    parts = (body_without_credentials, encode(name), operation_id.encode())
+    document = b'{"body":%b,"name":%b,"operation":"%b"}' % parts
     return _PREFIX + hashlib.sha256(document).hexdigest()
 
 
@@ -149,7 +160,7 @@ def _check_name(name: object) -> None:
     if not isinstance(name, str):
         raise ValidationError("operation", [Issue("", f"must be a string, not a {type(name).__name__}")])
     if not name:
-        raise ValidationError("operation", [Issue("", "must not be empty: it names what is to be done once")])
+        raise ValidationError("operation", [Issue("", "must not be empty: it names a logical operation")])
 
 
 def _checked_key(key: object) -> str:
@@ -165,9 +176,9 @@ def _checked_key(key: object) -> str:
 
 
 def _has_own_identity(operation: Operation[Any], wire: Mapping[str, Any]) -> bool:
-    if operation.id == "createJobsBulk":
+    if operation.id == CREATE_JOBS_BULK.id:
         return bool(wire["jobs"]) and all(job.get("externalId") for job in wire["jobs"])
-    return bool(wire.get("externalIdPrefix" if operation.id == "onDemandIngestFolder" else "externalId"))
+    return bool(wire.get("externalIdPrefix" if operation.id == ON_DEMAND_INGEST_FOLDER.id else "externalId"))
 
 
 def _body_model(operation: Operation[Any]) -> type[Model]:
@@ -179,30 +190,30 @@ def _body_model(operation: Operation[Any]) -> type[Model]:
 # ---- without credentials
 
 CREDENTIALS = frozenset({"accessKeyId", "secretAccessKey", "accessToken", "refreshToken", "sessionToken"})
-"""Fields of a body that are credentials wherever they stand, outside `metadata`."""
+"""Fields of a body that are credentials, at any depth outside `metadata`."""
 
 SIGNED_URLS = frozenset({"sourceUrl", "endpoint", "webhook"})
-"""Fields of a body that are URLs and may carry a signature, or user name and password."""
+"""Fields of a body that are URLs, which may carry a signature, or a user name and password."""
 
 
-def bare_of(value: Any) -> Any:
-    """Return a body, or a part of it, without credentials: the very same object if it has none."""
+def strip_credentials(value: Any) -> Any:
+    """Return a body, or a part of one, without credentials: the same object if there are none."""
     if value.__class__ is dict:
         changed: dict[str, Any] = {}
         for name, each in value.items():
-            bare = each
+            stripped = each
             if name in SIGNED_URLS and isinstance(each, str):
-                bare = without_signature(each)
+                stripped = without_signature(each)
             elif each.__class__ in (dict, list) and name not in CREDENTIALS and name != "metadata":
-                bare = bare_of(each)
-            if bare is not each:
-                changed[name] = bare
+                stripped = strip_credentials(each)
+            if stripped is not each:
+                changed[name] = stripped
         if changed or not CREDENTIALS.isdisjoint(value):
             return {name: changed.get(name, each) for name, each in value.items() if name not in CREDENTIALS}
     elif value.__class__ is list:
-        bare_list = [bare_of(each) for each in value]
-        if any(new is not old for new, old in zip(bare_list, value, strict=True)):
-            return bare_list
+        stripped_list = [strip_credentials(each) for each in value]
+        if any(new is not old for new, old in zip(stripped_list, value, strict=True)):
+            return stripped_list
     return value
 
 
@@ -210,11 +221,11 @@ def bare_of(value: Any) -> Any:
 
 
 _Scheme = tuple[frozenset[str], frozenset[str]]
-"""A way of signing URLs: the parameters that give it away, and all that it adds."""
+"""A way of signing URLs: the query parameters that identify it, and all that it adds."""
 
 
-def _scheme(marks: str, adds: str) -> _Scheme:
-    return frozenset(marks.split()), frozenset(f"{marks} {adds}".split())
+def _scheme(marks: str, others: str) -> _Scheme:
+    return frozenset(marks.split()), frozenset(f"{marks} {others}".split())
 
 
 _SCHEMES = (
@@ -237,10 +248,10 @@ _USER_INFO = re.compile(r"\A([^:/?#]+://)[^/?#]*@")
 
 
 def without_signature(url: str) -> str:
-    """Return a URL without user name and password and without the parameters that sign it; all else stays as it is.
+    """Return a URL without its user name, password and signature parameters. The rest stays as it is.
 
-    Known are the presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and
-    Azure (shared access signatures).
+    The presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and Azure
+    (shared access signatures) are known.
     """
     if "?" not in url and "@" not in url:
         return url

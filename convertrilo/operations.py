@@ -1,6 +1,6 @@
 """The 35 operations of the contract, each declared once.
 
-The client's methods, the sandbox's routes, the contract tests and the reference in the docs all walk these rows.
+The client's methods, the sandbox's routes, the contract tests and the docs' reference all use these rows.
 """
 
 import enum
@@ -17,16 +17,16 @@ R = TypeVar("R")
 
 
 class Repeat(enum.Enum):
-    """Whether an operation may be sent again when it is unclear what became of it."""
+    """Whether an operation may be sent again when its outcome is unclear."""
 
     SAFE = "safe"
-    """It changes nothing."""
+    """The operation changes nothing."""
     IDEMPOTENT = "idempotent"
-    """Doing it twice is the same as doing it once."""
+    """Doing the operation twice is the same as doing it once."""
     KEYED = "keyed"
-    """It carries an idempotency key, by which the service knows it again."""
+    """The operation carries an idempotency key, by which the service recognises a repetition."""
     ONCE = "once"
-    """It spends, reserves or mints, and the service cannot tell a repetition from a second wish."""
+    """The operation spends, reserves or creates, and the service cannot tell a repetition from a new request."""
 
 
 class Auth(enum.Enum):
@@ -37,12 +37,12 @@ class Auth(enum.Enum):
     BEARER = "bearer"
     """A bearer token only."""
     NONE = "none"
-    """None: nothing is sent."""
+    """No credentials: none are sent."""
 
 
 @attrs.frozen(kw_only=True)
 class Operation(Generic[R]):
-    """One row: everything that is particular to an operation of the contract."""
+    """One operation of the contract."""
 
     id: str
     """The contract's operation id."""
@@ -53,17 +53,17 @@ class Operation(Generic[R]):
     body: type[Model] | type[bytes] | None = None
     body_required: bool = True
     query: tuple[str, ...] = ()
-    """Names of the query parameters; all are required."""
+    """Names of the query parameters. All are required."""
     repeat: Repeat
     auth: Auth = Auth.ANY
     status: int = 200
     """The HTTP status of success."""
     find_out: str = ""
-    """For `ONCE`: how to learn whether it happened."""
+    """For `Repeat.ONCE`: how to learn whether the operation happened."""
 
 
-_READ_BALANCE = "Read the balance (get_balance): its reserved and available tokens tell."
-_READ_STATUS = "Read the job's status (job_status): once it is queued or later, it happened."
+_READ_BALANCE = "Read the balance (get_balance): the reserved and available tokens show whether it happened."
+_READ_STATUS = "Read the job's status (job_status): if the job is queued or later, it happened."
 
 LOGIN = Operation(
     id="login",
@@ -73,7 +73,7 @@ LOGIN = Operation(
     returns=models.AuthLoginResponse,
     repeat=Repeat.ONCE,
     auth=Auth.NONE,
-    find_out="Log in again: an unused token does no harm.",
+    find_out="Log in again: an unused token is harmless.",
 )
 GET_BALANCE = Operation(
     id="getBalance",
@@ -181,7 +181,7 @@ BULK_CONFIRM = Operation(
     body=models.BulkConfirmRequest,
     returns=models.BulkConfirmResponse,
     repeat=Repeat.ONCE,
-    find_out="Read the jobs' statuses (bulk_status): those that are queued or later were confirmed.",
+    find_out="Read the statuses of the jobs (bulk_status): jobs that are queued or later were confirmed.",
 )
 GET_API_KEYS = Operation(
     id="getApiKeys",
@@ -199,7 +199,7 @@ CREATE_API_KEY = Operation(
     returns=models.ApiKeyResponse,
     repeat=Repeat.ONCE,
     auth=Auth.BEARER,
-    find_out="List the API keys (get_api_keys) and revoke one that nobody holds: a key is shown once only.",
+    find_out="List the API keys (get_api_keys) and revoke the new one: nobody has the key itself, which is shown once.",
 )
 REVOKE_API_KEY: Operation[None] = Operation(
     id="revokeApiKey",
@@ -224,7 +224,7 @@ CREATE_WEBHOOK = Operation(
     body=models.WebhookCreateRequest,
     returns=models.WebhookResponse,
     repeat=Repeat.ONCE,
-    find_out="List the webhooks (get_webhooks) and delete one whose secret nobody holds: it is shown once only.",
+    find_out="List the webhooks (get_webhooks) and delete the new one: nobody has its secret, which is shown once.",
 )
 UPDATE_WEBHOOK = Operation(
     id="updateWebhook",
@@ -232,7 +232,7 @@ UPDATE_WEBHOOK = Operation(
     path="/webhooks/{id}",
     body=models.WebhookUpdateRequest,
     returns=models.WebhookResponse,
-    repeat=Repeat.IDEMPOTENT,  # it sets values, it does not change them by an amount
+    repeat=Repeat.IDEMPOTENT,  # it sets values
 )
 DELETE_WEBHOOK: Operation[None] = Operation(
     id="deleteWebhook",
@@ -248,7 +248,7 @@ TEST_WEBHOOK: Operation[None] = Operation(
     path="/webhooks/{id}/test",
     returns=None,
     repeat=Repeat.ONCE,
-    find_out="List its deliveries (get_webhook_deliveries): the test is among them if it was sent.",
+    find_out="List the webhook's deliveries (get_webhook_deliveries): the test is among them if it was sent.",
 )
 GET_WEBHOOK_DELIVERIES = Operation(
     id="getWebhookDeliveries",
@@ -292,7 +292,7 @@ INIT_STREAM = Operation(
     method="POST",
     path="/jobs/{id}/stream/init",
     returns=models.StreamInitResponse,
-    repeat=Repeat.IDEMPOTENT,  # chunks name the job, not the session: at worst an empty session is left behind
+    repeat=Repeat.IDEMPOTENT,  # parts name the job, not the upload: at worst, an empty upload is left behind
 )
 UPLOAD_CHUNK: Operation[None] = Operation(
     id="uploadChunk",
@@ -310,7 +310,7 @@ FINALIZE_STREAM: Operation[None] = Operation(
     body_required=False,
     returns=None,
     repeat=Repeat.ONCE,
-    find_out="Ask again: what was done is refused then, and probe_duration answers for the file.",
+    find_out="Finalize again: a completed upload is refused, and probe_duration then measures the file.",
 )
 ABORT_STREAM: Operation[None] = Operation(
     id="abortStream",
@@ -327,7 +327,7 @@ CREATE_PUBLIC_JOB = Operation(
     returns=models.JobCreateResponse,
     repeat=Repeat.ONCE,
     auth=Auth.NONE,
-    find_out="Nothing can tell: a public job has no key and no owner. It does nothing unless it is confirmed.",
+    find_out="There is no way to tell: a public job has no key and no owner. A job that is not confirmed does nothing.",
 )
 PROBE_PUBLIC_DURATION = Operation(
     id="probePublicDuration",
@@ -346,7 +346,7 @@ CONFIRM_PUBLIC_JOB: Operation[None] = Operation(
     returns=None,
     repeat=Repeat.ONCE,
     auth=Auth.NONE,
-    find_out="Read the job's status (public_job_status): once it is queued or later, it happened.",
+    find_out="Read the job's status (public_job_status): if the job is queued or later, it happened.",
 )
 PUBLIC_JOB_STATUS = Operation(
     id="publicJobStatus",
@@ -358,7 +358,7 @@ PUBLIC_JOB_STATUS = Operation(
     auth=Auth.NONE,
 )
 
-_ROWS: list[Operation[Any]] = [each for each in tuple(globals().values()) if isinstance(each, Operation)]
+_DECLARED: list[Operation[Any]] = [each for each in tuple(globals().values()) if isinstance(each, Operation)]
 
-OPERATIONS: Mapping[str, Operation[Any]] = MappingProxyType({row.id: row for row in _ROWS})
+OPERATIONS: Mapping[str, Operation[Any]] = MappingProxyType({each.id: each for each in _DECLARED})
 """Every operation by its id, in the contract's order."""

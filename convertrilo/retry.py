@@ -1,6 +1,6 @@
-"""May it be sent again, and when: decided here, from what an operation is and how an attempt failed.
+"""Decides whether a failed call may be sent again, and when, from the operation and from how the attempt failed.
 
-Pure: no sockets, no clock and no random numbers but as arguments. The client asks; tenacity runs the loop.
+This module is pure: the time and random numbers are arguments. tenacity runs the loop in `_http.call`.
 """
 
 import enum
@@ -18,17 +18,17 @@ class FailureKind(enum.Enum):
     """What a failed attempt means for the operation."""
 
     NOT_SENT = "not_sent"
-    """No connection could be had: nothing reached the service."""
+    """No connection could be made: nothing reached the service."""
     REFUSED = "refused"
-    """The service turned it away before any work: 429, or 503 with Retry-After."""
+    """The service rejected the attempt before doing any work: 429, or 503 with Retry-After."""
     UNCLEAR = "unclear"
-    """It broke under way (or 408, or 5xx): it may have happened."""
+    """The attempt broke off, or its answer was 408 or 5xx: the operation may have happened."""
     IN_PROGRESS = "in_progress"
-    """409 `idempotency_in_progress`: the first request with this key still runs."""
+    """409 `idempotency_in_progress`: the first request with this key is still running."""
     UNAUTHORIZED = "unauthorized"
-    """401 for a bearer token: another token may do."""
+    """401 for a bearer token: a fresh token may work."""
     REJECTED = "rejected"
-    """Any other error answer: the service has decided."""
+    """Any other error answer: the service has made its decision."""
 
 
 class Verdict(enum.Enum):
@@ -41,31 +41,31 @@ class Verdict(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How persistent a client is. Waits are drawn with full jitter: from 0 to the backoff, which doubles each time."""
+    """How a client retries. Waits have full jitter: each is drawn from 0 to the backoff, which doubles each time."""
 
     max_attempts: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    """How often a request is tried in all; 1 means never again, but for a rejected bearer token."""
+    """Maximum number of attempts, the first one included. 1 means no retries, except after a rejected bearer token."""
     initial_backoff: float = attrs.field(default=0.5, validator=attrs.validators.ge(0))
-    """Seconds that the first wait is at most."""
+    """Upper bound of the first wait, in seconds."""
     max_backoff: float = attrs.field(default=20.0, validator=attrs.validators.ge(0))
-    """Seconds that any wait is at most, unless the service asks for more."""
+    """Upper bound of every wait, in seconds, unless the service asks for a longer one."""
     max_retry_after: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
-    """Seconds of Retry-After that are waited for; when the service asks for more, the error is raised at once."""
+    """Longest Retry-After to wait for, in seconds. If the service asks for more, the error is raised at once."""
     deadline: float = attrs.field(default=180.0, validator=attrs.validators.gt(0))
-    """Seconds for the whole call, all its attempts and waits together; no attempt gets more than is left."""
+    """Seconds for the whole call, with all attempts and waits. No attempt gets more time than is left."""
     budget: int = attrs.field(default=500, validator=attrs.validators.ge(0))
-    """Capacity of the client's retry budget (see `RetryBudget`); 0 switches it off."""
+    """Capacity of the client's retry budget (see `RetryBudget`). 0 switches the budget off."""
 
     @classmethod
     def none(cls) -> "RetryPolicy":
-        """Return the policy that never tries again."""
+        """Return the policy that never retries."""
         return cls(max_attempts=1)
 
     def backoff(self, attempt: int, random: Callable[[], float]) -> float:
-        """Return the seconds to wait after an attempt (1 is the first) when the service does not say how long.
+        """Return the seconds to wait after a failed attempt when the service does not say how long.
 
         Args:
-            attempt: Which attempt has just failed.
+            attempt: The number of the failed attempt, from 1.
             random: Returns a number from 0 to 1.
         """
         exponent = min(attempt - 1, 62)
@@ -73,13 +73,13 @@ class RetryPolicy:
 
 
 class RetryBudget:
-    """A token bucket shared by all calls of a client, so that a failing service is not hammered.
+    """A token bucket that all calls of a client share, so that their retries do not overload a failing service.
 
-    It starts full at 500. A retry costs 5; if its call succeeds after all, one such cost is paid back; a call that
-    succeeds at the first attempt pays 1. With less than 5 left, errors are raised at once. So a client rides out 100
-    failures in a row, and afterwards retries as long as no more than about one call in six goes on failing. A wait that
-    the service itself asked for is free. (The numbers are those of the AWS SDKs' standard mode; gRPC's throttling is
-    alike.)
+    The budget starts full, with 500 tokens by default. A retry costs 5 tokens. If its call then succeeds, the cost of
+    one retry is put back. A call that succeeds at the first attempt adds 1. With fewer than 5 tokens left, errors are
+    raised at once. So a client rides out 100 failures in a row, and afterwards keeps retrying while no more than about
+    one call in six fails. A wait that the service asked for is free. (The numbers are those of the AWS SDKs' standard
+    mode. gRPC's retry throttling works alike.)
     """
 
     COST = 5
@@ -95,7 +95,7 @@ class RetryBudget:
         return self._left
 
     def spend(self) -> bool:
-        """Take the cost of one retry; return False, and take nothing, if it is not there."""
+        """Take the cost of one retry; return False, and take nothing, if too little is left."""
         if not self._capacity:
             return True
         if self._left < self.COST:
@@ -104,16 +104,16 @@ class RetryBudget:
         return True
 
     def give_back(self) -> None:
-        """Return the cost of one retry: its call succeeded, or it was not made after all."""
+        """Put back the cost of one retry: its call succeeded, or the retry was not made."""
         self._left = min(self._capacity, self._left + self.COST)
 
     def reward(self) -> None:
-        """Pay for a call that succeeded at its first attempt."""
+        """Add the reward for a call that succeeded at its first attempt."""
         self._left = min(self._capacity, self._left + self.REWARD)
 
 
 def may_repeat(repeat: Repeat, kind: FailureKind) -> Verdict:
-    """Return what the contract allows after a failure: the table of the design, row by row."""
+    """Return what the contract allows after a failed attempt."""
     if kind in (FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNAUTHORIZED):
         return Verdict.AGAIN
     if kind is FailureKind.UNCLEAR:
@@ -124,17 +124,17 @@ def may_repeat(repeat: Repeat, kind: FailureKind) -> Verdict:
 
 
 def kind_of_answer(status: int, code: str, *, told_to_wait: bool, has_token: bool) -> FailureKind:
-    """Return what an error answer means.
+    """Return what an error answer means for the operation.
 
     Args:
         status: The HTTP status.
         code: The contract's error code.
-        told_to_wait: Whether the answer says when to come again.
-        has_token: Whether the request carried a bearer token that can be asked for anew.
+        told_to_wait: Whether the answer says how long to wait.
+        has_token: Whether the request carried a bearer token that can be refreshed.
     """
     if status == 429 or (status == 503 and told_to_wait):
         return FailureKind.REFUSED
-    if status == 408 or status >= 500:  # proxies have numbers of their own, such as 520 to 524
+    if status == 408 or status >= 500:  # proxies have statuses of their own, such as 520 to 524
         return FailureKind.UNCLEAR
     if status == 409 and code == "idempotency_in_progress":
         return FailureKind.IN_PROGRESS
@@ -144,19 +144,19 @@ def kind_of_answer(status: int, code: str, *, told_to_wait: bool, has_token: boo
 
 
 def retry_after(status: int, headers: Mapping[str, str], now: float) -> float | None:
-    """Return the seconds after which the service wants to be asked again, or `None` if it does not say.
+    """Return the seconds that the service asks to wait, or `None` if it does not say.
 
-    `Retry-After` in seconds or as a date wins; a 429 without it may tell by its rate-limit headers. What makes no sense
-    is ignored, what is past is 0.
+    `Retry-After`, in seconds or as a date, comes first. For a 429 without it, the rate-limit headers count. Values that
+    cannot be read are ignored. A time in the past is 0.
 
     Args:
         status: The HTTP status.
-        headers: The answer's headers, looked up without regard to case.
+        headers: The headers of the answer, looked up case-insensitively.
         now: The time, in seconds since the epoch.
     """
-    if (told := headers.get("retry-after")) is not None:
-        seconds = _number(told)
-        seconds = _date_in(told, now) if seconds is None else seconds
+    if (header := headers.get("retry-after")) is not None:
+        seconds = _number(header)
+        seconds = _seconds_until(header, now) if seconds is None else seconds
         if seconds is not None:
             return seconds
     if status != 429:
@@ -174,7 +174,7 @@ def _number(text: str) -> float | None:
     return float(text) if _SECONDS.fullmatch(text.strip()) else None
 
 
-def _date_in(text: str, now: float) -> float | None:
+def _seconds_until(text: str, now: float) -> float | None:
     try:
         date = parsedate_to_datetime(text)
         return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now)
@@ -187,14 +187,14 @@ _EPOCH_MS_FROM = 1e12
 
 
 def _from_reset(value: float, now: float) -> float:
-    """Read a reset that is seconds from now, or an epoch in seconds or milliseconds: all three are in use."""
+    """Return the seconds until a reset, given as seconds from now or as an epoch in seconds or milliseconds."""
     if value < _EPOCH_FROM:
         return value
     return max(0.0, (value / 1000 if value >= _EPOCH_MS_FROM else value) - now)
 
 
 def _in_structured(text: str, names: tuple[str, ...]) -> float | None:
-    """Read the drafts' `RateLimit: limit=100, remaining=0, reset=12` and `RateLimit: "default";r=0;t=12`."""
+    """Read a number from `RateLimit: limit=100, remaining=0, reset=12` or `RateLimit: "default";r=0;t=12`."""
     for part in text.replace(";", ",").split(","):
         name, _, value = part.strip().partition("=")
         if name in names and (seconds := _number(value)) is not None:
@@ -204,7 +204,7 @@ def _in_structured(text: str, names: tuple[str, ...]) -> float | None:
 
 @attrs.frozen
 class Allowance:
-    """What rate-limit headers say: how many more requests there may be, and in how many seconds there may be more."""
+    """What rate-limit headers say: the requests left in the window, and the seconds until the window resets."""
 
     remaining: int
     reset: float
@@ -212,10 +212,10 @@ class Allowance:
 
 
 def allowance(headers: Mapping[str, str], now: float) -> Allowance | None:
-    """Return what an answer's rate-limit headers say, or `None` if they do not say how many are left until when.
+    """Return what the rate-limit headers of an answer say, or `None` without both a remainder and a reset.
 
     Args:
-        headers: The answer's headers, looked up without regard to case.
+        headers: The headers of the answer, looked up case-insensitively.
         now: The time, in seconds since the epoch.
     """
     for prefix in ("ratelimit-", "x-ratelimit-"):

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -169,6 +170,35 @@ def test_the_guide_lists_every_extra() -> None:
     assert set(project["optional-dependencies"]) <= set(listed)
 
 
+# ---- names and paths
+
+SHOWN = re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "REFERENCE.md").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_everything_that_the_reference_shows_can_be_imported(name: str) -> None:
+    assert pkgutil.resolve_name(name)
+
+
+def paths_in(page: str) -> set[str]:
+    """Return what looks like a path of the checkout among the words in backticks."""
+    words = {word for code in re.findall(r"`([^`\n]+)`", page) for word in code.split()}
+    return {word for word in words if re.fullmatch(r"[\w./]+(/|\.py|\.md|\.yaml)", word)}
+
+
+def test_every_path_that_the_contributing_guide_names_exists() -> None:
+    paths = paths_in((ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert len(paths) > 30
+    assert {path for path in paths if not (ROOT / path).exists()} == set()
+
+
+def test_the_contributing_guide_shows_every_package_and_every_wing() -> None:
+    packages = {each.parent for each in (ROOT / "convertrilo").glob("*/__init__.py")}
+    packages |= {each.parent for each in (ROOT / "convertrilo" / "sandbox").glob("*/__init__.py")}
+    shown = paths_in((ROOT / "docs" / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert {f"{each.relative_to(ROOT).as_posix()}/" for each in packages} - shown == set()
+
+
 # ---- the checks themselves
 
 
@@ -223,6 +253,11 @@ def test_commands_are_taken_apart() -> None:
         ["nox", "-s", "x"],
         ["export", "A=b"],
     ]
+
+
+def test_a_path_is_told_from_other_code() -> None:
+    page = "`a/b.py` and `c/`, `python tests/d.py`, `kill -9`, `SAFE`, `import x`, `README.md`"
+    assert paths_in(page) == {"a/b.py", "c/", "tests/d.py", "README.md"}
 
 
 def test_a_dead_link_is_seen() -> None:

@@ -14,7 +14,7 @@ import attrs
 from convertrilo._json import canonical, encode, loads
 from convertrilo.codec import from_request, read_answer, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.idempotency import CREDENTIALS, Identity, bare_of, batch_identity, name_of_round
+from convertrilo.idempotency import CREDENTIALS, Identity, batch_identity, name_of_round, strip_credentials
 from convertrilo.models import BulkCreateResponse, BulkCreateSettings, JobCreateRequest
 
 Request = JobCreateRequest | Mapping[str, Any]
@@ -74,7 +74,7 @@ class Item:
     __slots__ = ("bare", "content", "digest", "external_id", "identity", "replaces", "requests", "round", "wire")
 
     def __init__(self, wire: dict[str, Any], content: bytes, requests: list[Request]) -> None:
-        bare = bare_of(wire)
+        bare = strip_credentials(wire)
         self.wire = wire
         self.content = content
         self.bare = content if bare is wire else encode(bare)

@@ -14,7 +14,7 @@ from typing import Any
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo.codec import from_request, to_wire
 from convertrilo.errors import Issue, ValidationError
-from convertrilo.idempotency import bare_of
+from convertrilo.idempotency import strip_credentials
 from convertrilo.ingest.objects import Shard, make_filter, parse_shard
 from convertrilo.ingest.on_demand import OnDemandFolder, on_demand_request
 from convertrilo.ingest.progress import OnIngest
@@ -148,7 +148,7 @@ async def ingest_folder(
         identity = _identity(client, folder, model, share, engine)
         request = on_demand_request(folder, model, output, max_files) if on_demand else None
         if request is not None:
-            identity["on_demand"] = bare_of(to_wire(request))
+            identity["on_demand"] = strip_credentials(to_wire(request))
         operation = await book.do(partial(folders.begin, identity=identity, from_scratch=from_scratch))
         if request is not None:
             return await OnDemandFolder(client, request, book, operation, on_progress).run(timeout if wait else None)
@@ -203,7 +203,7 @@ def _identity(
         "source": f"s3://{folder.bucket}/{folder.prefix}",
         "endpoint": folder.endpoint,
         "region": folder.region,
-        "template": bare_of(to_wire(template)),
+        "template": strip_credentials(to_wire(template)),
         "shard": None if share is None else str(share),
         "engine": engine is not None,  # a batch sent without credentials must not be sent again with some
     }

@@ -13,7 +13,7 @@ from convertrilo._base_client import engine_of
 from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
-from convertrilo.idempotency import bare_of
+from convertrilo.idempotency import strip_credentials
 from convertrilo.ingest import IngestProgress, IngestReport, IngestRow, ingest_folder
 from convertrilo.ingest.report import read_report
 from convertrilo.journal import Journal
@@ -94,7 +94,7 @@ def _confirmed(asked: Mapping[str, Any], confirmation: str) -> int:
 
 async def _path(folders: Path, wire: Mapping[str, Any]) -> Path:
     """Return where the journal of a folder, and of what is made of it, is kept."""
-    which = json.dumps([bare_of(wire["sourceS3"]), wire["job"]], sort_keys=True)
+    which = json.dumps([strip_credentials(wire["sourceS3"]), wire["job"]], sort_keys=True)
     try:
         await anyio.Path(folders).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Hooks of the site: README, changelog, examples and the API's description are pages of it, and links lead to them."""
+"""Hooks of the site: they add README, changelog, examples and openapi.yaml to it, and point links at them."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ _LINK = re.compile(r"(?<=\]\()(?![\w+]+:|#)([^)#\s]+)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what lies outside of docs/."""
+    """Add the pages that are outside docs/."""
     files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
     files.append(File.generated(config, "CHANGELOG.md", abs_src_path=str(ROOT / "CHANGELOG.md")))
     files.append(File.generated(config, "openapi.yaml", abs_src_path=str(ROOT / "openapi.yaml")))
@@ -26,7 +26,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Let links lead to where their targets are on the site."""
+    """Point links at the places of their targets on the site."""
     if page.file.src_uri.startswith("examples/"):
         return markdown
     source = ROOT if page.file.src_uri in ("index.md", "CHANGELOG.md") else ROOT / "docs"

@@ -103,6 +103,21 @@ def test_every_schema_is_described(name: str) -> None:
     assert SCHEMAS[name]["description"].strip()
 
 
+def properties(schema: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Find the properties of a schema, and of the schemas that stand inside it."""
+    for name, node in schema.get("properties", {}).items():
+        yield f"{where}.{name}", node
+        yield from properties(node, f"{where}.{name}")
+    for inner in [schema["items"]] if "items" in schema else schema.get("oneOf", []):
+        yield from properties(inner, where)
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_property_is_described(name: str) -> None:
+    described = {where: resolve(node).get("description", "").strip() for where, node in properties(SCHEMAS[name], name)}
+    assert [where for where, description in described.items() if not description] == []
+
+
 @pytest.mark.parametrize("code", SCHEMAS["ErrorResponse"]["properties"]["code"]["enum"])
 def test_every_error_code_is_explained(code: str) -> None:
     assert f"| `{code}` |" in SCHEMAS["ErrorResponse"]["properties"]["code"]["description"]
