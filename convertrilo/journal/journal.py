@@ -28,7 +28,7 @@ from convertrilo.errors import (
 )
 from convertrilo.journal import batches as _claims
 from convertrilo.journal import folders as _folder_rows
-from convertrilo.journal import uploads as _sent_parts
+from convertrilo.journal import uploads
 from convertrilo.journal.uploads import SentPart, SentParts
 
 State = Literal["pending", "answered", "unknown"]
@@ -55,7 +55,7 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
         )""",
         "CREATE INDEX operations_unanswered ON operations (id) WHERE answered_at IS NULL",
         "CREATE TABLE services (service TEXT NOT NULL)",
-        _sent_parts.TABLE,
+        uploads.TABLE,
         *_folder_rows.TABLES,
         *_claims.TABLES,
     ),
@@ -297,7 +297,7 @@ class Journal:
 
         def find(connection: sqlite3.Connection) -> SentParts:
             check_service(connection, service)
-            return _sent_parts.find(connection, job=job_id)
+            return uploads.find(connection, job=job_id)
 
         return await self._ask(Request(find), _NOTHING_SENT)
 
@@ -313,7 +313,7 @@ class Journal:
         Raises:
             JournalError: The journal cannot be written.
         """
-        work = partial(_sent_parts.add, job=job_id, upload=upload, number=number, part=part)
+        work = partial(uploads.add, job=job_id, upload=upload, number=number, part=part)
         await self._ask(Request(work), _SENT_AGAIN)
 
     async def forget_parts(self, job_id: str) -> None:
@@ -325,7 +325,7 @@ class Journal:
         Raises:
             JournalError: The journal cannot be written.
         """
-        await self._ask(Request(partial(_sent_parts.forget, job=job_id)))
+        await self._ask(Request(partial(uploads.forget, job=job_id)))
 
     def open_window(self) -> Window:
         """Return when an operation must have been sent first, to be sent again now."""
