@@ -34,7 +34,6 @@ from convertrilo.errors import (
     OutcomeUnknownError,
 )
 from convertrilo.journal import Entry, Journal
-from convertrilo.journal import journal as journal_module
 
 DAY = 86400.0
 BACKENDS = ("asyncio", "trio")
@@ -353,7 +352,7 @@ async def test_a_refused_rerun_does_not_remove_what_an_earlier_run_may_have_sent
 
 
 async def test_lists_are_in_order_over_many_pages_while_entries_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PAGE_ENTRIES", 4)
+    monkeypatch.setattr("convertrilo.journal.entries._PAGE_ENTRIES", 4)
     async with Journal(path) as journal:
         keys = [f"k{number}" for number in random.Random(1).sample(range(100), 26)]
         for key in keys:
@@ -1004,7 +1003,7 @@ async def test_a_journal_is_for_one_service(path: Path) -> None:
         begun = partial(journal.begin, operation="createJob", key="k", body=b"{}", identity="key", name=None)
         await begun(service="localhost")
         await journal.answer("k", b"a sandbox's answer")
-        with pytest.raises(JournalError, match="is that of localhost, and this is production"):
+        with pytest.raises(JournalError, match="belongs to localhost, and this is production"):
             await begun(service="production")
 
 
