@@ -138,7 +138,7 @@ class SharedFile:
             await _to_the_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
 
     async def do(self, request: Request[_T]) -> _T:
-        """Run a request in a shared transaction; return its result once the transaction is on disk, or raise its error."""
+        """Run a request in a shared transaction, and return its result once it is on disk, or raise its error."""
         if not self._users:
             raise UnusableError(_CLOSED)
         batch = self._open_batch

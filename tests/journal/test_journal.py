@@ -987,7 +987,7 @@ async def test_a_disk_that_refuses_to_grow_loses_nothing_that_was_confirmed(path
 async def test_a_file_that_another_process_keeps_locked_is_an_error_until_it_lets_go(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite, "_PATIENCE", 0.0)
+    monkeypatch.setattr(_sqlite, "_LOCK_TIMEOUT", 0.0)
     async with Journal(path) as journal:
         seen = statements(journal)
         with busy(path) as free:
