@@ -71,6 +71,7 @@ class Request(Generic[_T]):
             self.error = error
 
     def fail(self, error: Exception) -> None:
+        """Replace the outcome by an error."""
         self.results, self.error = [], error
 
 
@@ -87,7 +88,7 @@ class _Batch:
             request.fail(error)
 
 
-async def _to_the_end(step: Callable[[], Awaitable[object]]) -> None:
+async def _run_to_end(step: Callable[[], Awaitable[object]]) -> None:
     """Await a repeatable step to its end, and raise a cancellation only after it."""
     cancelled: BaseException | None = None
     while True:
@@ -121,6 +122,7 @@ class SharedFile:
         self._open_batch: _Batch | None = None
 
     async def enter(self) -> None:
+        """Count a user of the file; the first one opens it."""
         if self._users == 0:  # these belong to the running event loop
             self._turn = anyio.Lock()
             self._limiter = anyio.CapacityLimiter(1)
@@ -133,9 +135,10 @@ class SharedFile:
             raise
 
     async def leave(self) -> None:
+        """Count a user off; the last one closes the file."""
         self._users -= 1
         if not self._users:
-            await _to_the_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
+            await _run_to_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
 
     async def do(self, request: Request[_T]) -> _T:
         """Run a request in a shared transaction, and return its result once it is on disk, or raise its error."""
@@ -144,10 +147,10 @@ class SharedFile:
         batch = self._open_batch
         if batch is not None:
             batch.requests.append(request)
-            await _to_the_end(batch.done.wait)
+            await _run_to_end(batch.done.wait)
         else:
             batch = self._open_batch = _Batch([request])
-            await _to_the_end(partial(self._lead, batch))
+            await _run_to_end(partial(self._lead, batch))
         if request.error is not None:
             raise request.error
         return request.results[0]
@@ -159,7 +162,7 @@ class SharedFile:
             try:
                 await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
             except anyio.get_cancelled_exc_class():
-                raise  # _to_the_end calls this method again
+                raise  # _run_to_end calls this method again
             except Exception as error:  # noqa: BLE001  # the waiting tasks must wake up after any error
                 batch.fail(error)
             except BaseException as error:  # KeyboardInterrupt ends this task; the others must not hang

@@ -247,9 +247,7 @@ class Journal:
 
     async def _listed(self, state: State) -> AsyncIterator[Entry]:
         window, after = self.open_window(), 0
-        while page := await self._ask(
-            Request(partial(entries.page_of_entries, state=state, after=after, window=window))
-        ):
+        while page := await self.do(partial(entries.page_of_entries, state=state, after=after, window=window)):
             for _, entry in page:
                 yield entry
             after = page[-1][0]

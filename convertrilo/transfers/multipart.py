@@ -111,9 +111,7 @@ class _UploadRecord:
         engine, _ = engine_of(client)
         await engine.open_journal()
         journal = engine.journal
-        if journal is None:
-            return cls(job_id, SentParts(), is_resumable=False, journal=None)
-        uploaded = await journal.sent_parts(job_id, service=engine.service)
+        uploaded = SentParts() if journal is None else await journal.sent_parts(job_id, service=engine.service)
         return cls(job_id, uploaded, bool(uploaded.parts), journal)
 
     async def begin(self, upload_id: str | None) -> None:

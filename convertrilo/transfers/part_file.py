@@ -57,7 +57,9 @@ class PartFile:
     """An incomplete download, and a note beside it that tells which version of which file it is a part of."""
 
     final: Path
+    """The path of the complete download."""
     source: str
+    """Identifies what is downloaded, whatever its URL."""
     path: Path
     note: Path
     file: FileIO = attrs.field(init=False)
@@ -67,9 +69,11 @@ class PartFile:
     size: int = 0
     """Bytes in the file."""
     total: int | None = None
+    """Bytes of the whole file; `None` if the size is not known."""
     etag: str | None = None
     last_modified: str | None = None
     digest: tuple[str, str] | None = None
+    """Algorithm and hexadecimal value of the digest of the whole file, if the storage gives one."""
 
     async def on_disk(self, step: Callable[[*Ts], object], *args: *Ts) -> None:
         """Run a step that touches the file in a worker thread.
