@@ -273,7 +273,7 @@ def totals(db: "sqlite3.Connection") -> Totals:
             setattr(totals, name, getattr(totals, name) + count)
     folder = db.execute("SELECT identity, generation FROM folder").fetchone()
     run = None if folder is None else _run_name(json.loads(folder[0]), int(folder[1]))
-    (totals.reserved,) = db.execute(_RESERVED, {"run": run}).fetchone()
+    (totals.reserved,) = db.execute(_RESERVED, {"run": run, "round": ROUND_MARK}).fetchone()
     return totals
 
 
