@@ -1,4 +1,4 @@
-"""Only what the service signed, and not long ago, becomes an event; whatever else arrives is refused, with a reason."""
+"""Webhook signatures and events: only what the service signed recently is accepted; errors name the reason."""
 
 import hmac
 import math
@@ -110,7 +110,7 @@ def test_without_a_secret_nothing_is_verified(secrets: Any) -> None:
 
 
 def sign_with_nothing(body: bytes) -> str:
-    """What anybody can sign with."""
+    """Return a signature that anybody can make, with an empty secret."""
     return hmac.new(b"", body, "sha256").hexdigest()
 
 

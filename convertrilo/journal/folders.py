@@ -108,13 +108,13 @@ class Totals:
 
 
 def _run_name(identity: dict[str, Any], generation: int) -> str | None:
-    """Return the name of the folder's operations, different after each run from scratch, whose jobs reuse their ids."""
+    """Return the name of the folder's operations; each run from scratch needs its own, because it reuses all ids."""
     name = identity.get("operation")
     return " ".join([*([name] if name else []), "run", str(generation)]) if generation else name
 
 
 def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> str | None:
-    """Start the record of a folder, or continue it; return the name of the folder's operations, if they have one.
+    """Start or continue the record of a folder; return the name of its operations, if they have one.
 
     Args:
         db: The connection to the journal.
@@ -131,7 +131,7 @@ def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: b
     before, generation = json.loads(known[0]), int(known[1])
     if before == identity and not from_scratch:
         return _run_name(identity, generation)
-    if from_scratch or not _is_begun(db, before, generation):  # a record without jobs may be replaced
+    if from_scratch or not _is_begun(db, before, generation):  # without jobs, the record may be replaced
         db.execute("DELETE FROM objects")
         generation += from_scratch
         db.execute("UPDATE folder SET identity = ?, generation = ?", (json.dumps(identity), generation))

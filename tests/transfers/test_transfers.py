@@ -1,4 +1,4 @@
-"""Files up and down: whole, byte by byte, whatever breaks; and no credential of the API's with them."""
+"""Uploads and downloads: every byte arrives, whatever breaks, and no API credential is sent along."""
 
 import asyncio
 import base64
@@ -59,7 +59,7 @@ STORED = Answer(200)
 
 @pytest.fixture(autouse=True)
 def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are read in several pieces, though they are small here."""
+    """Read the small files of these tests in several pieces."""
     monkeypatch.setattr(Content.next, "__defaults__", (READ_SIZE,))
 
 
@@ -317,7 +317,7 @@ async def test_cancelling_an_upload_leaves_nothing_open(tmp_path: Path) -> None:
 
 
 class PartStore:
-    """Takes files in parts, as the service does; `failures` come first, by the last word of the path."""
+    """Receives files in parts, as the service does. `failures` are answered first, by the last word of the path."""
 
     def __init__(self, **failures: list[Any]) -> None:
         self.failures = failures
@@ -344,7 +344,7 @@ class PartStore:
         if isinstance(failure, Answer):
             return failure
         answer: Answer = getattr(self, word)(sent, last)
-        if isinstance(failure, Exception):  # too late: it has happened
+        if isinstance(failure, Exception):  # the request has been processed by now
             raise failure
         return answer
 
@@ -712,7 +712,7 @@ async def test_of_an_error_answer_only_code_and_message_are_shown() -> None:
 
 
 class Storage:
-    """One object on a server that knows ranges; `failures` come first, one for each request, `None` for none."""
+    """A server with one object, which supports ranges. `failures` come first, one per request; `None` is no failure."""
 
     def __init__(self, data: bytes = DATA, etag: str | None = '"v1"', failures: list[Any] | None = None) -> None:
         self.data = data
@@ -904,7 +904,7 @@ ANOTHER: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("kind", ANOTHER)
 async def test_a_part_of_another_output_is_not_continued(kind: str, tmp_path: Path) -> None:
-    """Not even if its version is called the same: an ETag need only be unique among the versions of one file."""
+    """Not even with the same ETag, which is unique only among the versions of one file."""
     one, another = ANOTHER[kind]
     async with client_of(Script(Storage(failures=[RESET])), retry=RetryPolicy.none()) as client:
         await raised_by(client.download(one, tmp_path / "out"))
@@ -1093,7 +1093,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def serve(received: Received) -> bytes:
-        return on_the_wire(DATA * 10)[:-1]  # one that has come whole would leave its connection in the pool
+        return on_the_wire(DATA * 10)[:-1]  # a complete response would return its connection to the pool
 
     monkeypatch.setattr(part_file, "write_pieces", full)
     async with loopback(serve) as server, AsyncClient("key") as client:
@@ -1342,7 +1342,7 @@ async def test_answers_that_a_transport_has_read_already_will_do(tmp_path: Path)
 
 
 class Endless(httpx.AsyncByteStream):
-    """A body of a transport that does not end it when it is closed."""
+    """The body of a transport that does not end it when the response is closed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
