@@ -1,10 +1,11 @@
-"""Whole encodes in one call: a local file to a local file, and a URL to a download URL."""
+"""Complete encodes in one call: from a local file to a local file, and from a URL to a download URL."""
 
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from convertrilo._base_client import BaseClient, engine_of
+from convertrilo._http.tries import Tries
 from convertrilo.codec import from_request
 from convertrilo.errors import (
     ConflictError,
@@ -18,10 +19,9 @@ from convertrilo.models import JobCreateRequest, JobCreateResponse, OnDemandEnco
 from convertrilo.transfers import OnProgress, Progress, download, upload, upload_chunked
 from convertrilo.transfers.multipart import has_file
 from convertrilo.transfers.storage import BrokenAttempt
+from convertrilo.transfers.upload import DEFAULT_CONCURRENCY, DEFAULT_PART_SIZE
 from convertrilo.waiting import wait_for_job, wait_for_on_demand
 from convertrilo.waiting.poller import AnyStatus, percent_of
-
-PART_SIZE, CONCURRENCY = 8 * 1024 * 1024, 4
 
 
 async def encode_file(
@@ -37,15 +37,16 @@ async def encode_file(
 ) -> StatusResponse:
     """Encode a local file to a local file; see `AsyncClient.encode_file`."""
     body = request if isinstance(request, JobCreateRequest) else from_request(JobCreateRequest, request)
-    _check_is_upload(body)
+    _check_takes_upload(body)
     job = await client.create_job(body, idempotency_key=idempotency_key, operation=operation)
     status = job.status or "created"
-    is_named = any((idempotency_key, operation, body.external_id, engine_of(client)[1].operation))
-    if is_named:  # it may be the job of an earlier run, and stand anywhere
+    has_identity = any((idempotency_key, operation, body.external_id, engine_of(client)[1].operation))
+    if has_identity:  # the job may be that of an earlier run, in any status
         status = (await client.job_status(job.job_id)).status or status
     if status == "created":
-        # What an earlier run has uploaded need not go again, unless it is no video: then it may be only half of one.
-        if not (is_named and await has_file(client, job.job_id, unreadable=False)):
+        # A file that an earlier run has uploaded is not sent again, unless the service finds no video in it: then the
+        # upload may be incomplete.
+        if not (has_identity and await has_file(client, job.job_id, unreadable=False)):
             await _upload(client, job, path, on_progress)
             await _approve(client, job.job_id)
         await _confirm(client, job.job_id)
@@ -54,9 +55,9 @@ async def encode_file(
     return done
 
 
-def _check_is_upload(body: JobCreateRequest) -> None:
+def _check_takes_upload(body: JobCreateRequest) -> None:
     issues = [
-        Issue(name, "must not be set: the job is for an uploaded file, and is confirmed once that is there")
+        Issue(name, "must not be set: encode_file uploads the file, and confirms the job after the upload")
         for name in ("source_url", "source_s3", "confirm")
         if getattr(body, name)
     ]
@@ -67,7 +68,7 @@ def _check_is_upload(body: JobCreateRequest) -> None:
 async def _upload(
     client: BaseClient, job: JobCreateResponse, path: str | os.PathLike[str], on_progress: OnProgress | None
 ) -> None:
-    """Upload the file; in parts, if the job is so old that its upload URL has expired."""
+    """Upload the file; in parts if the job's upload URL has expired, because the job is of an earlier run."""
     try:
         await upload(client, job, path, on_progress=on_progress)
     except TransferError as error:
@@ -77,15 +78,15 @@ async def _upload(
             client,
             job.job_id,
             path,
-            part_size=PART_SIZE,
-            concurrency=CONCURRENCY,
+            part_size=DEFAULT_PART_SIZE,
+            concurrency=DEFAULT_CONCURRENCY,
             size=None,
             on_progress=on_progress,
         )
 
 
 async def _approve(client: BaseClient, job_id: str) -> None:
-    """Have the file probed and its tokens reserved; what is not reserved, because no answer came, `confirmJob` does."""
+    """Probe the file and reserve its tokens. If the outcome is unknown, `confirmJob` reserves what is missing."""
     try:
         await client.approve_unified(job_id)
     except OutcomeUnknownError:
@@ -93,31 +94,31 @@ async def _approve(client: BaseClient, job_id: str) -> None:
 
 
 async def _confirm(client: BaseClient, job_id: str) -> None:
-    """Queue a job. When no answer comes, its status tells if it was queued; while it was not, that is tried again."""
+    """Queue a job. If the outcome is unknown, read the job's status, and try again unless it was queued."""
     engine, options = engine_of(client)
-    attempt = 0
+    tries = Tries(engine, options.retry)
     while True:
-        attempt += 1
+        tries.begin()
         try:
             await client.confirm_job(job_id)
         except (OutcomeUnknownError, InvalidRequestError, ConflictError) as error:
             if (await client.job_status(job_id)).status != "created":
                 return
-            if not isinstance(error, OutcomeUnknownError) or attempt >= options.retry.max_attempts:
+            if not isinstance(error, OutcomeUnknownError) or not tries.are_left:
                 raise
-            await engine.clock.sleep(options.retry.backoff(attempt, engine.random))
+            await tries.wait()
         else:
             return
 
 
 def telling_percent(job_id: str, on_progress: OnProgress | None) -> Callable[[AnyStatus], object]:
-    """Return what tells, given a job's status, how far its encoding is."""
+    """Return a function that reports the percentage in a job's status to a progress callback."""
 
-    def tell(status: AnyStatus) -> None:
+    def report(status: AnyStatus) -> None:
         if on_progress is not None:
             on_progress(Progress("encode", percent_of(status) or 0.0, 100.0, job_id))
 
-    return tell
+    return report
 
 
 async def on_demand_encode_and_wait(
@@ -129,19 +130,19 @@ async def on_demand_encode_and_wait(
     idempotency_key: str | None,
     operation: str | None,
 ) -> str:
-    """Encode the video at a URL, and return the output's URL; see `AsyncClient.on_demand_encode_and_wait`."""
+    """Encode the video at a URL, and return the output's download URL; see `AsyncClient.on_demand_encode_and_wait`."""
     body = request if isinstance(request, OnDemandEncodeRequest) else from_request(OnDemandEncodeRequest, request)
-    elsewhere = [
-        Issue(name, "must not be set: an output that goes there has no download URL; use on_demand_encode")
+    destinations = [
+        Issue(name, "must not be set: an output delivered there has no download URL; use on_demand_encode")
         for name in ("output_s3", "output_google_drive", "output_dropbox")
         if getattr(body, name) is not None
     ]
-    if elsewhere:
-        raise ValidationError("request", elsewhere)
+    if destinations:
+        raise ValidationError("request", destinations)
     job = await client.on_demand_encode(body, idempotency_key=idempotency_key, operation=operation)
     done = await wait_for_on_demand(
         client, job.job_id, timeout=timeout, on_progress=telling_percent(job.job_id, on_progress)
     )
     if done.download_url is None:
-        raise TransferError(f"job {job.job_id} has succeeded, and its output is not available")
+        raise TransferError(f"job {job.job_id} has succeeded, but its output is not available")
     return done.download_url

@@ -1,8 +1,8 @@
-"""The server end of webhooks: an ASGI app that verifies deliveries and hands each event to a handler once.
+"""The webhook receiver: an ASGI app that verifies deliveries and passes each event to a handler once.
 
     app = WebhookReceiver(os.environ["CONVERTRILO_WEBHOOK_SECRET"], handler, path="/webhooks/convertrilo")
 
-It needs no framework: run it alone under uvicorn or hypercorn, or mount it.
+Run it under uvicorn or hypercorn, or mount it in another app. It needs no framework.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from convertrilo.events import logger
 from convertrilo.webhooks import DEFAULT_TOLERANCE, MAX_BYTES, Secrets, WebhookEvent, decode, keys_of, parse
 
 Handler = Callable[[WebhookEvent], object]
-"""What is done with an event. A coroutine function is awaited; a plain function runs in the event loop: no blocking."""
+"""Handles an event. A coroutine function is awaited; a plain function runs in the event loop and must not block."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -34,45 +34,50 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 RETRY_DELAYS = (60.0, 300.0, 1_800.0)
-"""Seconds until a queued event is handled again that its handler failed for: the service's own."""
+"""Seconds between the attempts to handle a queued event, the same as those between the service's deliveries."""
 
-_AT_ONCE = 8
+_MAX_HANDLERS = 8
 _SERVICE_TIMEOUT = 15.0
 
 
 class WebhookReceiver:
-    """An ASGI app that receives webhooks, verifies them, and hands each event to a handler once.
+    """An ASGI app that receives webhooks, verifies them, and passes each event to a handler once.
 
-    Answers 204 when the event is handled, or was before; 401 to what is not proven to be the service's, 400 to what is
-    and cannot be read, 404, 405 and 413 to what is no delivery; all without a body. When the handler raises, the answer
-    is 500, and when it is not done after `timeout`, 503; the service sends the event again after both. A slow handler
-    is not cancelled: it goes on, deliveries of its event wait for what comes of it, and once it is done they are
-    answered 204 without another run.
+    Responses have no body. The receiver answers:
 
-    Deliveries of one event (the same job id and event name) are handled one at a time, and none after one that
-    succeeded, as far as `dedupe` reaches. A handler whose process dies is run again, so it should bear that.
+    - 204 when the event was handled, now or earlier;
+    - 400 for a signed body that cannot be decoded, 401 for a bad signature or an old event;
+    - 404, 405 and 413 for a request that is not a delivery;
+    - 500 when the handler raises, 503 when it is not done after `timeout`: the service sends the event again.
 
-    With `queue`, the answer is 204 as soon as the event is on disk; handlers run after that, eight at a time. One that
-    fails is run again 1, 5 and 30 minutes later, and given up then; what is not done when the receiver stops, or dies,
-    is done after the next start.
+    A slow handler is not cancelled. Later deliveries of its event wait for the outcome, and are answered 204 without
+    another run once it has succeeded.
 
-    Its lifetime is the server's (ASGI's lifespan). Where it is mounted in an app that has a lifespan of its own, enter
-    it there: `async with receiver`. Without `queue` and with dedupe in memory it works without that, too.
+    Duplicate deliveries (the same job id and event name) run one at a time. After one succeeds, the rest are
+    acknowledged without running the handler, as long as `dedupe` remembers the event. A handler whose process dies
+    runs again, so write handlers that can be repeated.
+
+    With `queue`, the receiver answers 204 as soon as the event is on disk, and then runs up to eight handlers at a
+    time. A handler that raises runs again after 1, 5 and 30 minutes; after that, the event is dropped. Events that are
+    not handled when the receiver stops or crashes are handled after the next start.
+
+    The receiver runs as long as its server (ASGI's lifespan). If you mount it in an app with its own lifespan, enter it
+    there: `async with receiver`. Without `queue`, and with dedupe in memory, it need not be entered.
 
     Args:
-        secrets: The webhook's secret; or several, while one replaces another, or for several webhooks.
+        secrets: The webhook's secret; or several secrets, during a rotation or for several webhooks.
         handler: Called with each event, and awaited if it is a coroutine function.
-        path: Where it listens, relative to where it is mounted.
-        dedupe: What remembers the events that were handled; by default the memory of this process. With more processes
-            than one, or to remember them past a restart: `SQLiteDedupe("webhooks.db")`.
-        queue: Whether to answer when the event is on disk instead of when it is handled. Takes a `SQLiteDedupe`.
-        timeout: Seconds after which a delivery is answered, whatever the handler does. The service waits 15.
-        tolerance: Seconds that an event may be old; see `webhooks.parse`.
-        max_bytes: The most bytes that a body may have.
+        path: The path to listen on, relative to the mount point.
+        dedupe: Remembers the events that were handled; by default in the memory of this process. For several processes,
+            or to remember events across restarts, pass `SQLiteDedupe("webhooks.db")`.
+        queue: Whether to answer once the event is on disk instead of once it is handled. Requires a `SQLiteDedupe`.
+        timeout: Seconds after which a delivery is answered even if the handler is still running. The service waits 15.
+        tolerance: The maximum age of an event in seconds; see `webhooks.parse`.
+        max_bytes: The maximum size of a body in bytes.
         clock: Tells the time and sleeps; tests pass a virtual one.
 
     Raises:
-        ConfigurationError: There is no usable secret, or another setting is unusable.
+        ConfigurationError: There is no usable secret, or another setting is invalid.
     """
 
     def __init__(
@@ -108,10 +113,10 @@ class WebhookReceiver:
         self._tolerance = tolerance
         self._max_bytes = max_bytes
         self._clock = clock
-        self._runs: dict[Key, _Run] = {}
+        self._runs: dict[Key, _HandlerRun] = {}
         self._exit: AsyncExitStack | None = None
 
-    # ---- life
+    # ---- lifetime
 
     async def __aenter__(self) -> Self:
         if self._exit is not None:
@@ -121,7 +126,7 @@ class WebhookReceiver:
             if self._queue is not None:
                 tasks = await stack.enter_async_context(anyio.create_task_group())
                 stack.callback(tasks.cancel_scope.cancel)
-                tasks.start_soon(self._queue.work_off)
+                tasks.start_soon(self._queue.run)
             self._exit = stack.pop_all()
         return self
 
@@ -135,16 +140,16 @@ class WebhookReceiver:
     # ---- ASGI
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request, or the server's own lifetime."""
+        """Serve a request, or the server's lifespan."""
         if scope["type"] == "lifespan":
-            await self._live(receive, send)
+            await self._serve_lifespan(receive, send)
         elif scope["type"] == "http":
-            await self._serve(scope, receive, send)
+            await self._serve_http(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close"})
 
-    async def _live(self, receive: Receive, send: Send) -> None:
+    async def _serve_lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         try:
             async with self:
@@ -155,16 +160,16 @@ class WebhookReceiver:
             return
         await send({"type": "lifespan.shutdown.complete"})
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve_http(self, scope: Scope, receive: Receive, send: Send) -> None:
         if _path_of(scope) != self._path:
-            await _answer(send, HTTPStatus.NOT_FOUND)
+            await _respond(send, HTTPStatus.NOT_FOUND)
         elif scope["method"] != "POST":
-            await _answer(send, HTTPStatus.METHOD_NOT_ALLOWED, (b"allow", b"POST"))
-        elif (body := await self._read(scope, receive, send)) is not None:
-            await self._take(body, scope, send)
+            await _respond(send, HTTPStatus.METHOD_NOT_ALLOWED, (b"allow", b"POST"))
+        elif (body := await self._read_body(scope, receive, send)) is not None:
+            await self._accept(body, scope, send)
 
-    async def _read(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
-        """Return the body; or `None`, and answer if it is too long and there is still somebody to answer."""
+    async def _read_body(self, scope: Scope, receive: Receive, send: Send) -> bytes | None:
+        """Return the body; or `None` if the client hung up, or if the body is too long, which is answered here."""
         length = next((value for name, value in scope["headers"] if name.lower() == b"content-length"), b"")
         size = int(length) if length.isdigit() and len(length) < 20 else 0
         parts: list[bytes] = []
@@ -178,11 +183,11 @@ class WebhookReceiver:
             received += len(parts[-1])
             size = max(size, received)
         if size > self._max_bytes:
-            await _answer(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+            await _respond(send, HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
             return None
         return b"".join(parts)
 
-    async def _take(self, body: bytes, scope: Scope, send: Send) -> None:
+    async def _accept(self, body: bytes, scope: Scope, send: Send) -> None:
         try:
             event = parse(
                 body,
@@ -194,152 +199,152 @@ class WebhookReceiver:
             )
         except SignatureError as error:
             logger.warning("a webhook was refused: %s", error)
-            await _answer(send, HTTPStatus.UNAUTHORIZED)
+            await _respond(send, HTTPStatus.UNAUTHORIZED)
         except DecodeError as error:
-            logger.error("a signed webhook cannot be read: %s", error)
-            await _answer(send, HTTPStatus.BAD_REQUEST)
+            logger.error("a signed webhook cannot be decoded: %s", error)
+            await _respond(send, HTTPStatus.BAD_REQUEST)
         else:
-            # Events without a job (webhook.test) are told apart by what they are.
+            # Events without a job id (webhook.test) are identified by their bytes.
             key = (event.job_id or hashlib.sha256(body).hexdigest(), event.event)
-            await self._answer_in_time(key, event, body, send)
+            await self._respond_in_time(key, event, body, send)
 
-    async def _answer_in_time(self, key: Key, event: WebhookEvent, body: bytes, send: Send) -> None:
-        # The answer does not wait for a handler that is too slow; this task does, so that somebody owns it.
+    async def _respond_in_time(self, key: Key, event: WebhookEvent, body: bytes, send: Send) -> None:
+        # The response does not wait for a slow handler, but this task does: it owns the handler's task.
         async with anyio.create_task_group() as tasks:
             run = self._runs.get(key)
             if run is None:
-                run = self._runs[key] = _Run()
-                tasks.start_soon(self._run, run, key, event, body)
-            await _wait(run.finished, self._timeout, self._clock)
-            await _answer(send, run.status)
+                run = self._runs[key] = _HandlerRun()
+                tasks.start_soon(self._handle, run, key, event, body)
+            await _wait_until_set(run.finished, self._timeout, self._clock)
+            await _respond(send, run.status)
 
-    async def _run(self, run: "_Run", key: Key, event: WebhookEvent, body: bytes) -> None:
+    async def _handle(self, run: "_HandlerRun", key: Key, event: WebhookEvent, body: bytes) -> None:
         try:
             if self._queue is None:
                 await once(self._dedupe, key, partial(call_handler, self._handler, event), self._clock)
             elif self._exit is None:
-                raise ConfigurationError("the receiver is not running, so nothing works its queue off; enter it")
+                raise ConfigurationError("the receiver is not running, so its queue is not processed; enter it")
             else:
                 await self._queue.put(key, body)
             run.status = HTTPStatus.NO_CONTENT
-        except Exception:  # noqa: BLE001  # whatever it was, the service is told to send it again
+        except Exception:  # noqa: BLE001  # after any error, the service is asked to send the event again
             run.status = HTTPStatus.INTERNAL_SERVER_ERROR
-            logger.exception("%s was not handled; the service sends it again", _name(key))
+            logger.exception("%s was not handled; the service sends it again", _describe(key))
         finally:
             del self._runs[key]
             run.finished.set()
 
 
 @attrs.define(eq=False)
-class _Run:
-    """A handler at work, and what to answer to all deliveries of its event: 503 until it is finished."""
+class _HandlerRun:
+    """A running handler, and the response to all deliveries of its event: 503 until the handler ends."""
 
     finished: anyio.Event = attrs.field(factory=anyio.Event)
     status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE
 
 
 class _Queue:
-    """Works off the events that were answered for, and are still to be handled."""
+    """Handles the events that were acknowledged and stored, in the order in which they are due."""
 
     def __init__(self, store: SQLiteDedupe, handler: Handler, clock: Clock) -> None:
         self._store = store
         self._handler = handler
         self._clock = clock
-        self._woken = anyio.Event()
+        self._changed = anyio.Event()
 
     async def put(self, key: Key, payload: bytes) -> None:
-        """Take an event over: it is on disk when this returns."""
+        """Store an event: it is on disk when the method returns."""
         await self._store.put(key, payload)
-        self._woken.set()
+        self._changed.set()
 
-    async def work_off(self) -> None:
-        """Handle what is due, for ever."""
-        free = anyio.Semaphore(_AT_ONCE)
+    async def run(self) -> None:
+        """Handle the events that are due, until cancelled."""
+        slots = anyio.Semaphore(_MAX_HANDLERS)
         async with anyio.create_task_group() as tasks:
             while True:
-                await free.acquire()
-                tasks.start_soon(self._handle, await self._next(), free)
+                await slots.acquire()
+                tasks.start_soon(self._handle, await self._next(), slots)
 
     async def _next(self) -> Queued:
         while True:
-            self._woken = anyio.Event()
-            pause = LEASE / 2  # another process that shares the file may have died
+            self._changed = anyio.Event()
+            pause = LEASE / 2  # a process that shares the file may have died and left events behind
             try:
                 queued, due = await self._store.take()
             except ConfigurationError as error:
-                logger.error("the queue of webhooks cannot be read: %s", error)
+                logger.error("the webhook queue cannot be read: %s", error)
             else:
                 if queued is not None:
                     return queued
                 if due is not None:
                     pause = min(pause, max(0.0, due - self._clock.time()))
-            await _wait(self._woken, pause, self._clock)
+            await _wait_until_set(self._changed, pause, self._clock)
 
-    async def _handle(self, queued: Queued, free: anyio.Semaphore) -> None:
+    async def _handle(self, queued: Queued, slots: anyio.Semaphore) -> None:
         key = queued.key
         try:
             await with_claim(self._store, key, partial(self._decode_and_handle, queued), self._clock)
             await self._store.finish(key)
-        except Exception:  # noqa: BLE001  # whatever it was, it is handled again, or given up
-            await self._give_back(queued)
+        except Exception:  # noqa: BLE001  # after any error, the event is retried or dropped
+            await self._retry_or_drop(queued)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._store.release(key)
             raise
         finally:
-            free.release()
+            slots.release()
 
     async def _decode_and_handle(self, queued: Queued) -> None:
         await call_handler(self._handler, decode(queued.payload))
 
-    async def _give_back(self, queued: Queued) -> None:
-        with contextlib.suppress(ConfigurationError):  # the claim runs out by itself then
+    async def _retry_or_drop(self, queued: Queued) -> None:
+        with contextlib.suppress(ConfigurationError):  # the claim then expires by itself
             if queued.attempts > len(RETRY_DELAYS):
-                logger.exception("%s was not handled, %d times: it is given up", _name(queued.key), queued.attempts)
+                logger.exception("%s failed %d times and is given up", _describe(queued.key), queued.attempts)
                 await self._store.drop(queued.key)
             else:
                 delay = RETRY_DELAYS[queued.attempts - 1]
-                logger.exception("%s was not handled; again in %g s", _name(queued.key), delay)
+                logger.exception("%s was not handled; it is tried again in %g s", _describe(queued.key), delay)
                 await self._store.postpone(queued.key, delay)
-                self._woken.set()
+                self._changed.set()
 
 
 async def call_handler(handler: Handler, event: WebhookEvent) -> None:
-    """Call a handler, and await it if it wants to be."""
-    done = handler(event)
-    if inspect.isawaitable(done):
-        await done
+    """Call a handler, and await its result if that is awaitable."""
+    result = handler(event)
+    if inspect.isawaitable(result):
+        await result
 
 
-async def _wait(event: anyio.Event, seconds: float, clock: Clock) -> None:
-    """Wait until something has happened, but no longer than so many seconds."""
+async def _wait_until_set(event: anyio.Event, seconds: float, clock: Clock) -> None:
+    """Wait until an event is set, or until so many seconds have passed."""
     async with anyio.create_task_group() as tasks:
 
-        async def ring() -> None:
+        async def time_out() -> None:
             await clock.sleep(seconds)
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(ring)
+        tasks.start_soon(time_out)
         await event.wait()
         tasks.cancel_scope.cancel()
 
 
 def _path_of(scope: Scope) -> str:
-    """Return the path relative to where the app is mounted; ASGI's `path` includes that place, but not everywhere."""
+    """Return the path relative to the mount point; some frameworks leave the mount point in ASGI's `path`."""
     path, root = scope["path"], scope.get("root_path", "").rstrip("/")
     if root and (path == root or path.startswith(f"{root}/")):
         path = path[len(root) :]
     return str(path).strip("/")
 
 
-async def _answer(send: Send, status: HTTPStatus, *headers: tuple[bytes, bytes]) -> None:
+async def _respond(send: Send, status: HTTPStatus, *headers: tuple[bytes, bytes]) -> None:
     if status is not HTTPStatus.NO_CONTENT:
         headers = (*headers, (b"content-length", b"0"))
-    with contextlib.suppress(OSError):  # who hung up needs no answer, and its handler must not be cancelled for that
+    with contextlib.suppress(OSError):  # a client that hung up must not cancel the handler
         await send({"type": "http.response.start", "status": int(status), "headers": list(headers)})
         await send({"type": "http.response.body", "body": b""})
 
 
-def _name(key: Key) -> str:
+def _describe(key: Key) -> str:
     job, event = key
     return f"the webhook {event} of {job}"

@@ -1,8 +1,8 @@
-"""Webhooks as values: signatures over raw bytes, and events out of them; no sockets, no clock but a parameter.
+"""Webhooks without I/O: verify the signature of a delivery, and decode its event.
 
-    event = webhooks.parse(body, headers, secret)    # the bytes as they were received
+    event = webhooks.parse(body, headers, secret)    # the body's bytes as they were received
 
-`convertrilo.receiver` is the server around it.
+`convertrilo.receiver` is the ASGI app around these functions.
 """
 
 import hmac
@@ -26,17 +26,17 @@ Secrets = Secret | Iterable[Secret | None]
 Headers = Mapping[str, str] | Iterable[tuple[bytes, bytes]] | Iterable[tuple[str, str]]
 
 MAX_SKEW = 300.0
-"""Seconds by which the service's clock may be ahead of ours."""
+"""Seconds that the service's clock may be ahead of the local clock."""
 
 DEFAULT_TOLERANCE = 60.0 * (1 + 5 + 30) + 15.0 * 4 + MAX_SKEW
-"""Seconds for which an event is accepted: 42 minutes.
+"""The maximum age of an event in seconds: 42 minutes.
 
-A delivery that fails is repeated 1, 5 and 30 minutes later with the same `timestamp`, and each of the four attempts may
-take 15 seconds; the rest is for clocks that disagree.
+The service repeats a failed delivery 1, 5 and 30 minutes later with the same `timestamp`, and each of the four attempts
+may take 15 seconds. The rest allows for clock differences.
 """
 
 MAX_BYTES = 1 << 20
-"""Bytes that a delivery may have: far more than a job's metadata is, far less than what is hard to hash."""
+"""The maximum size of a delivery in bytes: far more than a job's metadata needs, and fast to hash."""
 
 _SIGNATURE, _EVENT = b"x-webhook-signature", b"x-webhook-event"
 
@@ -45,9 +45,9 @@ _SIGNATURE, _EVENT = b"x-webhook-signature", b"x-webhook-event"
 class WebhookEvent(Model):
     """Something that happened to a job.
 
-    `event` is one of `WebhookEventName`, or `webhook.test`, or one that this version does not know; what only some
-    events have is `None` in the others. `extra` has the fields that this version does not know, of the event and of
-    its `data`. All of it is signed; the subscription's id, in the header `X-Webhook-Id`, is not, so it is not here.
+    `event` is a `WebhookEventName`, `webhook.test`, or an event that this version does not know. Fields that an event
+    does not have are `None`. `extra` holds the unknown fields of the event and of its `data`. All fields are signed.
+    The subscription's id is not a field, because the header `X-Webhook-Id` is not signed.
     """
 
     event: str = field(metadata=facts(known=(*typing.get_args(WebhookEventName), "webhook.test")))
@@ -68,7 +68,7 @@ class WebhookEvent(Model):
 
 
 def sign(payload: bytes, secret: Secret) -> str:
-    """Return the signature of a delivery: the hex of its HMAC-SHA256. For tests; receiving needs `verify` or `parse`.
+    """Return the signature of a delivery, its HMAC-SHA256 in hexadecimal. Meant for tests; receivers use `parse`.
 
     Args:
         payload: The body's bytes.
@@ -85,13 +85,13 @@ def sign(payload: bytes, secret: Secret) -> str:
 def verify(payload: bytes, signature: str | bytes | None, secrets: Secrets) -> bool:
     """Return whether a body was signed with one of the secrets.
 
-    It takes the same time whatever the signature is, and whichever secret is the right one.
+    The time it takes depends neither on the signature nor on which of the secrets matches.
 
     Args:
         payload: The body's bytes, as they were received.
-        signature: The header `X-Webhook-Signature`. Whatever is not the right 64 digits, a missing one (`None`) and a
-            value of another type among it, is just wrong.
-        secrets: The webhook's secret; or several, while one replaces another. What is empty or `None` is passed over.
+        signature: The header `X-Webhook-Signature`. A missing header (`None`) or a value of another type is a wrong
+            signature, not an error.
+        secrets: The webhook's secret; or several secrets, during a rotation. Empty ones and `None` are ignored.
 
     Raises:
         SignatureError: Nothing can be verified: the payload is not bytes, or there is no usable secret.
@@ -102,7 +102,7 @@ def verify(payload: bytes, signature: str | bytes | None, secrets: Secrets) -> b
 
 def _matches(payload: bytes, signature: bytes, keys: list[bytes]) -> bool:
     found = False
-    for key in keys:  # all of them: the time must not tell which one it was
+    for key in keys:  # no early return: the time must not reveal which key matches
         found |= hmac.compare_digest(_signature(key, payload), signature)
     return found
 
@@ -114,20 +114,20 @@ def _signature(key: bytes, payload: bytes) -> bytes:
 def _check_payload(payload: object) -> None:
     if isinstance(payload, bytes):
         return
-    reason = "a decoded text" if isinstance(payload, str) else "a parsed body, written again,"
+    changed = "decoded text" if isinstance(payload, str) else "a parsed and re-encoded body"
     raise SignatureError(
-        f"the payload must be the bytes of the body as they were received, not {type(payload).__name__}: those are "
-        f"signed, and {reason} may have others"
+        f"the payload must be the body's bytes as they were received, not {type(payload).__name__}: the signature "
+        f"covers these bytes, and {changed} may differ"
     )
 
 
 def keys_of(secrets: object) -> list[bytes]:
-    """Return the secrets as keys, without those that are empty: anybody can sign with them.
+    """Return the secrets as bytes, without the empty ones: anybody could sign with an empty secret.
 
     Raises:
-        SignatureError: There are none, or one of them is neither text nor bytes.
+        SignatureError: There is no usable secret, or one of them is neither text nor bytes.
     """
-    if secrets.__class__ is str and secrets:  # by far the most usual, and no slower than it must be
+    if secrets.__class__ is str and secrets:  # a fast path for the common case
         return [_raw(secrets)]
     if secrets is None or isinstance(secrets, str | bytes):
         secrets = [secrets]
@@ -145,9 +145,9 @@ def keys_of(secrets: object) -> list[bytes]:
 
 
 def _raw(value: object) -> bytes:
-    """Return what arrived as text or bytes as bytes; anything else is as if nothing had arrived."""
+    """Return text or bytes as bytes; any other value counts as empty."""
     if isinstance(value, str):
-        return value.encode(errors="surrogatepass")  # encodes any text there is
+        return value.encode(errors="surrogatepass")  # accepts lone surrogates
     return value if isinstance(value, bytes) else b""
 
 
@@ -163,25 +163,27 @@ def parse(
     now: float | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> WebhookEvent:
-    """Return the event of a delivery, after making sure that the service sent it, and not too long ago.
+    """Verify a delivery's signature and age, and return its event.
 
-    Within the tolerance a delivery can be repeated, by the service or by whoever recorded it: what is done with an
-    event must be done once for each `job_id` and `event`, as `WebhookReceiver` does.
+    Within the tolerance, the service or anybody who recorded the delivery can send it again. So handle each event once
+    for each `job_id` and `event`, as `WebhookReceiver` does.
 
     Args:
         payload: The body's bytes, as they were received.
-        headers: The headers: a mapping in whatever case, or pairs of bytes as in an ASGI scope.
-        secrets: The webhook's secret; or several, while one replaces another.
-        tolerance: Seconds that an event may be old. The default of 42 minutes allows for the service's own retries,
-            which come 1, 5 and 30 minutes after each failure with the same timestamp; with less, those are refused.
-            `math.inf` accepts any age. An event of the future is refused if it is that far ahead, or five minutes.
-        now: Seconds since the epoch; by default the system's time.
-        max_bytes: The most bytes a body may have; a longer one is refused unseen.
+        headers: The request's headers: a mapping with names in any case, or pairs of bytes as in an ASGI scope.
+        secrets: The webhook's secret; or several secrets, during a rotation.
+        tolerance: The maximum age of an event in seconds. The default of 42 minutes allows for the service's retries,
+            which come 1, 5 and 30 minutes after each failure with the same timestamp; a smaller tolerance rejects them.
+            `math.inf` accepts any age. An event is also rejected if it lies more than `tolerance` seconds, or more than
+            five minutes, in the future.
+        now: The current time in seconds since the epoch; by default the system's time.
+        max_bytes: The maximum size of a body in bytes; a longer one is rejected before its signature is verified.
 
     Raises:
-        SignatureError: It is not proven to be the service's, too old, too far ahead, or too long, or its header names
-            another event than its body; the message says which, and `verify` what else.
-        DecodeError: It is the service's, and not what the contract says.
+        SignatureError: The signature is missing or wrong, the event is too old or too far in the future, the body is
+            too long, or the header `X-Webhook-Event` names another event than the body; the message says which. Also
+            raised as by `verify`.
+        DecodeError: The signature is right, but the body is not what the contract says.
         ConfigurationError: `tolerance` is negative or not a number.
     """
     if not tolerance >= 0:
@@ -192,12 +194,12 @@ def parse(
     signature, header_event = _pick(headers)
     keys = keys_of(secrets)
     if signature is None:
-        raise SignatureError("there is not one header X-Webhook-Signature")
+        raise SignatureError("the delivery must have exactly one X-Webhook-Signature header")
     if not _matches(payload, signature, keys):
-        raise SignatureError("the signature is not that of this body with any of the secrets")
+        raise SignatureError("the signature does not match the body with any of the secrets")
     event = decode(payload)
     if header_event != _raw(event.event):
-        raise SignatureError("the header X-Webhook-Event does not name the event that the body tells of")
+        raise SignatureError("the X-Webhook-Event header does not name the event in the body")
     age = (time.time() if now is None else now) - event.timestamp.timestamp()
     if age > tolerance:
         raise SignatureError(f"the event is {age:.0f} s old, and {tolerance:g} s are tolerated")
@@ -207,7 +209,7 @@ def parse(
 
 
 def decode(payload: bytes) -> WebhookEvent:
-    """Return the event of a body that was verified before.
+    """Return the event in a body that was verified before.
 
     Raises:
         DecodeError: The body is not what the contract says.
@@ -222,13 +224,13 @@ def decode(payload: bytes) -> WebhookEvent:
 
 @model
 class _Delivery(Model):
-    """The body as it is on the wire: `extra` has what is signed beside the data, `event` and `timestamp` among it."""
+    """The body of a delivery; `extra` holds the fields beside `data`, `event` and `timestamp` among them."""
 
     data: Mapping[str, Any]
 
 
 def _pick(headers: object) -> tuple[bytes | None, bytes | None]:
-    """Return the headers of the signature and of the event, each if it is there exactly once."""
+    """Return the signature header and the event header; `None` for one that does not occur exactly once."""
     found: dict[bytes, list[bytes]] = {_SIGNATURE: [], _EVENT: []}
     pairs: Any = cast("Any", headers).items() if isinstance(headers, Mapping) else headers
     try:

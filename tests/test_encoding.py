@@ -1,4 +1,4 @@
-"""A local file to a local file in one call: whatever breaks, and however often it is run, one job and one result."""
+"""`encode_file`: one job and one result, whatever breaks and however often it runs."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -70,8 +70,8 @@ async def test_a_file_becomes_a_file(sandbox: Sandbox, client: AsyncClient, sour
 async def test_a_fault_at_any_step_costs_nothing_but_time(
     fault: str, step: str, sandbox: Sandbox, client: AsyncClient, source: Path, tmp_path: Path
 ) -> None:
-    getattr(sandbox.faults, fault)(step, times=1 if fault == "stall" else 2)  # each takes the client's whole patience
-    impatient = client.with_options(timeout=0.2, retry=RetryPolicy(max_attempts=10))  # others may be slow, too
+    getattr(sandbox.faults, fault)(step, times=1 if fault == "stall" else 2)  # a stall lasts until the client's timeout
+    impatient = client.with_options(timeout=0.2, retry=RetryPolicy(max_attempts=10))  # others may be slow
     view = impatient if fault == "stall" else client
     await view.encode_file(source, WANTED, tmp_path / "out.mp4")
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
@@ -130,7 +130,7 @@ async def test_a_second_run_goes_on_where_the_first_one_died(
     uploads = asked(sandbox)["putObject"]
     assert await run() == "success"
     assert [job.status for job in sandbox.jobs] == ["success"]
-    assert asked(sandbox)["putObject"] == max(1, uploads)  # the file went up once
+    assert asked(sandbox)["putObject"] == max(1, uploads)  # the file was uploaded once
     assert (tmp_path / "out.mp4").read_bytes()[4:8] == b"ftyp"
     assert sandbox.tokens.reserved == 0
 
@@ -160,7 +160,7 @@ async def test_runs_without_a_name_are_jobs_of_their_own(
     for name in ("first", "second"):
         await client.encode_file(source, WANTED, tmp_path / name)
     assert len(sandbox.jobs) == 2
-    assert asked(sandbox)["probeDuration"] == 0  # nothing to look for
+    assert asked(sandbox)["probeDuration"] == 0  # there is no earlier upload to look for
 
 
 async def test_cancelled_at_any_moment_it_can_be_run_again(sandbox: Sandbox, source: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Deliveries over sockets and without: verified, handled once, answered in time, and sent again when that is needed."""
+"""The webhook receiver: it verifies deliveries, handles each event once, and answers in time."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def clock() -> Clock:
 
 
 class Handler:
-    """Notes what it is handed, and raises as often as it is told to."""
+    """Records its events, and raises as often as the test wants."""
 
     def __init__(self, failures: int = 0) -> None:
         self.failures = failures
@@ -49,7 +49,7 @@ class Handler:
 
 
 class Stuck(Handler):
-    """Does not come to an end before it may."""
+    """Does not return before the test lets it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class Service:
         self.webhooks: list[str] = []
 
     async def subscribe(self, url: str, *events: str) -> str:
-        """Make a webhook, and return its secret."""
+        """Create a webhook, and return its secret."""
         made = await self.client.create_webhook({"url": url, "events": list(events or ["job.completed"])})
         assert made.id is not None
         assert made.secret is not None
@@ -89,7 +89,7 @@ class Service:
         return (await self.client.on_demand_encode(ON_DEMAND)).job_id
 
     async def answers(self) -> list[int | None]:
-        """The statuses of all deliveries that were tried, the oldest first."""
+        """The response statuses of all deliveries, the oldest first."""
         listed = [await self.client.get_webhook_deliveries(webhook) for webhook in self.webhooks]
         return [each.status_code for page in listed for each in reversed(page.deliveries or ())]
 
@@ -104,8 +104,8 @@ async def service(clock: Clock) -> AsyncIterator[Service]:
 async def received(
     service: Service, backend: str, make: Callable[[list[str]], Any], *, webhooks: int = 1
 ) -> AsyncIterator[str]:
-    """Run the app that is made for the secrets of some webhooks, and yield where they deliver to."""
-    app: Any = WebhookReceiver("unused", print)  # the secrets are known only when the port is
+    """Serve an app that knows the secrets of some webhooks, and yield the URL that they deliver to."""
+    app: Any = WebhookReceiver("unused", print)  # the secrets are not known before the port is
 
     async def late(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         await app(scope, receive, send)
@@ -297,7 +297,7 @@ async def test_an_event_that_is_too_old_is_refused(clock: Clock) -> None:
 async def test_a_signed_body_that_cannot_be_read_is_told_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     body = b'{"event":"job.completed"}'
     assert await ask(receiver_of(Handler(), clock), body, headers_of(body)) == (400, b"")
-    assert "a signed webhook cannot be read" in caplog.text
+    assert "a signed webhook cannot be decoded" in caplog.text
 
 
 async def test_the_log_says_why_a_delivery_was_refused_and_no_secret(
@@ -305,7 +305,7 @@ async def test_the_log_says_why_a_delivery_was_refused_and_no_secret(
 ) -> None:
     await ask(receiver_of(Handler(), clock), BODY + b" ", HEADERS)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "the signature is not that of this body" in caplog.text
+    assert "the signature does not match the body" in caplog.text
     assert SECRET not in caplog.text
     assert HEADERS["X-Webhook-Signature"] not in caplog.text
 
@@ -406,7 +406,7 @@ async def test_who_comes_while_the_handler_works_hears_what_comes_of_it(
             await until(lambda: runs == 1)
             gate.set()
         assert (statuses, runs) == ([500] * 5, 1)
-        await deliver()  # a failed handler is not remembered
+        await deliver()  # a failed event is not remembered
         assert (statuses[-1], runs) == (204, 2)
 
 
@@ -454,7 +454,7 @@ async def test_two_processes_with_one_file_handle_an_event_once(clock: Clock, tm
         for _ in range(3):
             await clock.until_asleep(0.25)
             clock.advance(0.25)
-        await clock.until_asleep(0.25)  # so that it asks again only after the other is done
+        await clock.until_asleep(0.25)  # it asks again only after the other one is done
         assert statuses == []
         stuck.may_end.set()
         await until(lambda: statuses == [204])
@@ -517,11 +517,11 @@ async def test_a_queued_event_whose_handler_fails_is_handled_again_and_at_last_g
         await until(lambda: len(logged(caplog)) == 4)
         assert "given up" in logged(caplog)[-1]
         body = body_of(timestamp="2026-01-01T00:36:00Z")
-        await ask(app, body, headers_of(body))  # nothing is left of it
+        await ask(app, body, headers_of(body))  # the dropped event can be queued again
         await until(lambda: len(handler.events) == 5)
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio tells nobody that another task was cancelled
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # in trio, a task does not see the cancellation of another
 async def test_a_handler_whose_own_task_is_cancelled_has_failed_and_ends_no_other(
     clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -538,7 +538,7 @@ async def test_a_handler_whose_own_task_is_cancelled_has_failed_and_ends_no_othe
     async with queue_of(handle, clock, tmp_path) as app:
         assert (await ask(app, BODY, HEADERS))[0] == 204
         await until(lambda: len(logged(caplog)) == 1)
-        assert logged(caplog)[0].endswith(" was not handled; again in 60 s")
+        assert logged(caplog)[0].endswith(" was not handled; it is tried again in 60 s")
         assert (await ask(app, good, headers_of(good)))[0] == 204
         await until(lambda: handled == ["j-2"])
     app = receiver_of(handle, clock)
@@ -625,7 +625,7 @@ async def test_a_receiver_runs_once_at_a_time(clock: Clock) -> None:
 
 
 async def live(app: WebhookReceiver, between: Callable[[], Awaitable[object]]) -> list[Any]:
-    """Be the server of an app's lifespan; return what the app says."""
+    """Run an app's lifespan as a server does; return the app's messages."""
     sent: list[Any] = []
     asked = 0
 
@@ -677,7 +677,7 @@ MOUNTS = [
     ("/", "/api/", "/api"),
     ("/hook", "/api/hook", "/api"),
     ("/hook", "/api/hook", "/api/"),
-    ("/hook", "/hook", "/api"),  # a framework that takes the mount's place out of the path
+    ("/hook", "/hook", "/api"),  # a framework that removes the mount point from the path
     ("/apihook", "/apihook", "/api"),
 ]
 

@@ -1,4 +1,4 @@
-"""Only what the service signed, and not long ago, becomes an event; whatever else arrives is refused, with a reason."""
+"""Webhook signatures and events: only what the service signed recently is accepted; errors name the reason."""
 
 import hmac
 import math
@@ -81,8 +81,11 @@ def test_every_secret_is_compared_whichever_it_is(signature: str | None, monkeyp
 @pytest.mark.parametrize(
     ("payload", "reason"),
     [
-        (BODY.decode(), "not str: those are signed, and a decoded text may have others"),
-        ({"event": "job.completed"}, "not dict: those are signed, and a parsed body, written again, may have others"),
+        (BODY.decode(), "not str: the signature covers these bytes, and decoded text may differ"),
+        (
+            {"event": "job.completed"},
+            "not dict: the signature covers these bytes, and a parsed and re-encoded body",
+        ),
         ([], "not list"),
         (None, "not NoneType"),
         (bytearray(BODY), "not bytearray"),
@@ -107,7 +110,7 @@ def test_without_a_secret_nothing_is_verified(secrets: Any) -> None:
 
 
 def sign_with_nothing(body: bytes) -> str:
-    """What anybody can sign with."""
+    """Return a signature that anybody can make, with an empty secret."""
     return hmac.new(b"", body, "sha256").hexdigest()
 
 
@@ -183,15 +186,15 @@ def without(name: str) -> dict[str, str]:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
-    "no signature": (without("X-Webhook-Signature"), "not one header X-Webhook-Signature"),
-    "two signatures": ([*HEADERS.items(), ("x-webhook-signature", "0")], "not one header X-Webhook-Signature"),
-    "the same one twice": ([*HEADERS.items(), *HEADERS.items()], "not one header X-Webhook-Signature"),
-    "a list for a value": ({**HEADERS, "X-Webhook-Signature": [SIGNATURE]}, "not that of this body"),
-    "another's signature": ({**HEADERS, "X-Webhook-Signature": sign(BODY, "x")}, "not that of this body"),
+    "no signature": (without("X-Webhook-Signature"), "exactly one X-Webhook-Signature header"),
+    "two signatures": ([*HEADERS.items(), ("x-webhook-signature", "0")], "exactly one X-Webhook-Signature header"),
+    "the same one twice": ([*HEADERS.items(), *HEADERS.items()], "exactly one X-Webhook-Signature header"),
+    "a list for a value": ({**HEADERS, "X-Webhook-Signature": [SIGNATURE]}, "does not match the body"),
+    "another's signature": ({**HEADERS, "X-Webhook-Signature": sign(BODY, "x")}, "does not match the body"),
     "no event": (without("X-Webhook-Event"), "does not name the event"),
     "another event": ({**HEADERS, "X-Webhook-Event": "job.failed"}, "does not name the event"),
     "two events": ([*HEADERS.items(), ("X-Webhook-Event", "job.completed")], "does not name the event"),
-    "no headers": ({}, "not one header"),
+    "no headers": ({}, "exactly one"),
     "None": (None, "neither a mapping nor pairs"),
     "a text": ("X-Webhook-Signature: 0", "neither a mapping nor pairs"),
     "triples": ([(1, 2, 3)], "neither a mapping nor pairs"),

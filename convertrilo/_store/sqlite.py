@@ -1,7 +1,7 @@
 """A SQLite file that many tasks and processes share: every change is on disk before the call returns.
 
-A commit costs a sync of the disk and two changes of thread, so tasks share them. The first to ask opens a batch and
-waits for the batch before it; whoever asks meanwhile joins, and one transaction serves them all.
+A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a batch and waits for
+the previous batch to finish. Tasks that come meanwhile join the new batch, and one transaction serves all of them.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ import attrs
 
 _T = TypeVar("_T")
 
-_PATIENCE = 10.0
-"""Seconds to wait while another process holds the file; it does so for the length of a commit."""
+_LOCK_TIMEOUT = 10.0
+"""Seconds to wait for another process that holds the lock; normally a process holds it for one commit."""
 
 _REASONS = {
-    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_PATIENCE:g} s",
+    sqlite3.SQLITE_BUSY: f"another process has kept it locked for {_LOCK_TIMEOUT:g} s",
     sqlite3.SQLITE_CANTOPEN: "it cannot be opened; its directory must exist and be writable",
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy, or move it away and start with a new one",
     sqlite3.SQLITE_FULL: "the disk is full",
@@ -34,8 +34,8 @@ _REASONS = {
 }
 _CLOSED = "it is not open; use it inside `async with`"
 
-# Closing any descriptor of a file drops all of the process's locks on it, SQLite's among them: while one thread
-# creates a file, no other may go on to open it.
+# Closing any descriptor of a file releases all locks of the process on that file, SQLite's included. So no thread may
+# open a file with SQLite while another thread creates it.
 _creating = threading.Lock()
 
 
@@ -44,24 +44,24 @@ class _Schema(NamedTuple):
     migrations: Sequence[Sequence[str]]
 
 
-def _look(connection: sqlite3.Connection) -> None:
+def _read_schema(connection: sqlite3.Connection) -> None:
     connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
 
 
 class UnusableError(Exception):
-    """A file in a state in which it cannot be used; the message says which."""
+    """The file cannot be used; the message says why."""
 
 
 @attrs.define(eq=False)
 class Request(Generic[_T]):
-    """What one task wants done in a transaction, and what came of it."""
+    """A function that a task runs in a transaction, with its result or its error."""
 
     work: Callable[[sqlite3.Connection], _T]
     results: list[_T] = attrs.field(factory=list[_T])
     error: Exception | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Do the work; an error that is not the database's belongs to this request alone."""
+        """Run the function. A database error fails the whole batch, any other error only this request."""
         self.results, self.error = [], None
         try:
             self.results.append(self.work(connection))
@@ -71,6 +71,7 @@ class Request(Generic[_T]):
             self.error = error
 
     def fail(self, error: Exception) -> None:
+        """Replace the outcome by an error."""
         self.results, self.error = [], error
 
 
@@ -87,26 +88,26 @@ class _Batch:
             request.fail(error)
 
 
-async def _to_the_end(step: Callable[[], Awaitable[object]]) -> None:
-    """Await a repeatable step to its end, and let a cancellation pass only after it."""
+async def _run_to_end(step: Callable[[], Awaitable[object]]) -> None:
+    """Await a repeatable step to its end, and raise a cancellation only after it."""
     cancelled: BaseException | None = None
     while True:
         try:
             with anyio.CancelScope(shield=True):
                 await step()
             break
-        except anyio.get_cancelled_exc_class() as error:  # asyncio's own Task.cancel() goes through a shield
+        except anyio.get_cancelled_exc_class() as error:  # asyncio's own Task.cancel() ignores the shield
             cancelled = error
     if cancelled is not None:
         raise cancelled
 
 
 class SharedFile:
-    """A SQLite file in which the tasks of one event loop share transactions, and threads do the waiting.
+    """A SQLite file in which the tasks of one event loop share transactions that run in worker threads.
 
     Args:
-        path: The file; it is created if there is none, readable by its owner only.
-        application_id: Marks a SQLite file as one of this kind, so that another program's is not taken for one.
+        path: The file. It is created if it does not exist, readable by its owner only.
+        application_id: Marks a SQLite file as one of this kind, so that another program's file is not mistaken for one.
         migrations: The statements that lead from each version of the schema to the next.
     """
 
@@ -118,58 +119,60 @@ class SharedFile:
         self._users = 0
         self._connection: sqlite3.Connection | None = None
         self._access = threading.Lock()
-        self._gathering: _Batch | None = None
+        self._open_batch: _Batch | None = None
 
     async def enter(self) -> None:
-        if self._users == 0:  # primitives of the event loop that runs now
+        """Count a user of the file; the first one opens it."""
+        if self._users == 0:  # these belong to the running event loop
             self._turn = anyio.Lock()
             self._limiter = anyio.CapacityLimiter(1)
-            self._gathering = None
+            self._open_batch = None
         self._users += 1
         try:
-            await self.do(Request(_look))
+            await self.do(Request(_read_schema))
         except BaseException:
             await self.leave()
             raise
 
     async def leave(self) -> None:
+        """Count a user off; the last one closes the file."""
         self._users -= 1
         if not self._users:
-            await _to_the_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
+            await _run_to_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
 
     async def do(self, request: Request[_T]) -> _T:
-        """Have a request done in a batch, and return its result when that is on disk, or raise its error."""
+        """Run a request in a shared transaction, and return its result once it is on disk, or raise its error."""
         if not self._users:
             raise UnusableError(_CLOSED)
-        batch = self._gathering
+        batch = self._open_batch
         if batch is not None:
             batch.requests.append(request)
-            await _to_the_end(batch.done.wait)
+            await _run_to_end(batch.done.wait)
         else:
-            batch = self._gathering = _Batch([request])
-            await _to_the_end(partial(self._lead, batch))
+            batch = self._open_batch = _Batch([request])
+            await _run_to_end(partial(self._lead, batch))
         if request.error is not None:
             raise request.error
         return request.results[0]
 
     async def _lead(self, batch: _Batch) -> None:
         async with self._turn:
-            if self._gathering is batch:
-                self._gathering = None
+            if self._open_batch is batch:
+                self._open_batch = None
             try:
                 await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
             except anyio.get_cancelled_exc_class():
-                raise  # and come again: see _to_the_end
-            except Exception as error:  # noqa: BLE001  # whatever it was, nobody may be left waiting
+                raise  # _run_to_end calls this method again
+            except Exception as error:  # noqa: BLE001  # the waiting tasks must wake up after any error
                 batch.fail(error)
-            except BaseException as error:  # KeyboardInterrupt: it ends this task, and the others must not hang
-                batch.fail(UnusableError(f"{type(error).__name__} came while it was being written"))
+            except BaseException as error:  # KeyboardInterrupt ends this task; the others must not hang
+                batch.fail(UnusableError(f"{type(error).__name__} interrupted the write"))
                 batch.done.set()
                 raise
             batch.done.set()
 
     def _run(self, batch: _Batch) -> None:
-        with self._access:  # a leader that asyncio cancelled comes again while its first thread still runs
+        with self._access:  # a task cancelled by asyncio comes again while its first thread still runs
             if batch.ran:
                 return
             batch.ran = True
@@ -183,18 +186,18 @@ class SharedFile:
                 return
             failed = _transact(self._connection, batch.requests)
             if failed and len(batch.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
-                for request in batch.requests:  # alone, so that one that is too big for the disk fails alone
+                for request in batch.requests:  # one by one, so that only the request fails that is too big
                     _transact(self._connection, [request])
 
     def _close(self) -> None:
-        with self._access:  # who entered meanwhile opens the file again with the next batch
+        with self._access:  # a task that entered meanwhile opens the file again with its first batch
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
 
 
 def _transact(connection: sqlite3.Connection, requests: Sequence[Request[Any]]) -> sqlite3.Error | None:
-    """Do requests in one transaction, all or none; return what made it fail."""
+    """Run requests in one transaction; return the error that rolled all of them back, or None."""
     try:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -210,14 +213,14 @@ def _transact(connection: sqlite3.Connection, requests: Sequence[Request[Any]]) 
 def _open(path: Path, schema: _Schema) -> sqlite3.Connection:
     with _creating, contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
-    deadline = time.monotonic() + _PATIENCE
+    connection = sqlite3.connect(path, timeout=_LOCK_TIMEOUT, isolation_level=None, check_same_thread=False)
+    deadline = time.monotonic() + _LOCK_TIMEOUT
     try:
         while True:
             try:
                 _prepare(connection, schema)
             except sqlite3.OperationalError as error:
-                # Where two processes turn a new file into a WAL at once, SQLite refuses one without waiting.
+                # If two processes switch a new file to WAL mode at once, SQLite refuses one of them without waiting.
                 if error_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.005)
@@ -229,14 +232,14 @@ def _open(path: Path, schema: _Schema) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, schema: _Schema) -> None:
-    """Make a connection to a file of this schema ready, and leave any other file as it is."""
+    """Set a connection up and migrate its file; a file of another program is not changed."""
     with connection:
         connection.execute("BEGIN")
         version = _version(connection, schema)
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise UnusableError("its file system cannot hold it; put it on a local disk")
+        raise UnusableError("its file system does not support it (WAL mode); put it on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA fullfsync = ON")  # without it macOS leaves a commit in the drive's own cache
+    connection.execute("PRAGMA fullfsync = ON")  # otherwise macOS leaves a commit in the drive's cache
     if version == len(schema.migrations):
         return
     with connection:
@@ -249,7 +252,7 @@ def _prepare(connection: sqlite3.Connection, schema: _Schema) -> None:
 
 
 def _version(connection: sqlite3.Connection, schema: _Schema) -> int:
-    """Return the version of a file's schema, 0 for a file that is still empty."""
+    """Return the version of a file's schema; 0 for an empty file."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
@@ -257,17 +260,17 @@ def _version(connection: sqlite3.Connection, schema: _Schema) -> int:
         raise UnusableError("it is another program's database")
     if version > len(schema.migrations):
         raise UnusableError(
-            f"a newer convertrilo wrote it (schema {version}, and this one knows {len(schema.migrations)}); "
+            f"a newer convertrilo wrote it (schema {version}, this version knows {len(schema.migrations)}); "
             "upgrade convertrilo, or use another file"
         )
     return int(version)
 
 
 def error_code(error: Exception) -> int:
-    """Return SQLite's primary code of an error, or 0."""
+    """Return SQLite's primary error code, or 0."""
     return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def reason(error: Exception) -> str:
-    """Return for people what keeps a file from being used."""
+    """Return a readable reason why a file cannot be used."""
     return _REASONS.get(error_code(error)) or getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -16,10 +16,9 @@ from convertrilo._http.engine import only_logged
 from convertrilo.bulk.batches import Batch, Outcome, read_outcomes
 from convertrilo.errors import OutcomeUnknownError
 from convertrilo.journal import batches as _claims
-from convertrilo.journal.batches import Place, Row
-from convertrilo.journal.journal import (
+from convertrilo.journal.batches import BatchRow, Membership
+from convertrilo.journal.entries import (
     Entry,
-    Journal,
     Window,
     check_sender,
     check_service,
@@ -27,6 +26,7 @@ from convertrilo.journal.journal import (
     find_operation,
     unknown_outcome,
 )
+from convertrilo.journal.journal import Journal
 
 OPERATION = "createJobsBulk"
 
@@ -40,7 +40,7 @@ _running: set[str] = set()
 class Known:
     """A batch that is in the journal, and what came of it."""
 
-    row: Row
+    row: BatchRow
     entry: Entry
 
 
@@ -79,7 +79,7 @@ class Ledger:
         finally:
             _running.discard(self.owner)
 
-    def is_busy(self, row: Row) -> bool:
+    def is_busy(self, row: BatchRow) -> bool:
         """Whether somebody may be sending a batch."""
         return row.owner is not None and is_alive(row.owner)
 
@@ -87,7 +87,7 @@ class Ledger:
         """Make the error of a batch that was not answered in the replay window."""
         return unknown_outcome(known.entry)
 
-    async def claim(self, batch: Batch) -> dict[bytes, Place] | bytes | None:
+    async def claim(self, batch: Batch) -> dict[bytes, Membership] | bytes | None:
         """Write a batch down as this run's; where some of its members are in others, return those, and write nothing.
 
         Returns:
@@ -108,7 +108,7 @@ class Ledger:
 
     def _claim(
         self, connection: sqlite3.Connection, *, batch: Batch, window: Window
-    ) -> dict[bytes, Place] | bytes | None:
+    ) -> dict[bytes, Membership] | bytes | None:
         check_service(connection, self._service)
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
@@ -132,7 +132,7 @@ class Ledger:
             connection,
             key=identity.key,
             round_number=batch.round,
-            lacking=batch.lacking,
+            needs_credentials=batch.lacking,
             owner=self.owner,
             members=[(item.identity, item.digest) for item in members],
         )
@@ -195,12 +195,12 @@ class Ledger:
     async def let_go_all(self) -> None:
         """Send nothing more: somebody else may."""
         with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(partial(_claims.let_go_all, owner=self.owner), _FREED)
+            await self.journal.do(partial(_claims.release_all, owner=self.owner), _FREED)
 
     async def free(self, batch: Batch) -> None:
         """Forget that a batch was sent, because nothing came of it: its members may go into others."""
         with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(partial(_claims.free, key=batch.identity.key, owner=self.owner), _FREED)
+            await self.journal.do(partial(_claims.discard, key=batch.identity.key, owner=self.owner), _FREED)
 
 
 def _read(connection: sqlite3.Connection, *, number: int, window: Window) -> Known | None:

@@ -49,7 +49,7 @@ from convertrilo.models import BulkCreateSettings
 if TYPE_CHECKING:
     from convertrilo.bulk.ledger import Answered, Known, Ledger
     from convertrilo.journal import Journal
-    from convertrilo.journal.batches import Place
+    from convertrilo.journal.batches import Membership
 
 _SEND = attrs.evolve(rows.CREATE_JOBS_BULK, returns=None)
 """`createJobsBulk`; its answers are read by `read_outcomes`."""
@@ -385,10 +385,10 @@ class _Run:
 
     # ---- what the journal knows
 
-    async def _look_up(self, items: Sequence[Item], places: "Mapping[bytes, Place]") -> list[Item]:
+    async def _look_up(self, items: Sequence[Item], places: "Mapping[bytes, Membership]") -> list[Item]:
         """Let jobs that are in batches already have what comes of those; return the ones that are to be sent."""
         rest: list[Item] = []
-        found: dict[int, list[tuple[Item, Place]]] = {}
+        found: dict[int, list[tuple[Item, Membership]]] = {}
         for item in items:
             place = places.get(item.identity)
             if place is None:
@@ -401,7 +401,7 @@ class _Run:
             rest += await self._look_into(number, members)
         return rest
 
-    async def _look_into(self, number: int, members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+    async def _look_into(self, number: int, members: "Sequence[tuple[Item, Membership]]") -> list[Item]:
         """Let jobs have what comes of their batch, by waiting for it or sending it, if need be."""
         assert self._ledger is not None
         until = self._clock.monotonic() + self._options.retry.deadline
@@ -433,14 +433,14 @@ class _Run:
                     return self._refuse_members(members, error)
                 if is_ours:
                     items = items_in(known.entry.body, self._settings)
-                    self._returning[number] = _Returning(known, items, known.row.lacking)
+                    self._returning[number] = _Returning(known, items, known.row.needs_credentials)
 
-    def _refuse_members(self, members: "Sequence[tuple[Item, Place]]", error: ConvertriloError) -> list[Item]:
+    def _refuse_members(self, members: "Sequence[tuple[Item, Membership]]", error: ConvertriloError) -> list[Item]:
         for item, _ in members:
             self._results.refuse(item, error, error.idempotency_key)
         return []
 
-    def _join(self, theirs: Sequence[Item], members: "Sequence[tuple[Item, Place]]") -> list[int]:
+    def _join(self, theirs: Sequence[Item], members: "Sequence[tuple[Item, Membership]]") -> list[int]:
         """Let jobs of the input stand for members of a batch; return the positions of those that do."""
         joined: list[int] = []
         for item, place in members:
@@ -453,7 +453,7 @@ class _Run:
                 self._results.refuse(item, conflict(), None)
         return joined
 
-    async def _gather(self, number: int, members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+    async def _gather(self, number: int, members: "Sequence[tuple[Item, Membership]]") -> list[Item]:
         returning = self._returning[number]
         returning.missing.difference_update(self._join(returning.items, members))
         if not returning.missing:
@@ -477,7 +477,7 @@ class _Run:
         batch.first_sent_at = known.entry.first_sent_at.timestamp()
         await self._carry(batch)
 
-    def _settle(self, number: int, answered: "Answered", members: "Sequence[tuple[Item, Place]]") -> list[Item]:
+    def _settle(self, number: int, answered: "Answered", members: "Sequence[tuple[Item, Membership]]") -> list[Item]:
         """Give jobs what the journal says came of them; return those that may go again."""
         rest: list[Item] = []
         for item, place in members:

@@ -24,7 +24,8 @@ from convertrilo.errors import (
     OutcomeUnknownError,
     WaitTimeoutError,
 )
-from convertrilo.journal.journal import Journal, last_of_other_senders
+from convertrilo.journal.entries import last_of_other_senders
+from convertrilo.journal.journal import Journal
 
 _READ_BYTES = 1 << 16
 

@@ -1,4 +1,4 @@
-"""Which webhook events were handled: each once, by its job and name; here in memory, in `_dedupe_sqlite` in a file."""
+"""Handling each webhook event once: the interface of a dedupe store, and the store in memory."""
 
 import asyncio
 import contextlib
@@ -12,19 +12,19 @@ import anyio
 from convertrilo._clock import Clock
 
 Key = tuple[str, str]
-"""An event's job id and name."""
+"""The identity of an event: its job id and its name."""
 
 Claim = Literal["mine", "done", "busy"]
-"""Who is to handle an event: the one who asked; nobody any more; or nobody else while somebody is at it."""
+"""The result of claiming an event: `mine` (handle it), `done` (already handled) or `busy` (being handled)."""
 
 LEASE = 60.0
-"""Seconds after which an event is free again whose handler's process died; while it lives, it renews its claim."""
+"""Seconds after which a claim ends unless it is renewed, so that the events of a crashed process become free."""
 
 _POLL = 0.25
 
 
 class DedupeStore(Protocol):
-    """Remembers which events were handled. Entered before use, as often as there are users of it."""
+    """Remembers which events were handled. Each user enters the store (`async with`) before use."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -37,7 +37,7 @@ class DedupeStore(Protocol):
         ...
 
     async def renew(self, key: Key) -> None:
-        """Claim an event for `LEASE` seconds more."""
+        """Extend a claim by `LEASE` seconds from now."""
         ...
 
     async def finish(self, key: Key) -> None:
@@ -45,55 +45,63 @@ class DedupeStore(Protocol):
         ...
 
     async def release(self, key: Key) -> None:
-        """Give a claim back: the event was not handled."""
+        """Give up a claim: the event was not handled."""
         ...
 
     async def unseen(self, job_ids: Sequence[str], events: Collection[str]) -> list[str]:
-        """Return the jobs of which none of these events was handled."""
+        """Return the jobs for which none of these events was handled."""
         ...
 
 
 async def once(store: DedupeStore, key: Key, work: Callable[[], Awaitable[object]], clock: Clock) -> bool:
-    """Do the work of an event unless it is done; while somebody else is at it, wait for what comes of that.
+    """Handle an event unless it was handled before; while another task or process handles it, wait for the outcome.
+
+    An event whose work raises counts as not handled.
+
+    Args:
+        store: The dedupe store, which is entered.
+        key: The event's identity.
+        work: Handles the event.
+        clock: Sleeps between claims.
 
     Returns:
-        Whether it was done now. If it raises, the event counts as not handled.
+        Whether this call handled the event.
     """
     while (claim := await store.claim(key)) == "busy":
         await clock.sleep(_POLL)
     if claim == "done":
         return False
-    is_done = False
+    is_handled = False
     try:
         await with_claim(store, key, work, clock)
-        is_done = True
+        is_handled = True
     finally:
         with anyio.CancelScope(shield=True):
-            await (store.finish(key) if is_done else store.release(key))
+            await (store.finish(key) if is_handled else store.release(key))
     return True
 
 
 async def with_claim(store: DedupeStore, key: Key, work: Callable[[], Awaitable[object]], clock: Clock) -> None:
-    """Do the work of an event that is claimed, and renew the claim as long as that takes."""
+    """Handle a claimed event, and renew the claim until the work ends."""
     failure: Exception | None = None
 
-    async def keep() -> None:
+    async def renew_claim() -> None:
         while True:
             await clock.sleep(LEASE / 3)
-            with contextlib.suppress(Exception):  # finishing fails too then, and says why
+            with contextlib.suppress(Exception):  # `finish` will fail as well, and its error is raised
                 await store.renew(key)
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keep)
+        tasks.start_soon(renew_claim)
         try:
             await work()
-        except Exception as error:  # noqa: BLE001  # raised below, where no task group wraps it
+        except Exception as error:  # noqa: BLE001  # raised below, outside of the task group
             failure = error
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Of a task that the work awaited: it would end the tasks around this one, which nobody wants to end.
-            failure = RuntimeError("what it waited for was cancelled")
+            # Only a task that the work awaited was cancelled. Raised as it is, the error would end the tasks around us.
+            failure = RuntimeError("a task that the handler awaited was cancelled")
             failure.__cause__ = error
         tasks.cancel_scope.cancel()
     if failure is not None:
@@ -101,10 +109,10 @@ async def with_claim(store: DedupeStore, key: Key, work: Callable[[], Awaitable[
 
 
 class MemoryDedupe:
-    """Remembers events in memory: for one process, until it ends.
+    """Remembers events in the memory of one process.
 
     Args:
-        size: How many handled events to remember; the oldest are forgotten first.
+        size: The number of handled events to remember; the oldest are forgotten first.
     """
 
     def __init__(self, size: int = 100_000) -> None:
@@ -118,7 +126,7 @@ class MemoryDedupe:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Remember them still: they are forgotten with the object."""
+        """Do nothing: the events are forgotten with the object."""
 
     async def claim(self, key: Key) -> Claim:
         """Claim an event, unless it was handled or is claimed."""
@@ -130,7 +138,7 @@ class MemoryDedupe:
         return "mine"
 
     async def renew(self, key: Key) -> None:
-        """Do nothing: who claims it dies with this memory."""
+        """Do nothing: a claim in memory ends with the process that holds it."""
 
     async def finish(self, key: Key) -> None:
         """Remember that an event was handled."""
@@ -140,9 +148,9 @@ class MemoryDedupe:
             self._handled.popitem(last=False)
 
     async def release(self, key: Key) -> None:
-        """Give a claim back."""
+        """Give up a claim."""
         self._claimed.discard(key)
 
     async def unseen(self, job_ids: Sequence[str], events: Collection[str]) -> list[str]:
-        """Return the jobs of which none of these events was handled."""
+        """Return the jobs for which none of these events was handled."""
         return [job_id for job_id in job_ids if not any((job_id, event) in self._handled for event in events)]

@@ -1,4 +1,4 @@
-"""Which webhook events were handled, and which are still to be, in one SQLite file that processes share."""
+"""The dedupe store in a SQLite file that processes share, and the queue of events still to be handled."""
 
 import os
 import sqlite3
@@ -18,9 +18,10 @@ _T = TypeVar("_T")
 
 _APPLICATION_ID = 0x43565744  # "CVWD"
 _PRUNE_EVERY = 1_000
-_AT_ONCE = 500
+_MAX_PARAMETERS = 500
 
-# `until` is when a row is free to be taken: the end of a claim, or when a queued event is due; NULL once it is handled.
+# `until` is the time at which a row may be claimed: when its claim ends, or when a queued event is due. It is NULL once
+# the event is handled.
 _MIGRATIONS = (
     (
         """CREATE TABLE events (
@@ -41,26 +42,26 @@ _MIGRATIONS = (
 
 @attrs.frozen
 class Queued:
-    """An event out of the queue, claimed for whoever took it."""
+    """An event from the queue, claimed for the caller of `take`."""
 
     key: Key
     payload: bytes = attrs.field(repr=False)
     attempts: int
-    """This one included."""
+    """The number of attempts to handle the event, this one included."""
 
 
 class SQLiteDedupe:
-    """Remembers events in one SQLite file that many processes may share, and holds the queue of those to be handled.
+    """Remembers events in one SQLite file that many processes may share, and holds the queue of events to handle.
 
-    Every change is on disk when its method returns. The file is created with mode 0600: in the queue are the bodies of
-    deliveries, with what your jobs carry as `metadata`.
+    Every change is on disk when its method returns. The file is created with mode 0600, because the queue holds the
+    bodies of deliveries, with the `metadata` of your jobs.
 
-    Entering raises `ConfigurationError` where the file cannot be used.
+    Entering raises `ConfigurationError` if the file cannot be used.
 
     Args:
-        path: The file, on a local disk; it is created if there is none.
-        remember: Seconds for which a handled event is remembered, at least.
-        clock: What tells the time.
+        path: The file, on a local disk. It is created if it does not exist.
+        remember: The least number of seconds for which a handled event is remembered.
+        clock: Tells the time.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class SQLiteDedupe:
         return await self._do(work)
 
     async def renew(self, key: Key) -> None:
-        """Claim an event for `LEASE` seconds more."""
+        """Extend a claim by `LEASE` seconds from now."""
         await self._change(
             "UPDATE events SET until = ?3 WHERE job = ?1 AND event = ?2 AND owner = ?4 AND until IS NOT NULL",
             *(*_stored(key), self._clock.time() + LEASE, self._owner),
@@ -127,7 +128,7 @@ class SQLiteDedupe:
         await self._do(work)
 
     async def release(self, key: Key) -> None:
-        """Give a claim back; an event that is in the queue is due at once, as if it had not been tried."""
+        """Give up a claim; an event in the queue is due at once, and the attempt is not counted."""
 
         def work(connection: sqlite3.Connection) -> None:
             mine = (*_stored(key), self._owner)
@@ -141,16 +142,16 @@ class SQLiteDedupe:
         await self._do(work)
 
     async def unseen(self, job_ids: Sequence[str], events: Collection[str]) -> list[str]:
-        """Return the jobs of which none of these events was handled or is in the queue."""
+        """Return the jobs for which none of these events was handled or is in the queue."""
 
         def work(connection: sqlite3.Connection) -> set[str]:
             found: set[str] = set()
-            for start in range(0, len(job_ids), _AT_ONCE):
-                some = [_text(job_id) for job_id in job_ids[start : start + _AT_ONCE]]
+            for start in range(0, len(job_ids), _MAX_PARAMETERS):
+                chunk = [_text(job_id) for job_id in job_ids[start : start + _MAX_PARAMETERS]]
                 rows = connection.execute(
-                    f"SELECT job FROM events WHERE job IN ({_marks(some)}) AND event IN ({_marks(events)})"  # noqa: S608  # question marks
+                    f"SELECT job FROM events WHERE job IN ({_marks(chunk)}) AND event IN ({_marks(events)})"  # noqa: S608  # question marks
                     " AND (handled_at IS NOT NULL OR payload IS NOT NULL)",
-                    (*some, *map(_text, events)),
+                    (*chunk, *map(_text, events)),
                 )
                 found.update(job for (job,) in rows)
             return found
@@ -161,15 +162,15 @@ class SQLiteDedupe:
     # ---- the queue
 
     async def put(self, key: Key, payload: bytes) -> None:
-        """Put an event into the queue, unless it was handled or is in it. It is on disk when this returns."""
+        """Put an event into the queue, unless it was handled or is in the queue already."""
         await self._change(
             "INSERT INTO events (job, event, until, payload) VALUES (?1, ?2, 0, ?3) ON CONFLICT (job, event)"
-            " DO UPDATE SET payload = ?3 WHERE until IS NOT NULL AND payload IS NULL",  # claimed: in case that fails
+            " DO UPDATE SET payload = ?3 WHERE until IS NOT NULL AND payload IS NULL",  # a claimed event, too
             *(*_stored(key), payload),
         )
 
     async def take(self) -> tuple[Queued | None, float | None]:
-        """Claim the event that is due for the longest; if there is none, tell when (by the clock) the next one is."""
+        """Claim the event that has been due the longest; if none is due, return when the next one is (clock time)."""
         now = self._clock.time()
 
         def work(connection: sqlite3.Connection) -> tuple[Queued | None, float | None]:
@@ -189,14 +190,14 @@ class SQLiteDedupe:
         return await self._do(work)
 
     async def postpone(self, key: Key, seconds: float) -> None:
-        """Put an event back whose handler failed, to be due in so many seconds."""
+        """Put an event whose handler failed back into the queue, due after so many seconds."""
         await self._change(
             "UPDATE events SET until = ?3, owner = NULL WHERE job = ?1 AND event = ?2 AND owner = ?4",
             *(*_stored(key), self._clock.time() + seconds, self._owner),
         )
 
     async def drop(self, key: Key) -> None:
-        """Forget an event, whatever became of it."""
+        """Delete an event in any state."""
         await self._change("DELETE FROM events WHERE job = ? AND event = ?", *_stored(key))
 
     # ---- the file
@@ -222,7 +223,7 @@ def _stored(key: Key) -> tuple[str, str]:
 
 
 def _text(value: str) -> str:
-    """Return a text that SQLite can hold: JSON may have half a character, which UTF-8 does not."""
+    """Return text that SQLite can store: JSON strings may hold lone surrogates, which UTF-8 cannot encode."""
     return value.encode(errors="backslashreplace").decode()
 
 

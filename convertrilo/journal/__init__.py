@@ -1,5 +1,6 @@
 """The journal: the durable record of keyed operations."""
 
-from convertrilo.journal.journal import Entry, Journal, State
+from convertrilo.journal.entries import Entry, State
+from convertrilo.journal.journal import Journal
 
 __all__ = ["Entry", "Journal", "State"]

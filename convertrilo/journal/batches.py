@@ -1,13 +1,13 @@
-"""What a journal remembers of jobs that go in batches: in which batch each one is, and who is sending that."""
+"""The journal's record of bulk batches: which batch each job is in, and which run owns the batch."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    import sqlite3  # most clients do without
+    import sqlite3  # slow to import, and most clients have no journal
 
 TABLES = (
-    # A number is never used twice, so that what is left of a batch that was dropped is no member of another one.
+    # AUTOINCREMENT never reuses a number, so that the members of a deleted batch never become members of another one.
     """CREATE TABLE batches (
         number INTEGER PRIMARY KEY AUTOINCREMENT,
         key TEXT NOT NULL UNIQUE,
@@ -27,42 +27,42 @@ _FIND = (
     "SELECT m.identity, m.batch, m.position, m.digest, coalesce(b.round, 0), o.id IS NULL FROM members AS m "
     "LEFT JOIN batches AS b ON b.number = m.batch LEFT JOIN operations AS o ON o.key = b.key WHERE m.identity IN"
 )
-_MOST_PARAMETERS = 900  # older SQLite takes 999
+_MAX_PARAMETERS = 900  # older versions of SQLite accept 999
 
 
-class Place(NamedTuple):
-    """Where a job is."""
+class Membership(NamedTuple):
+    """The batch that a job is in, and its position there."""
 
     batch: int
     position: int
     digest: bytes
-    """What it and its settings were."""
+    """The digest of the job and its settings when it joined the batch."""
     round: int
     is_free: bool
-    """Whether nothing came of the batch: the job may go into another one."""
+    """Whether the batch was discarded, so that the job may join another one."""
 
 
-class Row(NamedTuple):
-    """A batch."""
+class BatchRow(NamedTuple):
+    """A batch in the journal."""
 
     number: int
     key: str
     round: int
-    lacking: set[int]
-    """The positions of the members that had credentials, which are not in the operation's body."""
+    needs_credentials: set[int]
+    """The positions of the members with credentials, which the operation's body in the journal lacks."""
     owner: str | None
-    """Who is sending it; `None` if nobody is."""
+    """The run that may send the batch; `None` if any run may claim it."""
 
 
-def find(connection: "sqlite3.Connection", identities: Sequence[bytes]) -> dict[bytes, Place]:
-    """Return where those jobs are that are anywhere."""
-    places: dict[bytes, Place] = {}
-    for start in range(0, len(identities), _MOST_PARAMETERS):
-        some = identities[start : start + _MOST_PARAMETERS]
-        marks = ",".join("?" * len(some))
-        for identity, batch, position, digest, round_number, is_free in connection.execute(f"{_FIND} ({marks})", some):
-            places[identity] = Place(batch, position, digest, round_number, bool(is_free))
-    return places
+def find(connection: "sqlite3.Connection", identities: Sequence[bytes]) -> dict[bytes, Membership]:
+    """Return the memberships of the jobs that are in a batch, by their identities."""
+    memberships: dict[bytes, Membership] = {}
+    for start in range(0, len(identities), _MAX_PARAMETERS):
+        chunk = identities[start : start + _MAX_PARAMETERS]
+        marks = ",".join("?" * len(chunk))
+        for identity, batch, position, digest, round_number, is_free in connection.execute(f"{_FIND} ({marks})", chunk):
+            memberships[identity] = Membership(batch, position, digest, round_number, bool(is_free))
+    return memberships
 
 
 def add(
@@ -70,23 +70,23 @@ def add(
     *,
     key: str,
     round_number: int,
-    lacking: Iterable[int],
+    needs_credentials: Iterable[int],
     owner: str,
     members: Iterable[tuple[bytes, bytes]],
 ) -> int:
-    """Write a batch down, whose members are in no other one from now on; return its number.
+    """Record a batch and its members, which leave their earlier batches; return its number.
 
     Args:
-        connection: To the journal.
-        key: Its idempotency key.
-        round_number: How often its members went before, at most.
-        lacking: The positions of the members that have credentials.
-        owner: Who sends it.
-        members: The identity and digest of each, in order.
+        connection: The connection to the journal.
+        key: The idempotency key.
+        round_number: How many earlier batches its members were in, at most.
+        needs_credentials: The positions of the members with credentials.
+        owner: The run that sends the batch.
+        members: The identity and the digest of each member, in order.
     """
     number = connection.execute(
         "INSERT OR REPLACE INTO batches (key, round, lacking, owner) VALUES (?, ?, ?, ?)",
-        (key, round_number, f"{sum(1 << position for position in lacking):x}", owner),  # a bit for each
+        (key, round_number, f"{sum(1 << position for position in needs_credentials):x}", owner),  # a bit mask
     ).lastrowid
     assert number is not None
     connection.executemany(
@@ -96,24 +96,25 @@ def add(
     return number
 
 
-def row_of(connection: "sqlite3.Connection", number: int) -> Row | None:
-    """Return a batch."""
+def row_of(connection: "sqlite3.Connection", number: int) -> BatchRow | None:
+    """Return a batch, or None."""
     found = connection.execute("SELECT key, round, lacking, owner FROM batches WHERE number = ?", (number,)).fetchone()
     if found is None:
         return None
-    key, round_number, lacking, owner = found
-    bits = int(lacking, 16)
-    return Row(number, key, round_number, {each for each in range(bits.bit_length()) if bits >> each & 1}, owner)
+    key, round_number, mask, owner = found
+    bits = int(mask, 16)
+    needs_credentials = {position for position in range(bits.bit_length()) if bits >> position & 1}
+    return BatchRow(number, key, round_number, needs_credentials, owner)
 
 
 def take_over(connection: "sqlite3.Connection", number: int, *, old: str | None, new: str | None) -> bool:
-    """Let somebody else, or nobody, send a batch; return whether it was still the old one's."""
+    """Compare-and-swap the batch's owner; return whether the old owner still had it."""
     done = connection.execute("UPDATE batches SET owner = ? WHERE number = ? AND owner IS ?", (new, number, old))
     return done.rowcount > 0
 
 
-def let_go_all(connection: "sqlite3.Connection", *, owner: str) -> None:
-    """Let anybody send what somebody has not had answered."""
+def release_all(connection: "sqlite3.Connection", *, owner: str) -> None:
+    """Give up the ownership of all unanswered batches of an owner."""
     connection.execute(
         "UPDATE batches SET owner = NULL WHERE owner = ? "
         "AND key IN (SELECT key FROM operations INDEXED BY operations_unanswered WHERE answered_at IS NULL)",
@@ -121,10 +122,10 @@ def let_go_all(connection: "sqlite3.Connection", *, owner: str) -> None:
     )
 
 
-def free(connection: "sqlite3.Connection", key: str, *, owner: str) -> None:
-    """Forget that somebody sent a batch: nothing came of it, and its members may go into others.
+def discard(connection: "sqlite3.Connection", key: str, *, owner: str) -> None:
+    """Delete the operation of a batch that the service did not process, so that its members may join other batches.
 
-    If it is no longer theirs, it stays: whoever took it over may have sent it.
+    The operation stays if another owner has taken the batch over, because that owner may have sent it.
     """
     connection.execute(
         "DELETE FROM operations WHERE key = ? AND answered_at IS NULL "

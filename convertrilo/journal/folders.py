@@ -1,4 +1,4 @@
-"""What a journal remembers of a folder: every object that was listed, its job, and how that ended."""
+"""The journal's record of a folder ingest: every object that was listed, its job, and how the job ended."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from convertrilo.idempotency import ROUND_MARK
 from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER
 
 if TYPE_CHECKING:
-    import sqlite3  # most clients do without
+    import sqlite3  # slow to import, and most clients have no journal
 
 TABLES = (
     "CREATE TABLE folder (identity TEXT NOT NULL, generation INTEGER NOT NULL)",
-    # `submission` counts the objects that have a job, in the order in which they got it.
+    # `submission` numbers the objects that have a job, in the order in which they were submitted.
     """CREATE TABLE objects (
         id INTEGER PRIMARY KEY,
         external_id TEXT NOT NULL UNIQUE,
@@ -38,11 +38,11 @@ TABLES = (
 _PAGE = 1000
 
 UNKNOWN = "unknown"
-"""The status of an object without a job of which the service may have made one, all the same."""
+"""The status of an object for which the service may have created a job, though the journal knows none."""
 
 
 class Row(NamedTuple):
-    """An object in the journal."""
+    """An object of the folder, as the journal holds it."""
 
     id: int
     key: str
@@ -50,9 +50,9 @@ class Row(NamedTuple):
     external_id: str
     job_id: str | None
     status: str | None
-    """The service's last word on the job; `None` before it has one."""
+    """The last status of the job; `None` before the job has one."""
     ended: bool
-    """Whether that was its end, or that there is nothing to do about the object."""
+    """Whether the job has ended, or no job is to be created for the object."""
     output: str | None
     error: str | None
     estimate: float | None
@@ -63,17 +63,17 @@ _COLUMNS = "id, key, size, external_id, job_id, status, ended, output, error, es
 
 
 class New(NamedTuple):
-    """An object that was listed and is wanted."""
+    """An object that was listed and passed the filters."""
 
     key: str
     size: int | None
     external_id: str
     error: str | None
-    """Why no job can be made of it."""
+    """Why no job can be created for the object; `None` if one can."""
 
 
 class Submitted(NamedTuple):
-    """What the service said of an object's job, or of its estimate."""
+    """The service's answer for one object: its job, or its estimate."""
 
     external_id: str
     job_id: str | None
@@ -93,7 +93,7 @@ class Ended(NamedTuple):
 
 @attrs.define(kw_only=True)
 class Totals:
-    """How many objects stand where, and what they amount to."""
+    """The number of objects in each state, their total size in bytes and their tokens (neu)."""
 
     listed: int = 0
     size: int = 0
@@ -108,12 +108,22 @@ class Totals:
 
 
 def _run_name(identity: dict[str, Any], generation: int) -> str | None:
-    """Return the name of a folder's operations: what is made from scratch has the same ids as what was made before."""
+    """Return the name of the folder's operations; each run from scratch needs its own, because it reuses all ids."""
     name = identity.get("operation")
     return " ".join([*([name] if name else []), "run", str(generation)]) if generation else name
 
 
 def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: bool) -> str | None:
+    """Start or continue the record of a folder; return the name of its operations, if they have one.
+
+    Args:
+        db: The connection to the journal.
+        identity: The folder and what is done with it, as JSON.
+        from_scratch: Whether to delete all objects first and create every job again.
+
+    Raises:
+        ConfigurationError: The journal holds a record of another ingest that has created jobs, or may have.
+    """
     known = db.execute("SELECT identity, generation FROM folder").fetchone()
     if known is None:
         db.execute("INSERT INTO folder (identity, generation) VALUES (?, 0)", (json.dumps(identity),))
@@ -121,32 +131,34 @@ def begin(db: "sqlite3.Connection", *, identity: dict[str, Any], from_scratch: b
     before, generation = json.loads(known[0]), int(known[1])
     if before == identity and not from_scratch:
         return _run_name(identity, generation)
-    if from_scratch or not _is_begun(db, before, generation):  # an estimate binds to nothing
+    if from_scratch or not _is_begun(db, before, generation):  # without jobs, the record may be replaced
         db.execute("DELETE FROM objects")
         generation += from_scratch
         db.execute("UPDATE folder SET identity = ?, generation = ?", (json.dumps(identity), generation))
     else:
         raise ConfigurationError(
             f"the journal holds another ingest: {_difference(before, identity)}. Nothing was sent. "
-            "Use another journal, or begin from scratch, which makes every job anew"
+            "Use another journal, or begin from scratch, which creates every job again"
         )
     return _run_name(identity, generation)
 
 
 def last_id(db: "sqlite3.Connection") -> int:
+    """Return the id of the object that was added last, or 0."""
     (number,) = db.execute("SELECT coalesce(max(id), 0) FROM objects").fetchone()
     return int(number)
 
 
-_NOTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
+_HAS_SUBMITTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
              UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608
 
-# A journal may hold operations of others: a folder's batch is known by its objects, which are written down before it
-# is, and what the service was asked to list by its body. What was answered, and made no job, binds to nothing.
+# A journal may also hold operations that do not belong to the folder. A batch belongs to it if its first job is one of
+# the folder's objects, which are recorded before the batch. An on-demand request belongs to it if its body is the same.
+# An operation whose answer holds no job does not count.
 _OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run || :round)) = :run || :round)"
 _OF_ITS_OBJECTS = """json_valid(CAST(body AS TEXT)) AND EXISTS
     (SELECT 1 FROM objects WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))"""
-_SENT = f"""SELECT 1 FROM operations
+_HAS_SENT = f"""SELECT 1 FROM operations
             WHERE {_OF_THIS_RUN}
               AND CASE operation
                   WHEN :on_demand THEN body = :listing
@@ -156,12 +168,12 @@ _SENT = f"""SELECT 1 FROM operations
                   ELSE EXISTS (SELECT 1 FROM json_tree(CAST(answer AS TEXT), '$.jobs')
                                WHERE key = 'jobId' AND atom IS NOT NULL)
                   END
-            LIMIT 1"""  # noqa: S608  # it is all ours
+            LIMIT 1"""  # noqa: S608  # no user input
 
 
 def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
-    """Whether there is a job, or may be one: it is noted after it is sent, and a process may end in between."""
-    if db.execute(_NOTED).fetchone():
+    """Whether the folder has a job, or may have one: a process may end before it records what it has sent."""
+    if db.execute(_HAS_SUBMITTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None
     parameters = {
@@ -171,7 +183,7 @@ def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: in
         "on_demand": ON_DEMAND_INGEST_FOLDER.id,
         "bulk": CREATE_JOBS_BULK.id,
     }
-    return db.execute(_SENT, parameters).fetchone() is not None
+    return db.execute(_HAS_SENT, parameters).fetchone() is not None
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
@@ -183,6 +195,13 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -> list[Row]:
+    """Record objects, and return those that were not recorded before.
+
+    Args:
+        db: The connection to the journal.
+        objects: The objects, in the order in which they were listed.
+        most: The largest number of objects that the record may hold; `None` for no limit.
+    """
     left = len(objects)
     if most is not None:
         (count,) = db.execute("SELECT count(*) FROM objects").fetchone()
@@ -191,31 +210,39 @@ def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -
     for each in objects:
         if len(added) == left:
             break
-        is_over = each.error is not None
+        has_ended = each.error is not None
         inserted = db.execute(
             "INSERT INTO objects (key, size, external_id, error, ended) VALUES (?, ?, ?, ?, ?) "
             "ON CONFLICT (external_id) DO NOTHING RETURNING id",
-            (each.key, each.size, each.external_id, each.error, is_over),
+            (each.key, each.size, each.external_id, each.error, has_ended),
         )
         added += [
-            Row(number, each.key, each.size, each.external_id, None, None, is_over, None, each.error, None)
+            Row(number, each.key, each.size, each.external_id, None, None, has_ended, None, each.error, None)
             for (number,) in inserted
         ]
     return added
 
 
 def submitted(db: "sqlite3.Connection", *, results: Sequence[Submitted], dry_run: bool) -> None:
+    """Record the jobs, or the estimates, of objects.
+
+    Args:
+        db: The connection to the journal.
+        results: The service's answers; an object that has a job already keeps it.
+        dry_run: Whether the results are estimates.
+    """
     (last,) = db.execute("SELECT coalesce(max(submission), 0) FROM objects").fetchone()
     for number, each in enumerate(results, last + 1):
         db.execute(
             "UPDATE objects SET job_id = ?, status = ?, error = ?, estimate = coalesce(?, estimate), "
             "submission = CASE WHEN ? IS NULL THEN NULL ELSE ? END WHERE external_id = ? AND job_id IS NULL "
-            "AND NOT (? AND status IS ?)",  # an estimate does not tell whether there is a job
+            "AND NOT (? AND status IS ?)",  # an estimate does not tell whether a job exists
             (*each[1:], each.job_id, number, each.external_id, dry_run, UNKNOWN),
         )
 
 
 def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
+    """Record how jobs ended; a result without a status leaves its job open."""
     db.executemany(
         "UPDATE objects SET status = coalesce(?, status), output = ?, error = ?, ended = ? "
         "WHERE job_id = ? AND NOT ended",
@@ -226,14 +253,15 @@ def ended(db: "sqlite3.Connection", *, results: Sequence[Ended]) -> None:
 _COUNTS = f"""SELECT CASE WHEN job_id IS NULL AND status = '{UNKNOWN}' THEN '{UNKNOWN}'
                           WHEN job_id IS NULL AND error IS NOT NULL THEN 'refused'
                           WHEN job_id IS NULL THEN 'listed' WHEN ended THEN status ELSE 'submitted' END AS state,
-                     count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""  # noqa: S608  # it is all ours
+                     count(*), sum(size), sum(estimate) FROM objects GROUP BY state"""  # noqa: S608  # no user input
 _RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
                 FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
-                AND {_OF_THIS_RUN} AND {_OF_ITS_OBJECTS}"""  # noqa: S608  # it is all ours
+                AND {_OF_THIS_RUN} AND {_OF_ITS_OBJECTS}"""  # noqa: S608  # no user input
 _NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused", UNKNOWN: "unknown"}
 
 
 def totals(db: "sqlite3.Connection") -> Totals:
+    """Count the objects by state, and add up their sizes, estimates and reserved tokens."""
     totals = Totals()
     for state, count, size, estimate in db.execute(_COUNTS):
         totals.listed += count
@@ -250,21 +278,21 @@ def totals(db: "sqlite3.Connection") -> Totals:
 
 
 def page(db: "sqlite3.Connection", *, after: int) -> list[Row]:
-    """Return objects from behind a number."""
+    """Return the next objects, in the order of their ids: those with an id above `after`."""
     return _rows(db, "id > ?", after)
 
 
 def page_without_job(db: "sqlite3.Connection", *, after: int, up_to: int) -> list[Row]:
-    """Return objects that have no job yet and may have one, from behind a number up to another one."""
+    """Return the next objects that still need a job: those with an id above `after` and up to `up_to`."""
     return _rows(db, "job_id IS NULL AND NOT ended AND id > ? AND id <= ?", after, up_to)
 
 
 def _rows(db: "sqlite3.Connection", where: str, *values: Any) -> list[Row]:
-    query = f"SELECT {_COLUMNS} FROM objects WHERE {where} ORDER BY id LIMIT {_PAGE}"  # noqa: S608  # it is all ours
+    query = f"SELECT {_COLUMNS} FROM objects WHERE {where} ORDER BY id LIMIT {_PAGE}"  # noqa: S608  # no user input
     return [Row(*row) for row in db.execute(query, values)]
 
 
 def unended(db: "sqlite3.Connection", *, after: int, count: int) -> list[tuple[int, str]]:
-    """Return jobs that have not ended, by the number of their submission, with that."""
+    """Return the next jobs that have not ended: those submitted after number `after`, each with its number."""
     query = "SELECT submission, job_id FROM objects WHERE submission > ? AND NOT ended ORDER BY submission LIMIT ?"
     return db.execute(query, (after, count)).fetchall()

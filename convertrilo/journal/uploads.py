@@ -1,4 +1,4 @@
-"""What a journal remembers of uploads in parts: which parts have arrived, and what was in each."""
+"""The journal's record of multipart uploads: which parts were uploaded, and the digest of each."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import attrs
 
 if TYPE_CHECKING:
-    import sqlite3  # most clients do without
+    import sqlite3  # slow to import, and most clients have no journal
 
 TABLE = """CREATE TABLE parts (
     job TEXT NOT NULL,
@@ -17,45 +17,45 @@ TABLE = """CREATE TABLE parts (
     PRIMARY KEY (job, number)
 ) WITHOUT ROWID"""
 
-MARK = 0
-"""The number under which it is noted that the service was asked to put the parts together; parts count from 1."""
+FINALIZE_MARK = 0
+"""The part number of the row which records that `finalizeStream` was about to be sent; real parts count from 1."""
 
 
 class SentPart(NamedTuple):
-    """A part that has arrived."""
+    """An uploaded part."""
 
     digest: bytes
-    """SHA-256 of its bytes: only the same bytes need not be sent again."""
+    """The SHA-256 of its bytes. A part with the same digest need not be sent again."""
     etag: str
-    """What the service calls it."""
+    """The ETag that the service answered with."""
 
 
 @attrs.frozen
 class SentParts:
-    """What has arrived of one upload."""
+    """The uploaded parts of one upload."""
 
-    upload: str | None = None
-    """The service's name of the upload; `None` if nothing is known."""
+    upload_id: str | None = None
+    """The service's id of the upload (`uploadId`); `None` if the journal has no parts of it."""
     parts: Mapping[int, SentPart] = attrs.field(factory=dict[int, SentPart])
-    is_marked: bool = False
-    """Whether the service was asked to put them together."""
+    is_finalizing: bool = False
+    """Whether `finalizeStream` may have been sent."""
 
 
 def find(connection: "sqlite3.Connection", *, job: str) -> SentParts:
-    """Return what has arrived of a job's upload."""
+    """Return the uploaded parts of a job's upload."""
     rows = connection.execute("SELECT number, upload, digest, etag FROM parts WHERE job = ?", (job,)).fetchall()
     if not rows:
         return SentParts()
     parts = {number: SentPart(digest, etag) for number, _, digest, etag in rows}
-    return SentParts(rows[0][1], parts, parts.pop(MARK, None) is not None)
+    return SentParts(rows[0][1], parts, parts.pop(FINALIZE_MARK, None) is not None)
 
 
 def add(connection: "sqlite3.Connection", *, job: str, upload: str, number: int, part: SentPart) -> None:
-    """Note a part; parts of another upload of the same job are forgotten."""
+    """Record an uploaded part; parts of another upload of the same job are deleted."""
     connection.execute("DELETE FROM parts WHERE job = ? AND upload <> ?", (job, upload))
     connection.execute("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", (job, number, upload, *part))
 
 
 def forget(connection: "sqlite3.Connection", *, job: str) -> None:
-    """Forget a job's upload."""
+    """Delete all parts of a job's upload."""
     connection.execute("DELETE FROM parts WHERE job = ?", (job,))

@@ -1,4 +1,4 @@
-"""A file in parts: several at a time, each tried again on its own; with a journal, only what has not arrived yet."""
+"""Multipart uploads: several parts at a time, each retried on its own; with a journal, only the missing parts."""
 
 import hashlib
 import io
@@ -11,10 +11,10 @@ import anyio.to_thread
 import attrs
 import httpx
 
-from convertrilo import operations as rows
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._http.call import Options
 from convertrilo._http.engine import only_logged
+from convertrilo._http.tries import Tries
 from convertrilo._tasks import run_all
 from convertrilo.errors import (
     ConflictError,
@@ -26,23 +26,24 @@ from convertrilo.errors import (
     TransferError,
     ValidationError,
 )
-from convertrilo.journal.uploads import MARK, SentPart, SentParts
+from convertrilo.journal.uploads import FINALIZE_MARK, SentPart, SentParts
 from convertrilo.models import StreamFinalizeRequest, StreamPart
+from convertrilo.operations import FINALIZE_STREAM, UPLOAD_CHUNK
 from convertrilo.transfers.source import Content
 
 if TYPE_CHECKING:
     from convertrilo.journal import Journal
 
 MOST_PARTS = 10_000
-"""As the contract says (`uploadChunk`)."""
+"""The contract's limit (`uploadChunk`)."""
 
-_SLOWEST = 32 * 1024
-"""Bytes a second that a part is given time for."""
+_MIN_BYTES_PER_SECOND = 32 * 1024
+"""The slowest connection for which the timeout of a part is long enough."""
 
 _SECONDS_TO_ABORT = 10.0
 
 _REFUSALS = (InvalidRequestError, NotFoundError, ConflictError, GoneError, ValidationError)
-"""Errors that the same upload, taken up again, would meet again."""
+"""Errors that would occur again if the same upload were resumed."""
 
 
 async def send_parts(
@@ -52,90 +53,91 @@ async def send_parts(
     *,
     part_size: int,
     concurrency: int,
-    tell: Callable[[int], object],
+    report: Callable[[int], object],
 ) -> None:
-    """Upload a job's file in parts.
+    """Upload a job's file in parts (`initStream`, `uploadChunk`, `finalizeStream`).
 
-    If that fails, or is cancelled, the upload is given up; with a journal only if the service refuses it, because the
-    next call can go on with what has arrived.
+    An upload that fails or is cancelled is aborted (`abortStream`). With a journal it is aborted only if the service
+    refuses it: otherwise the next call can resume it.
 
     Args:
-        client: Whose settings are used.
+        client: The client to send with.
         job_id: The job.
-        content: Its file.
-        part_size: Bytes of a part; more where the file would have too many parts.
-        concurrency: How many parts are in memory, and under way, at once.
-        tell: Called with the bytes that have arrived.
+        content: The job's file.
+        part_size: The size of a part in bytes; a file that would have too many parts gets larger ones.
+        concurrency: How many parts are in memory, and being sent, at once.
+        report: Called with the number of bytes uploaded so far.
     """
     if content.size is not None:
         part_size = max(part_size, math.ceil(content.size / MOST_PARTS))
-    record = await _Record.of(client, job_id)
-    is_asked = False
+    record = await _UploadRecord.of(client, job_id)
+    finalize_sent = False
     try:
         if await _open(client, job_id, content, part_size, record):
             await content.begin()
-            etags = await _send_all(client, job_id, _Parts(content, part_size), concurrency, record, tell)
-            await record.mark()
-            is_asked = True
+            etags = await _send_all(client, job_id, _PartReader(content, part_size), concurrency, record, report)
+            await record.mark_finalizing()
+            finalize_sent = True
             await _finalize(client, job_id, etags)
         await record.forget()
     except OutcomeUnknownError:
-        raise  # it may be whole, so it must not be given up
+        raise  # the upload may be complete, so it must not be aborted
     except BaseException as error:
         is_refused = isinstance(error, _REFUSALS)
-        if is_refused or not record.has_parts:
+        if is_refused or not record.is_resumable:
             with anyio.move_on_after(_SECONDS_TO_ABORT, shield=True):
-                if is_refused or not is_asked or not await _may_be_there(client, job_id):
+                if is_refused or not finalize_sent or not await _may_have_file(client, job_id):
                     await _abort(client, job_id)
                 await record.forget()
         raise
 
 
 @attrs.define
-class _Record:
-    """What has arrived of an upload, as the journal knows it; without a journal, nothing.
+class _UploadRecord:
+    """The uploaded parts of one job, as recorded in the journal; always empty without a journal.
 
-    A part that has arrived is recognised by its bytes: where the file has changed, its new parts are sent, so that old
-    ones are never mixed with them.
+    Parts are recognized by their bytes. If the file has changed, its changed parts are sent, so that old and new parts
+    are never mixed.
     """
 
     job_id: str
-    sent: SentParts
-    has_parts: bool
-    """Whether another call could go on with anything."""
+    uploaded: SentParts
+    is_resumable: bool
+    """Whether another call could resume the upload."""
     _journal: "Journal | None"
 
     @classmethod
-    async def of(cls, client: BaseClient, job_id: str) -> "_Record":
+    async def of(cls, client: BaseClient, job_id: str) -> "_UploadRecord":
         engine, _ = engine_of(client)
         await engine.open_journal()
         journal = engine.journal
-        sent = SentParts() if journal is None else await journal.sent_parts(job_id, service=engine.service)
-        return cls(job_id, sent, bool(sent.parts), journal)
+        uploaded = SentParts() if journal is None else await journal.sent_parts(job_id, service=engine.service)
+        return cls(job_id, uploaded, bool(uploaded.parts), journal)
 
-    async def begin(self, upload: str | None) -> None:
-        """Begin with an upload of which nothing has arrived; one without a name cannot be taken up again."""
+    async def begin(self, upload_id: str | None) -> None:
+        """Start the record of a new upload; an upload without an id cannot be resumed."""
         await self.forget()
-        self.sent = SentParts(upload)
+        self.uploaded = SentParts(upload_id)
 
     async def digest(self, data: bytes) -> bytes:
         return b"" if self._journal is None else await anyio.to_thread.run_sync(_digest, data)
 
     async def add(self, number: int, digest: bytes, etag: str | None) -> None:
-        """Note that a part has arrived."""
-        if self._journal is not None and self.sent.upload is not None and etag is not None:
-            with only_logged("uploadChunk"):
-                await self._journal.add_part(self.job_id, self.sent.upload, number, SentPart(digest, etag))
-                self.has_parts = True
+        """Record an uploaded part."""
+        if self._journal is not None and self.uploaded.upload_id is not None and etag is not None:
+            with only_logged(UPLOAD_CHUNK.id):
+                part = SentPart(digest, etag)
+                await self._journal.add_part(self.job_id, self.uploaded.upload_id, number, part)
+                self.is_resumable = True
 
-    async def mark(self) -> None:
-        """Note that the service is about to be asked to put the parts together."""
-        await self.add(MARK, b"", "")
+    async def mark_finalizing(self) -> None:
+        """Record that `finalizeStream` is about to be sent."""
+        await self.add(FINALIZE_MARK, b"", "")
 
     async def forget(self) -> None:
         if self._journal is not None:
-            self.has_parts = False
-            with only_logged("finalizeStream"):
+            self.is_resumable = False
+            with only_logged(FINALIZE_STREAM.id):
                 await self._journal.forget_parts(self.job_id)
 
 
@@ -143,39 +145,39 @@ def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-async def _open(client: BaseClient, job_id: str, content: Content, part_size: int, record: _Record) -> bool:
-    """Open the upload, or find it open still; return whether there is anything to send."""
-    upload: str | None = None
+async def _open(client: BaseClient, job_id: str, content: Content, part_size: int, record: _UploadRecord) -> bool:
+    """Open the upload, or find the one to resume; return False if an earlier call has completed it."""
+    upload_id: str | None = None
     refusal: ConvertriloError | None = None
     try:
-        upload = (await client.init_stream(job_id)).upload_id
+        upload_id = (await client.init_stream(job_id)).upload_id
     except (InvalidRequestError, ConflictError) as error:
         refusal = error
-    if upload is not None and upload == record.sent.upload:
+    if upload_id is not None and upload_id == record.uploaded.upload_id:
         return True
-    if await _is_together(client, job_id, content, part_size, record.sent):
+    if await _is_finalized(client, job_id, content, part_size, record.uploaded):
         if refusal is None:
             await _abort(client, job_id)
         return False
     if refusal is not None:
         raise refusal
-    await record.begin(upload)
+    await record.begin(upload_id)
     return True
 
 
-async def _is_together(client: BaseClient, job_id: str, content: Content, part_size: int, sent: SentParts) -> bool:
-    """Whether an earlier call had these very parts put together, and did not live to hear so."""
-    if not sent.is_marked or not content.is_rewindable or not await _is_there(client, job_id):
+async def _is_finalized(client: BaseClient, job_id: str, content: Content, part_size: int, uploaded: SentParts) -> bool:
+    """Whether an earlier call sent `finalizeStream` for exactly these parts, and ended before it read the response."""
+    if not uploaded.is_finalizing or not content.is_rewindable or not await _has_file(client, job_id):
         return False
     await content.begin()
-    parts, digests = _Parts(content, part_size), dict[int, bytes]()
+    parts, digests = _PartReader(content, part_size), dict[int, bytes]()
     while (part := await parts.next()) is not None:
         digests[part[0]] = await anyio.to_thread.run_sync(_digest, part[1])
-    return digests == {number: each.digest for number, each in sent.parts.items()}
+    return digests == {number: part.digest for number, part in uploaded.parts.items()}
 
 
-class _Parts:
-    """The parts of a file, in their order."""
+class _PartReader:
+    """Splits a file into parts, in order; many tasks may read from it."""
 
     def __init__(self, content: Content, size: int) -> None:
         self.size = size
@@ -185,7 +187,7 @@ class _Parts:
         self._reading = anyio.Lock()
 
     async def next(self) -> tuple[int, bytes] | None:
-        """Return the next part and its number; `None` if there is none."""
+        """Return the next part's number and bytes; `None` after the last one."""
         async with self._reading:
             data = await self._read()
             if not data and self._number:
@@ -193,7 +195,7 @@ class _Parts:
             if self._number == MOST_PARTS:
                 raise TransferError(
                     f"{self._content.name} has more than {MOST_PARTS} parts of {self.size} bytes; "
-                    "say its size, or let the parts be bigger"
+                    "pass its size, or a larger part_size"
                 )
             self._number += 1
             return self._number, data
@@ -207,9 +209,9 @@ class _Parts:
                 break
             piece, self._rest = piece[:room], piece[room:]
             if size == 0:
-                first = piece  # which is mostly all of it
+                first = piece  # mostly the whole part, which is then not copied
             else:
-                gathered.write(first)  # not joined at the end: all would be in memory twice
+                gathered.write(first)  # joining the pieces at the end would hold the part in memory twice
                 gathered.write(piece)
                 first = b""
             size += len(piece)
@@ -219,13 +221,14 @@ class _Parts:
 async def _send_all(
     client: BaseClient,
     job_id: str,
-    parts: _Parts,
+    parts: _PartReader,
     concurrency: int,
-    record: _Record,
-    tell: Callable[[int], object],
+    record: _UploadRecord,
+    report: Callable[[int], object],
 ) -> dict[int, str | None]:
+    """Send all parts that are not uploaded yet; return the ETag of every part by its number."""
     engine, options = engine_of(client)
-    options = _patient(options, parts.size)
+    options = _options_for_part(options, parts.size)
     etags: dict[int, str | None] = {}
     done = 0
 
@@ -234,26 +237,26 @@ async def _send_all(
         while (part := await parts.next()) is not None:
             number, data = part
             digest = await record.digest(data)
-            known = record.sent.parts.get(number)
+            known = record.uploaded.parts.get(number)
             if known is not None and known.digest == digest:
                 etags[number] = known.etag
             else:
                 path: dict[str, str | int] = {"id": job_id, "index": number}
-                _, headers = await engine.call(rows.UPLOAD_CHUNK, options, path=path, body=data)
+                _, headers = await engine.call(UPLOAD_CHUNK, options, path=path, body=data)
                 etags[number] = headers.get("etag")
                 await record.add(number, digest, headers.get("etag"))
             done += len(data)
-            del part, data  # or it would be kept while the next one is read
-            tell(done)
+            del part, data  # free the memory before the next part is read
+            report(done)
 
-    tell(0)
+    report(0)
     await run_all([send] * concurrency)
     return etags
 
 
-def _patient(options: Options, part_size: int) -> Options:
-    """Return options with time enough for a part on a slow connection."""
-    seconds = part_size / _SLOWEST
+def _options_for_part(options: Options, part_size: int) -> Options:
+    """Return options with a write timeout and a deadline that are long enough for a part on a slow connection."""
+    seconds = part_size / _MIN_BYTES_PER_SECOND
     given = options.timeout
     write = None if given.write is None else max(given.write, seconds)
     timeout = httpx.Timeout(connect=given.connect, read=given.read, write=write, pool=given.pool)
@@ -262,37 +265,38 @@ def _patient(options: Options, part_size: int) -> Options:
 
 
 async def _finalize(client: BaseClient, job_id: str, etags: dict[int, str | None]) -> None:
-    """Put the parts together. When no answer comes, ask again: what was done is refused then, and the file is there.
+    """Send `finalizeStream`, again if its outcome is unknown.
 
-    A probe alone does not tell that it was done: the file may be that of an earlier upload.
+    If the unanswered request has assembled the file, the service refuses the next one, and the job has a file. A probe
+    without that refusal proves nothing: the file may be that of an earlier upload.
     """
     engine, options = engine_of(client)
     body = None
     if None not in etags.values():
         parts = [StreamPart(part_number=number, etag=etag) for number, etag in sorted(etags.items())]
         body = StreamFinalizeRequest(parts=parts)
-    attempt = 0
+    tries = Tries(engine, options.retry, most=max(options.retry.max_attempts, 2))  # only a second request can tell
     while True:
-        attempt += 1
+        tries.begin()
         try:
             return await client.finalize_stream(job_id, body)
         except OutcomeUnknownError:
-            if attempt >= max(options.retry.max_attempts, 2):  # without asking twice nobody would know
+            if not tries.are_left:
                 raise
         except (InvalidRequestError, NotFoundError, ConflictError, GoneError):
-            if attempt == 1 or not await _is_there(client, job_id):
+            if tries.made == 1 or not await _has_file(client, job_id):
                 raise
             return None
-        await engine.clock.sleep(options.retry.backoff(attempt, engine.random))
+        await tries.wait()
 
 
 async def has_file(client: BaseClient, job_id: str, *, unreadable: bool) -> bool:
-    """Whether the service has a job's file: it can only probe what is there.
+    """Return whether the service has a job's file, by probing it (`probeDuration`).
 
     Args:
-        client: Whose settings are used.
+        client: The client to send with.
         job_id: The job.
-        unreadable: What to say of a file that is there, and that the service finds no video in (`probe_failed`).
+        unreadable: What to return for a file in which the service finds no video (`probe_failed`).
     """
     try:
         await client.probe_duration(job_id)
@@ -301,13 +305,13 @@ async def has_file(client: BaseClient, job_id: str, *, unreadable: bool) -> bool
     return True
 
 
-async def _is_there(client: BaseClient, job_id: str) -> bool:
-    return await has_file(client, job_id, unreadable=True)  # its parts are together, whatever they make
+async def _has_file(client: BaseClient, job_id: str) -> bool:
+    return await has_file(client, job_id, unreadable=True)  # assembled parts count, whatever they contain
 
 
-async def _may_be_there(client: BaseClient, job_id: str) -> bool:
+async def _may_have_file(client: BaseClient, job_id: str) -> bool:
     try:
-        return await _is_there(client, job_id)
+        return await _has_file(client, job_id)
     except ConvertriloError:
         return True
 
@@ -316,4 +320,4 @@ async def _abort(client: BaseClient, job_id: str) -> None:
     try:
         await client.abort_stream(job_id)
     except ConvertriloError:
-        return  # what made us give up is the error to raise
+        return  # the error that led to the abort is the one to raise

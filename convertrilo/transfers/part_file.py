@@ -1,4 +1,4 @@
-"""The file that a download grows in: of what it is a part, who may write to it, and when it is whole."""
+"""The part file of a download (`path.part`): its lock, the note that identifies its content, and its completion."""
 
 import hashlib
 import json
@@ -27,55 +27,59 @@ if sys.platform != "win32":
 
 Ts = TypeVarTuple("Ts")
 
-_TRIES = 100
-"""How often another download may take the file away just as it is opened."""
+_MAX_OPENS = 100
+"""How often another download may rename or remove the part file between its opening and its locking."""
 
 
 @asynccontextmanager
-async def held(final: Path, source: str) -> AsyncGenerator["Partial"]:
-    """Hold the file that is to become `final`, so that no other download writes to it; if it is empty, it goes.
+async def open_part_file(final: Path, source: str) -> AsyncGenerator["PartFile"]:
+    """Open and lock the part file of `final`, and remove it at the end if it is empty.
 
     Args:
-        final: Where the download is to be once it is whole.
-        source: What is downloaded; what is there of anything else is not gone on with.
+        final: The path of the complete download.
+        source: Identifies what is downloaded. A part of another source is not resumed.
 
     Raises:
-        TransferError: Another download has it, or it cannot be written.
+        TransferError: Another download holds the lock, or the file cannot be written.
     """
     path = part_path(final)
-    part = Partial(final, source, path, path.with_name(f"{path.name}.json"))
+    part = PartFile(final, source, path, path.with_name(f"{path.name}.json"))
     try:
-        await part.on_disk(part.take)
+        await part.on_disk(part.acquire)
         yield part
     finally:
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(part.let_go)
+            await anyio.to_thread.run_sync(part.release)
 
 
 @attrs.define(eq=False)
-class Partial:
-    """The file that a download grows in, and a note beside it that says of what it is a part."""
+class PartFile:
+    """An incomplete download, and a note beside it that tells which version of which file it is a part of."""
 
     final: Path
+    """The path of the complete download."""
     source: str
+    """Identifies what is downloaded, whatever its URL."""
     path: Path
     note: Path
     file: FileIO = attrs.field(init=False)
-    _held: ExitStack = attrs.field(init=False, factory=ExitStack)
-    _turn: threading.Lock = attrs.field(init=False, factory=threading.Lock)
-    _is_over: bool = attrs.field(init=False, default=False)
+    _resources: ExitStack = attrs.field(init=False, factory=ExitStack)
+    _access: threading.Lock = attrs.field(init=False, factory=threading.Lock)
+    _is_released: bool = attrs.field(init=False, default=False)
     size: int = 0
-    """Bytes that are there."""
+    """Bytes in the file."""
     total: int | None = None
+    """Bytes of the whole file; `None` if the size is not known."""
     etag: str | None = None
     last_modified: str | None = None
     digest: tuple[str, str] | None = None
+    """Algorithm and hexadecimal value of the digest of the whole file, if the storage gives one."""
 
     async def on_disk(self, step: Callable[[*Ts], object], *args: *Ts) -> None:
-        """Do something to the file in a worker thread.
+        """Run a step that touches the file in a worker thread.
 
         Raises:
-            TransferError: The disk does not let it be done.
+            TransferError: The operating system refuses the step.
         """
         try:
             await anyio.to_thread.run_sync(self._do, step, *args)
@@ -83,54 +87,54 @@ class Partial:
             raise TransferError(f"{self.final} cannot be written: {error.strerror or error}{self.kept()}") from error
 
     def _do(self, step: Callable[[*Ts], object], *args: *Ts) -> None:
-        with self._turn:
-            if not self._is_over:  # a task that asyncio itself cancels does not wait for its threads
+        with self._access:
+            if not self._is_released:  # a task cancelled by asyncio itself does not wait for its threads
                 step(*args)
 
-    def take(self) -> None:
-        """Open it to read and write, for this download alone, as an earlier one has left it or new.
+    def acquire(self) -> None:
+        """Open and lock the file that an earlier download left, or create it.
 
         Raises:
-            TransferError: Another download has it.
+            TransferError: Another download holds the lock.
         """
         check_replaceable(self.final)
-        for _ in range(_TRIES):
+        for _ in range(_MAX_OPENS):
             with ExitStack() as stack:
                 descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
                 self.file = stack.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
                 if not _lock(self.file):
                     raise TransferError(f"{self.final} is being downloaded already: {self.path} is in use")
                 stack.callback(_unlock, self.file)
-                if self._is_in_place():  # or who had it has given it its name in the meantime
-                    self._recall()
+                if self._is_in_place():  # or else its previous owner has renamed or removed it
+                    self._read_note()
                     stack.callback(self._remove_if_empty)
-                    self._held = stack.pop_all()
+                    self._resources = stack.pop_all()
                     return
-        raise TransferError(f"{self.final} cannot be written: {self.path} is another file each time")
+        raise TransferError(f"{self.final} cannot be written: {self.path} was replaced each time it was opened")
 
-    def let_go(self) -> None:
-        """Close it; it goes if there is nothing in it."""
-        with self._turn, suppress(OSError):  # what went wrong before is said
-            self._is_over = True
-            self._held.close()
+    def release(self) -> None:
+        """Close and unlock the file, and remove it if it is empty."""
+        with self._access, suppress(OSError):  # an earlier error is the one to raise
+            self._is_released = True
+            self._resources.close()
 
     def _remove_if_empty(self) -> None:
         if self.file.closed or os.fstat(self.file.fileno()).st_size or not self._is_in_place():
             return
         if sys.platform == "win32":
-            self.file.close()  # no open file is removed there
+            self.file.close()  # Windows removes no open file
         self.note.unlink(missing_ok=True)
         self.path.unlink()
 
     def _is_in_place(self) -> bool:
-        """Whether the open file is the one that has the path."""
+        """Whether the path still leads to the open file."""
         try:
             return os.path.samestat(os.fstat(self.file.fileno()), self.path.stat())
         except FileNotFoundError:
             return False
 
-    def _recall(self) -> None:
-        """Read what an earlier download has left."""
+    def _read_note(self) -> None:
+        """Read the note of an earlier download, if it is about the same source."""
         with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
             known = json.loads(self.note.read_bytes())
             if known["source"] == self.source:
@@ -140,11 +144,11 @@ class Partial:
 
     @property
     def validator(self) -> str | None:
-        """What tells the server which version of the file is here."""
+        """The `If-Range` value: tells the server which version of the file the part belongs to."""
         return self.last_modified if self.etag is None or self.etag.startswith("W/") else self.etag
 
-    def begin(self, response: httpx.Response) -> None:
-        """Start from nothing, and note what an answer says of the whole."""
+    def restart(self, response: httpx.Response) -> None:
+        """Empty the file, and note what a response says about the whole file."""
         self.file.seek(0)
         self.file.truncate()
         headers = response.headers
@@ -163,11 +167,11 @@ class Partial:
         }
         self.note.write_text(json.dumps(known))
 
-    def go_on(self, response: httpx.Response) -> None:
-        """Stand where an answer continues.
+    def resume(self, response: httpx.Response) -> None:
+        """Seek to where a partial response continues the file.
 
         Raises:
-            BrokenAttempt: It does not continue what is here, or does not say when that is whole.
+            BrokenAttempt: The response does not continue this part, or the total size is not known.
         """
         headers = response.headers
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
@@ -188,45 +192,45 @@ class Partial:
         self.file.truncate()
 
     def write(self, chunks: list[bytes]) -> None:
-        """Write what has arrived, through to the system."""
+        """Write chunks to the file, unbuffered."""
         try:
             write_pieces(self.file, chunks)
         finally:
             self.size = self.file.tell()
 
     def check(self) -> None:
-        """See that the file is whole.
+        """Check the length and the digest of the whole file.
 
         Raises:
-            BrokenAttempt: It is not.
+            BrokenAttempt: One of them is wrong.
         """
         if self.total is not None and self.size != self.total:
-            raise BrokenAttempt(f"it ended after {self.size} of {self.total} bytes", FailureKind.UNCLEAR)
+            raise BrokenAttempt(f"the file ended after {self.size} of {self.total} bytes", FailureKind.UNCLEAR)
         if self.digest is not None:
             algorithm, expected = self.digest
             self.file.seek(0)
             found = hashlib.file_digest(self.file, lambda: hashlib.new(algorithm, usedforsecurity=False))
             if found.hexdigest() != expected:
                 self.size = 0
-                raise BrokenAttempt(f"it does not have the {algorithm} that the storage says", FailureKind.UNCLEAR)
+                raise BrokenAttempt(f"its {algorithm} is not the one that the storage gives", FailureKind.UNCLEAR)
 
     def finish(self) -> None:
-        """Give the whole file its name."""
+        """Rename the complete file to its final path."""
         if not self._is_in_place():
             raise TransferError(f"{self.final} is not downloaded: {self.path} was removed meanwhile")
-        os.close(os.dup(self.file.fileno()))  # a file system of the network may say only at a close that it is full
+        os.close(os.dup(self.file.fileno()))  # a network file system may report a full disk only at close
         if sys.platform == "win32":
-            self.file.close()  # no open file is renamed there
+            self.file.close()  # Windows renames no open file
         self.path.replace(self.final)
         self.note.unlink(missing_ok=True)
 
     def kept(self) -> str:
-        """Say where the part is, if there is any of it."""
+        """Return where the received part is, as the end of an error message; empty if nothing was received."""
         return f"; what has arrived is kept in {self.path}" if self.size else ""
 
 
 def write_pieces(file: FileIO, chunks: list[bytes]) -> None:
-    """Write all of the chunks, even if the system takes only a part at a time."""
+    """Write all chunks completely: one system call may write only a part of a chunk."""
     for chunk in chunks:
         left = memoryview(chunk)
         while left:
@@ -234,18 +238,18 @@ def write_pieces(file: FileIO, chunks: list[bytes]) -> None:
 
 
 def _lock(file: FileIO) -> bool:
-    """Keep others from writing to a file until it is closed; return whether that could be."""
+    """Lock a file against other downloads; return False if another one holds the lock."""
     if sys.platform != "win32":
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         except OSError:
-            return True  # the file system knows no locks
+            return True  # the file system does not support locks
     return True
 
 
 def _unlock(file: FileIO) -> None:
-    """Let others have it; closing it is not enough while a process that was forked meanwhile has it, too."""
+    """Unlock a file. Closing it is not enough: a process forked meanwhile holds the same lock."""
     if sys.platform != "win32" and not file.closed:
         fcntl.flock(file, fcntl.LOCK_UN)

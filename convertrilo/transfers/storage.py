@@ -1,6 +1,6 @@
-"""Requests to a storage host, by the presigned URLs it handed out: redirects, refusals, and trying again.
+"""Requests to presigned storage URLs: redirects, error responses and retries.
 
-Nothing here carries the API's credentials, and no URL is ever shown: its signature is a credential of its own.
+These requests carry no API credentials. No error message shows a presigned URL: its signature is itself a credential.
 """
 
 import base64
@@ -16,6 +16,7 @@ import httpx
 
 from convertrilo._http.call import Options
 from convertrilo._http.engine import Engine
+from convertrilo._http.tries import Tries
 from convertrilo._version import __version__
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.events import AttemptEvent, Beginning, Observation, Outcome, notify
@@ -24,33 +25,33 @@ from convertrilo.retry import FailureKind, kind_of_answer, retry_after
 T = TypeVar("T")
 
 MakeBody = Callable[[], httpx.AsyncByteStream]
-"""Returns the body of one request, from its beginning."""
+"""Returns the request body of one attempt, from the start of the source."""
 
 _MAX_REDIRECTS = 5
-_MOST_OF_AN_ERROR = 4096
-_SECONDS_TO_END = 5.0
-_AGAIN = frozenset({FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNCLEAR})
+_MAX_ERROR_BYTES = 4096
+_SECONDS_TO_CLOSE = 5.0
+_RETRYABLE = frozenset({FailureKind.NOT_SENT, FailureKind.REFUSED, FailureKind.UNCLEAR})
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
-_NO_LONGER_VALID = frozenset({401, 403, 404, 410})
+_EXPIRED_STATUSES = frozenset({401, 403, 404, 410})
 
 
 @attrs.define(eq=False)
-class BrokenAttempt(Exception):  # noqa: N818  # no error: it tells the loop that an attempt failed
-    """An attempt that did not work."""
+class BrokenAttempt(Exception):  # noqa: N818  # internal: callers receive a TransferError
+    """A failed attempt: the reason, and whether another attempt may help."""
 
     reason: str
     kind: FailureKind = FailureKind.REJECTED
     status: int | None = None
-    told: float | None = None
-    """Seconds after which the storage wants to be asked again."""
+    retry_after: float | None = None
+    """Seconds that the storage asks to wait before the next attempt."""
 
     def __str__(self) -> str:
         return self.reason
 
     @property
     def is_expired(self) -> bool:
-        """Whether the URL does not work, or no more: another one might."""
-        return self.status in _NO_LONGER_VALID
+        """Whether the URL may have expired, so that a fresh one may work."""
+        return self.status in _EXPIRED_STATUSES
 
 
 async def until_done(
@@ -61,18 +62,19 @@ async def until_done(
     attempt: Callable[[], Awaitable[T]],
     reached: Callable[[], int],
 ) -> T:
-    """Repeat an attempt until it works.
+    """Repeat an attempt until it succeeds.
 
     Args:
-        name: What `AttemptEvent.operation` says.
-        method: By which HTTP method an attempt asks.
-        engine: Whose clock, retry budget and listener are used.
-        options: Whose retry policy is used, but for its deadline: a big file takes its time.
-        attempt: What to do.
-        reached: How far all attempts so far have come. Only as many in a row as the policy allows may come no further.
+        name: The operation's name in `AttemptEvent`.
+        method: The HTTP method of the attempt.
+        engine: Provides the clock, the retry budget and the event listener.
+        options: Provides the retry policy. Its deadline is not used, because a big file may take longer.
+        attempt: Makes one attempt.
+        reached: Returns how many bytes the attempts have transferred so far. The policy's `max_attempts` limits the
+            attempts in a row that make no progress.
 
     Raises:
-        BrokenAttempt: As the last attempt did.
+        BrokenAttempt: The last attempt failed.
         ConfigurationError: The client is closed.
     """
     if engine.observer is None:
@@ -90,40 +92,47 @@ async def _until_done(
     observation: Observation | None,
 ) -> T:
     policy, clock = options.retry, engine.clock
-    started, tries, futile, furthest, paid = clock.monotonic(), 0, 0, reached(), False
+    tries = Tries(engine, policy)  # counts the attempts in a row without progress
+    started, attempts, furthest, has_spent = clock.monotonic(), 0, reached(), False
 
-    def tell(outcome: Outcome, status: int | None = None, wait: float | None = None) -> None:
+    def report(outcome: Outcome, status: int | None = None, wait: float | None = None) -> None:
         elapsed = clock.monotonic() - started
-        event = AttemptEvent(operation=name, attempt=tries, outcome=outcome, status=status, wait=wait, elapsed=elapsed)
+        event = AttemptEvent(
+            operation=name, attempt=attempts, outcome=outcome, status=status, wait=wait, elapsed=elapsed
+        )
         if observation is not None:
             observation.end_attempt(event)
         notify(engine.on_event, event)
 
     while True:
         engine.check_open()
-        tries += 1
+        attempts += 1
+        tries.begin()
         if observation is not None:
-            observation.begin_attempt(tries)  # its headers are for the service, and storage is somebody else's
+            # The trace headers are not sent: they are for the service, and the storage is a third party.
+            observation.begin_attempt(attempts)
         try:
             result = await attempt()
         except BrokenAttempt as broken:
-            futile = 1 if reached() > furthest else futile + 1
+            if reached() > furthest:
+                tries.restart()
             furthest = max(furthest, reached())
-            told = broken.told or 0.0
-            wait = told or policy.backoff(futile, engine.random)
-            may = broken.kind in _AGAIN and futile < policy.max_attempts and told <= policy.max_retry_after
-            if not may or (broken.told is None and not engine.budget.spend()):
-                tell(broken.kind.value, broken.status)
+            retry_after = broken.retry_after or 0.0
+            wait = retry_after or tries.backoff()
+            may_retry = broken.kind in _RETRYABLE and tries.are_left and retry_after <= policy.max_retry_after
+            is_free = broken.retry_after is not None
+            if not may_retry or not (is_free or engine.budget.spend()):
+                report(broken.kind.value, broken.status)
                 raise
-            paid = paid or broken.told is None
-            tell(broken.kind.value, broken.status, wait)
+            has_spent = has_spent or not is_free
+            report(broken.kind.value, broken.status, wait)
         except BaseException:
-            tell("interrupted")
+            report("interrupted")
             raise
         else:
-            if paid:
+            if has_spent:
                 engine.budget.give_back()
-            tell("ok")
+            report("ok")
             return result
         await clock.sleep(wait)
 
@@ -137,10 +146,10 @@ async def exchange(
     headers: Sequence[tuple[str, str]],
     make_body: MakeBody | None = None,
 ) -> AsyncGenerator[httpx.Response]:
-    """Send one request, following redirects, and yield its answer, which is a success.
+    """Send one request, follow redirects, and yield the successful response.
 
     Raises:
-        BrokenAttempt: There is no answer, it is an error, or it breaks off while it is read.
+        BrokenAttempt: No response arrives, the response is an error, or it breaks off while its body is read.
     """
     try:
         response = await _follow(engine, options, method, url, headers, make_body)
@@ -155,9 +164,9 @@ async def exchange(
 
 
 def no_answer(error: httpx.HTTPError | OSError, method: str, url: httpx.URL) -> BrokenAttempt:
-    """Return what it means that a request has no answer."""
+    """Return the failure of an attempt that got no response."""
     if isinstance(error, httpx.RequestError):
-        error.request = httpx.Request(method, f"{url.scheme}://{url.host}")  # the real one has the signature
+        error.request = httpx.Request(method, f"{url.scheme}://{url.host}")  # the original URL holds the signature
     kind = FailureKind.NOT_SENT if isinstance(error, _NOT_SENT) else FailureKind.UNCLEAR
     return BrokenAttempt(f"no answer from {url.host}: {str(error) or type(error).__name__}", kind)
 
@@ -181,7 +190,7 @@ async def _follow(
         )
         try:
             response = await engine.send(request)
-        except OSError as error:  # from a caller's own transport; an error of the disk's must not be taken for it
+        except OSError as error:  # from a custom transport; `on_disk` handles the OSErrors of the disk
             raise httpx.NetworkError(str(error), request=request) from error
         if not response.has_redirect_location:
             return response
@@ -190,47 +199,51 @@ async def _follow(
         if url.scheme == "https" and target.scheme != "https":
             raise BrokenAttempt(f"{url.host} redirects to an address without encryption")
         if make_body is not None and response.status_code not in (307, 308):
-            raise BrokenAttempt(f"{url.host} redirects elsewhere, and not the file ({response.status_code})")
+            raise BrokenAttempt(f"{url.host} redirects elsewhere without the file ({response.status_code})")
         url = target
     raise BrokenAttempt(f"{url.host} redirects more than {_MAX_REDIRECTS} times")
 
 
 @asynccontextmanager
 async def body_of(response: httpx.Response) -> AsyncGenerator[AsyncIterator[bytes]]:
-    """Yield the iterator of an answer's body, which need not be read to its end."""
-    # A caller's own transport may have read it all, as that of a test does.
+    """Yield an iterator over a response's body, which need not be read to its end."""
+    # A custom transport may have read the whole body already, as the transport of a test does.
     chunks = response.aiter_bytes() if response.is_stream_consumed else response.aiter_raw()
     try:
         yield chunks
     finally:
-        # It is made of generators in generators: closing the outermost leaves the others to the garbage collector,
-        # of which trio complains. On a connection that is closed they all come to their end, if it is one of ours.
-        with anyio.move_on_after(_SECONDS_TO_END, shield=True), suppress(Exception):
+        # The iterator consists of nested async generators. Closing the outermost one leaves the others to the garbage
+        # collector, and trio warns about that. Once the connection is closed, iterating runs all of them to their end.
+        with anyio.move_on_after(_SECONDS_TO_CLOSE, shield=True), suppress(Exception):
             await response.aclose()
             async for _ in chunks:
                 pass
 
 
 async def refusal(response: httpx.Response, now: float) -> BrokenAttempt:
-    """Return what an error answer means. Of its body only code and message are shown: S3 repeats signatures in it."""
-    start = b""
+    """Return the failure that an error response means; it shows only the body's code and message.
+
+    The rest of the body is not shown, because S3 repeats signatures there.
+    """
+    beginning = b""
     async with body_of(response) as chunks:
         async for chunk in chunks:
-            start += chunk
-            if len(start) >= _MOST_OF_AN_ERROR:
+            beginning += chunk
+            if len(beginning) >= _MAX_ERROR_BYTES:
                 break
-    code, message = _error_in(start)
+    code, message = _error_in(beginning)
     status = response.status_code
-    told = retry_after(status, response.headers, now)
-    kind = kind_of_answer(status, code, told_to_wait=told is not None, has_token=False)
-    if code == "RequestTimeout":  # S3 says so with a 400 when the file came too slowly
+    seconds = retry_after(status, response.headers, now)
+    kind = kind_of_answer(status, code, told_to_wait=seconds is not None, has_token=False)
+    if code == "RequestTimeout":  # S3 answers 400 with this code when the file arrives too slowly
         kind = FailureKind.UNCLEAR
-    said = ": ".join(part for part in (code, message) if part)
-    return BrokenAttempt(f"the storage answers {status}" + (f" ({said})" if said else ""), kind, status, told)
+    details = ": ".join(part for part in (code, message) if part)
+    reason = f"the storage answers {status}" + (f" ({details})" if details else "")
+    return BrokenAttempt(reason, kind, status, seconds)
 
 
 def _error_in(body: bytes) -> tuple[str, str]:
-    """Return code and message of an error's body: XML from S3 and its kind, JSON from others."""
+    """Return the code and message in an error body: XML from S3 and compatible stores, JSON from others."""
     text = body.decode("utf-8", "replace")
     code, message = re.search(r"<Code>([^<]{1,100})<", text), re.search(r"<Message>([^<]{1,500})<", text)
     if code is not None:
@@ -242,19 +255,20 @@ def _error_in(body: bytes) -> tuple[str, str]:
         return "", ""
 
 
-_DIGESTS = (  # which header has a digest of the whole file, even in a partial answer; how it writes it; which one it is
+# Headers with a digest of the whole file, even in a partial response: name, pattern of the value, algorithm.
+_DIGESTS = (
     ("repr-digest", r"sha-512=:([^:]+):", "sha512"),  # RFC 9530
     ("repr-digest", r"sha-256=:([^:]+):", "sha256"),
     ("digest", r"[Ss][Hh][Aa]-256=([^,]+)", "sha256"),  # RFC 3230
-    ("x-amz-checksum-sha256", r"([^-]+)", "sha256"),  # one with a hyphen is a digest of digests
+    ("x-amz-checksum-sha256", r"([^-]+)", "sha256"),  # a value with a hyphen is a digest of digests
     ("x-goog-hash", r"md5=([^,]+)", "md5"),
 )
 
 
 def digest_in(headers: httpx.Headers) -> tuple[str, str] | None:
-    """Return algorithm and value (in hexadecimal) of the digest that an answer gives of the whole file, if any.
+    """Return the algorithm and the hexadecimal value of the digest of the whole file, if the headers hold one.
 
-    An ETag is taken for one only where Amazon S3 says enough to be sure that it is the MD5.
+    An ETag counts as an MD5 digest only if Amazon S3's other headers prove that it is one.
     """
     for name, pattern, algorithm in _DIGESTS:
         found = re.search(rf"(?:^|[,\s]){pattern}(?:$|[,\s])", headers.get(name, ""))
@@ -267,7 +281,7 @@ def digest_in(headers: httpx.Headers) -> tuple[str, str] | None:
 
 
 def _md5_in_etag(headers: httpx.Headers) -> tuple[str, str] | None:
-    """Return the MD5 that is an ETag of S3's: of an object that was put whole, and has no key of its own."""
+    """Return the MD5 in an ETag of Amazon S3: of an object uploaded in one piece, without a customer's own key."""
     found = re.fullmatch(r'"([0-9a-f]{32})"', headers.get("etag", ""))
     is_md5 = (
         headers.get("server") == "AmazonS3"
@@ -279,10 +293,10 @@ def _md5_in_etag(headers: httpx.Headers) -> tuple[str, str] | None:
 
 
 def checked_url(name: str, text: str) -> httpx.URL:
-    """Return a URL that a file can be sent to or fetched from; `name` is what an error calls it.
+    """Return a presigned URL, checked; `name` is the argument's name in errors.
 
     Raises:
-        ValidationError: It is none.
+        ValidationError: It is not an http or https URL.
     """
     try:
         url = httpx.URL(text)

@@ -1,4 +1,4 @@
-"""What remembers the events that were handled: claims, leases, and a file that holds what it has confirmed."""
+"""Dedupe stores: claims, leases, and a file in which confirmed changes survive."""
 
 import asyncio
 import sqlite3
@@ -166,7 +166,7 @@ async def test_the_claim_of_a_process_that_died_runs_out(tmp_path: Path, clock: 
         assert await one.claim(KEY) == "busy"
         clock.advance(LEASE / 2)
         assert await one.claim(KEY) == "mine"
-        await dead.release(KEY)  # it was not dead after all: the claim is another's now
+        await dead.release(KEY)  # the process was alive after all; another one holds the claim now
         await dead.renew(KEY)
         assert await dead.claim(KEY) == "busy"
         await one.finish(KEY)
@@ -177,7 +177,7 @@ async def test_what_was_handled_long_ago_is_forgotten(
     tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convertrilo.dedupe.sqlite._PRUNE_EVERY", 3)
-    for number in range(2):  # whether it runs for long, or is started again
+    for number in range(2):  # in one long run, and after a restart
         async with SQLiteDedupe(tmp_path / f"{number}.db", remember=100, clock=clock) as store:
             await store.finish(KEY)
             clock.advance(50)
@@ -208,7 +208,7 @@ async def test_the_queue_gives_what_is_due_for_the_longest(tmp_path: Path, clock
         again, _ = await store.take()
         assert again is not None
         assert again.attempts == 2
-        await store.release(KEY)  # as if it had not been tried
+        await store.release(KEY)  # the attempt does not count
         again, _ = await store.take()
         assert again is not None
         assert again.attempts == 2

@@ -1,4 +1,4 @@
-"""The journal: what it confirmed is there after any death, and what it cannot write down is not sent."""
+"""The journal: what it confirmed survives any crash, and what it cannot record is not sent."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,6 @@ from convertrilo.errors import (
     OutcomeUnknownError,
 )
 from convertrilo.journal import Entry, Journal
-from convertrilo.journal import journal as journal_module
 
 DAY = 86400.0
 BACKENDS = ("asyncio", "trio")
@@ -54,7 +53,7 @@ async def begin_in(path: Path, key: str = "k") -> Entry:
 
 
 async def together(*calls: Callable[[], Awaitable[object]]) -> list[object]:
-    """Return what each call returned or raised, all of them made at once."""
+    """Run all calls at once; return what each of them returned or raised."""
     outcomes: list[object] = [None] * len(calls)
 
     async def one(index: int, call: Callable[[], Awaitable[object]]) -> None:
@@ -71,7 +70,7 @@ async def together(*calls: Callable[[], Awaitable[object]]) -> list[object]:
 
 
 def statements(journal: Journal) -> list[str]:
-    """Return a list to which every statement that the journal executes from now on is added."""
+    """Return a list that receives every statement the journal executes from now on."""
     seen: list[str] = []
     connection(journal).set_trace_callback(seen.append)
     return seen
@@ -85,14 +84,14 @@ def connection(journal: Journal) -> sqlite3.Connection:
 
 @contextlib.contextmanager
 def busy(path: Path) -> Iterator[Callable[[], object]]:
-    """Keep the journal from writing, as another process does that writes, until what this gives is called."""
+    """Lock the journal as another process would, and yield a function that unlocks it."""
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield partial(other.execute, "ROLLBACK")
 
 
 async def turns() -> None:
-    """Let every other task of the event loop get as far as it can."""
+    """Let every other task run until it blocks."""
     for _ in range(20):
         await anyio.lowlevel.checkpoint()
 
@@ -120,7 +119,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ingest.db"
 
 
-# What is written down
+# What is recorded
 
 
 async def test_what_was_begun_and_answered_is_there_when_the_file_is_opened_again(path: Path) -> None:
@@ -246,7 +245,7 @@ async def test_a_commit_is_synced_to_the_disk(path: Path) -> None:
         assert pragmas == ["wal", 2]
 
 
-# Conflicts, the replay window, taking back
+# Conflicts, the replay window, forgetting
 
 
 @pytest.mark.parametrize(
@@ -353,7 +352,7 @@ async def test_a_refused_rerun_does_not_remove_what_an_earlier_run_may_have_sent
 
 
 async def test_lists_are_in_order_over_many_pages_while_entries_go(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal_module, "_PAGE_ENTRIES", 4)
+    monkeypatch.setattr("convertrilo.journal.entries._PAGE_ENTRIES", 4)
     async with Journal(path) as journal:
         keys = [f"k{number}" for number in random.Random(1).sample(range(100), 26)]
         for key in keys:
@@ -510,8 +509,8 @@ async def test_a_new_file_that_another_process_is_just_setting_up_is_tried_again
 
 # Cancellation
 
-# What a task was doing when it was cancelled, and what must then be in the journal: a `begin` leaves nothing, as
-# nothing was sent, and an answer that was received is kept.
+# What a task was doing when it was cancelled, and what the journal must hold then: a `begin` leaves nothing, because
+# nothing was sent; an answer that was received is kept.
 AFTER_CANCELLATION = {"not started": None, "beginning": None, "forgetting": None, "answering": "answered"}
 
 
@@ -535,7 +534,7 @@ async def assert_consistent(journal: Journal, stages: list[str]) -> None:
 
 
 def some(choice: random.Random) -> int:
-    """Return how many turns of the event loop to wait: mostly few, and up to as many as a task lives."""
+    """Return for how many turns of the event loop to wait: mostly a few, at most a task's lifetime."""
     return int(2 ** choice.uniform(0, 8))
 
 
@@ -567,7 +566,7 @@ async def test_tasks_cancelled_at_any_moment_leave_the_journal_consistent(path: 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_tasks_that_asyncio_cancels_itself_leave_the_journal_consistent(path: Path, seed: int) -> None:
-    """`Task.cancel()`, as `asyncio.timeout` and web servers use it, goes through anyio's shields."""
+    """`Task.cancel()`, which `asyncio.timeout` and web servers use, ignores anyio's shields."""
     choice = random.Random(seed)
     journal = Journal(path)
     stages = ["not started"] * 500
@@ -577,7 +576,7 @@ def test_tasks_that_asyncio_cancels_itself_leave_the_journal_consistent(path: Pa
             await live(journal, number, stages)
 
     async def cancel(task: asyncio.Task[None]) -> None:
-        for _ in range(choice.randrange(3)):  # a second one finds the task waiting for the end of its commit
+        for _ in range(choice.randrange(3)):  # a second cancellation finds the task waiting for its commit
             for _ in range(some(choice)):
                 await asyncio.sleep(0)
             task.cancel()
@@ -605,7 +604,7 @@ def test_tasks_that_asyncio_cancels_itself_leave_the_journal_consistent(path: Pa
 def test_whoever_is_cancelled_while_the_disk_is_busy_the_others_go_on(
     path: Path, backend: str, how: str, cancelled: tuple[int, ...]
 ) -> None:
-    """The first of three begins runs in a thread, the second leads the batch after it, and the third is in that one."""
+    """The first `begin` runs in a thread, the second leads the next batch, and the third joins that batch."""
     outcomes: list[Entry | str | None] = [None] * 3
     cancels: list[Callable[[], object]] = []
 
@@ -686,7 +685,7 @@ async def test_a_task_that_outlives_the_journal_is_told_and_does_not_open_it_aga
     assert not open_files(path.parent)
 
 
-# Many processes, and their deaths
+# Many processes, and their crashes
 
 RACE = """
 import json, random, sys
@@ -763,7 +762,7 @@ anyio.run(main, sys.argv[1], sys.argv[2], backend=sys.argv[3])
 
 
 def killed_run(path: Path, run: int, backend: str) -> list[tuple[str, str]]:
-    """Return what a process reported before it was killed with -9, in the midst of its work."""
+    """Return what a process reported before it was killed with SIGKILL, in the middle of its work."""
     with run_child(LIFE, path, run, backend) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(random.Random(run).randrange(1, 400))]
@@ -884,7 +883,7 @@ async def test_a_path_that_cannot_be_a_file_is_refused(tmp_path: Path, name: str
 
 @contextlib.contextmanager
 def unprivileged() -> Iterator[Path]:
-    """Give a directory in which permissions count: root, whom they do not bind, is somebody else for the while."""
+    """Yield a directory in which permissions apply: as root, the test runs as another user meanwhile."""
     nobody = 65534
     with tempfile.TemporaryDirectory() as directory:
         if os.geteuid() != 0:
@@ -988,13 +987,13 @@ async def test_a_disk_that_refuses_to_grow_loses_nothing_that_was_confirmed(path
 async def test_a_file_that_another_process_keeps_locked_is_an_error_until_it_lets_go(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_sqlite, "_PATIENCE", 0.0)
+    monkeypatch.setattr(_sqlite, "_LOCK_TIMEOUT", 0.0)
     async with Journal(path) as journal:
         seen = statements(journal)
         with busy(path) as free:
             outcomes = await together(*(partial(begin, journal, f"k{n}") for n in range(10)))
             assert all(isinstance(error, JournalError) and "locked" in str(error) for error in outcomes)
-            assert seen.count("BEGIN IMMEDIATE") <= 2  # each waits once, and not one after another
+            assert seen.count("BEGIN IMMEDIATE") <= 2  # each waits once, and they wait at the same time
             free()
         assert (await begin(journal, "k0")).fresh
 
@@ -1004,7 +1003,7 @@ async def test_a_journal_is_for_one_service(path: Path) -> None:
         begun = partial(journal.begin, operation="createJob", key="k", body=b"{}", identity="key", name=None)
         await begun(service="localhost")
         await journal.answer("k", b"a sandbox's answer")
-        with pytest.raises(JournalError, match="is that of localhost, and this is production"):
+        with pytest.raises(JournalError, match="belongs to localhost, and this is production"):
             await begun(service="production")
 
 

@@ -1,4 +1,4 @@
-"""Uploads in parts that are taken up again: with a journal only what has not arrived is sent, whatever came between."""
+"""Resumed multipart uploads: with a journal, only the missing parts are sent, whatever interrupted the upload."""
 
 import os
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +31,7 @@ BODY = {"codec": "h264", "resolution": "480p", "fps": 30, "externalId": "holiday
 
 
 class Uploads:
-    """One job's uploads, by clients that share nothing but the journal's file."""
+    """The uploads of one job, by clients that share only the journal's file."""
 
     def __init__(self, sandbox: Sandbox, folder: Path) -> None:
         self.sandbox = sandbox
@@ -55,7 +55,7 @@ class Uploads:
         return self.sent(before)
 
     async def interrupt(self, after: int = 3, how: str = "cancelled", **options: Any) -> None:
-        """Upload, until so many parts have arrived."""
+        """Upload until so many parts are uploaded."""
         scope = anyio.CancelScope()
 
         def stop(progress: Progress) -> None:
@@ -90,7 +90,7 @@ class Uploads:
         return self.sandbox._read(lambda tx: tx.row("SELECT 1 FROM uploads WHERE job = ?", self.job_id)) is not None
 
     async def known(self) -> list[int]:
-        """Return the parts that the journal knows of."""
+        """Return the numbers of the parts in the journal."""
         async with Journal(self.folder / "journal.db") as journal:
             return sorted((await journal.sent_parts(self.job_id, service="localhost")).parts)
 
@@ -169,7 +169,7 @@ async def test_a_file_that_has_changed_is_never_mixed_with_what_it_was(
     await uploads.interrupt(5)
     times = uploads.path.stat()
     uploads.path.write_bytes(new)
-    os.utime(uploads.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # as some tools do
+    os.utime(uploads.path, ns=(times.st_atime_ns, times.st_mtime_ns))  # some copy tools keep the times
     assert await uploads.run() == sent
     assert uploads.uploaded == new
 

@@ -1,4 +1,4 @@
-"""Files up and down: whole, byte by byte, whatever breaks; and no credential of the API's with them."""
+"""Uploads and downloads: every byte arrives, whatever breaks, and no API credential is sent along."""
 
 import asyncio
 import base64
@@ -43,11 +43,8 @@ from convertrilo import (
     ValidationError,
 )
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
-from convertrilo.transfers import Progress, transfers
-from convertrilo.transfers import multipart as _parts
-from convertrilo.transfers import part_file as _partial
-from convertrilo.transfers import source as _content
-from convertrilo.transfers import storage as _storage
+from convertrilo.transfers import Progress, download, multipart, part_file
+from convertrilo.transfers.source import Content
 
 DATA = bytes(range(256)) * 3000  # 768,000 bytes
 SEND_SIZE, READ_SIZE = 256 * 1024, 300_000
@@ -62,8 +59,8 @@ STORED = Answer(200)
 
 @pytest.fixture(autouse=True)
 def small_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files are read in several pieces, though they are small here."""
-    monkeypatch.setattr(_content.Content.next, "__defaults__", (READ_SIZE,))
+    """Read the small files of these tests in several pieces."""
+    monkeypatch.setattr(Content.next, "__defaults__", (READ_SIZE,))
 
 
 # ---- upload: from what
@@ -227,7 +224,7 @@ async def test_a_stream_of_which_nothing_was_read_is_sent_when_a_connection_is_t
     assert script.sent[0].body == DATA
 
 
-@pytest.mark.parametrize(("size", "says"), [(len(DATA) + 1, "ends after"), (len(DATA) - 1, "goes on after")])
+@pytest.mark.parametrize(("size", "says"), [(len(DATA) + 1, "ends after"), (len(DATA) - 1, "is longer than")])
 async def test_a_stream_that_is_not_as_long_as_was_said_does_not_pass(size: int, says: str) -> None:
     async with client_of(Script(STORED)) as client:
         error = await raised_by(client.upload(JOB, stream_of(DATA), size=size))
@@ -320,7 +317,7 @@ async def test_cancelling_an_upload_leaves_nothing_open(tmp_path: Path) -> None:
 
 
 class PartStore:
-    """Takes files in parts, as the service does; `failures` come first, by the last word of the path."""
+    """Receives files in parts, as the service does. `failures` are answered first, by the last word of the path."""
 
     def __init__(self, **failures: list[Any]) -> None:
         self.failures = failures
@@ -347,7 +344,7 @@ class PartStore:
         if isinstance(failure, Answer):
             return failure
         answer: Answer = getattr(self, word)(sent, last)
-        if isinstance(failure, Exception):  # too late: it has happened
+        if isinstance(failure, Exception):  # the request has been processed by now
             raise failure
         return answer
 
@@ -552,8 +549,8 @@ async def test_an_upload_whose_last_step_is_cancelled_is_given_up_unless_it_is_w
 
 
 async def test_parts_grow_with_a_file_that_would_have_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert _parts.MOST_PARTS == 10_000
-    monkeypatch.setattr(_parts, "MOST_PARTS", 100)
+    assert multipart.MOST_PARTS == 10_000
+    monkeypatch.setattr(multipart, "MOST_PARTS", 100)
     store = PartStore()
     async with client_of(Script(store)) as client:
         await client.upload_chunked("j-1", DATA, part_size=10)
@@ -715,7 +712,7 @@ async def test_of_an_error_answer_only_code_and_message_are_shown() -> None:
 
 
 class Storage:
-    """One object on a server that knows ranges; `failures` come first, one for each request, `None` for none."""
+    """A server with one object, which supports ranges. `failures` come first, one per request; `None` is no failure."""
 
     def __init__(self, data: bytes = DATA, etag: str | None = '"v1"', failures: list[Any] | None = None) -> None:
         self.data = data
@@ -786,7 +783,7 @@ async def test_download_replaces_what_is_there_only_when_it_is_whole(tmp_path: P
 
 
 async def test_download_progress_counts_what_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfers, "WRITE_SIZE", 1)
+    monkeypatch.setitem(download.__globals__, "WRITE_SIZE", 1)
     seen: list[Progress] = []
     async with client_of(Script(Storage())) as client:
         await client.download(STATUS, tmp_path / "out", on_progress=seen.append)
@@ -907,7 +904,7 @@ ANOTHER: dict[str, tuple[Any, Any]] = {
 
 @pytest.mark.parametrize("kind", ANOTHER)
 async def test_a_part_of_another_output_is_not_continued(kind: str, tmp_path: Path) -> None:
-    """Not even if its version is called the same: an ETag need only be unique among the versions of one file."""
+    """Not even with the same ETag, which is unique only among the versions of one file."""
     one, another = ANOTHER[kind]
     async with client_of(Script(Storage(failures=[RESET])), retry=RetryPolicy.none()) as client:
         await raised_by(client.download(one, tmp_path / "out"))
@@ -1096,9 +1093,9 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     async def serve(received: Received) -> bytes:
-        return on_the_wire(DATA * 10)[:-1]  # one that has come whole would leave its connection in the pool
+        return on_the_wire(DATA * 10)[:-1]  # a complete response would return its connection to the pool
 
-    monkeypatch.setattr(_partial, "write_pieces", full)
+    monkeypatch.setattr(part_file, "write_pieces", full)
     async with loopback(serve) as server, AsyncClient("key") as client:
         error = await raised_by(client.download(server.url, tmp_path / "out"))
         assert isinstance(error, TransferError)
@@ -1112,7 +1109,7 @@ async def test_a_full_disk_ends_a_download_on_a_real_socket_too(
 async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = _partial.write_pieces
+    write = part_file.write_pieces
     written = 0
 
     def full(file: Any, chunks: list[bytes]) -> None:
@@ -1123,8 +1120,8 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
         written += 1
         write(file, chunks)
 
-    monkeypatch.setattr(transfers, "WRITE_SIZE", 1)
-    monkeypatch.setattr(_partial, "write_pieces", full)
+    monkeypatch.setitem(download.__globals__, "WRITE_SIZE", 1)
+    monkeypatch.setattr(part_file, "write_pieces", full)
     script = Script(Storage())
     async with client_of(script) as client:
         error = await raised_by(client.download(STATUS, tmp_path / "out"))
@@ -1133,7 +1130,7 @@ async def test_a_full_disk_is_said_and_the_part_is_kept_for_later(
         assert "is kept in" in str(error)
         assert (tmp_path / "out.part").stat().st_size == len(DATA) // 2 + 10
         assert script.open == 0
-        monkeypatch.setattr(_partial, "write_pieces", write)
+        monkeypatch.setattr(part_file, "write_pieces", write)
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == DATA
     assert script.sent[-1].headers["range"] == f"bytes={len(DATA) // 2 + 10}-"
@@ -1191,7 +1188,7 @@ async def test_two_downloads_to_one_path_do_not_write_into_each_others_file(tmp_
 async def test_a_part_that_gets_its_name_just_then_is_not_written_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, done = _partial._lock, tmp_path / "done"
+    lock, done = part_file._lock, tmp_path / "done"
     (tmp_path / "out.part").write_bytes(b"another download")
 
     def too_late(file: Any) -> bool:
@@ -1199,7 +1196,7 @@ async def test_a_part_that_gets_its_name_just_then_is_not_written_to(
             (tmp_path / "out.part").rename(done)
         return lock(file)
 
-    monkeypatch.setattr(_partial, "_lock", too_late)
+    monkeypatch.setattr(part_file, "_lock", too_late)
     async with client_of(Script(Storage())) as client:
         path = await client.download(STATUS, tmp_path / "out")
     assert path.read_bytes() == DATA
@@ -1238,13 +1235,13 @@ async def test_a_part_of_something_else_is_kept_until_there_is_something_to_writ
 async def test_a_task_that_asyncio_itself_cancels_leaves_no_file_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lock, opened, go_on = _partial._lock, threading.Event(), threading.Event()
+    lock, opened, go_on = part_file._lock, threading.Event(), threading.Event()
 
     def slowly(file: Any) -> bool:
         opened.set()
         return go_on.wait(60) and lock(file)
 
-    monkeypatch.setattr(_partial, "_lock", slowly)
+    monkeypatch.setattr(part_file, "_lock", slowly)
     async with client_of(Script(Storage())) as client:
         task = asyncio.create_task(client.download(STATUS, tmp_path / "out"))
         assert await anyio.to_thread.run_sync(opened.wait, 60)
@@ -1279,11 +1276,11 @@ async def test_who_has_the_file_open_by_a_fork_does_not_keep_it_from_others(tmp_
 async def test_a_file_that_is_another_each_time_ends_in_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_partial.Partial, "_is_in_place", lambda _: False)
+    monkeypatch.setattr(part_file.PartFile, "_is_in_place", lambda _: False)
     async with client_of(Script(Storage())) as client:
         error = await raised_by(client.download(STATUS, tmp_path / "out"))
     assert isinstance(error, TransferError)
-    assert "out.part is another file each time" in str(error)
+    assert "out.part was replaced each time it was opened" in str(error)
 
 
 async def test_a_disk_that_is_full_only_at_the_close_gives_no_file_its_name(
@@ -1345,7 +1342,7 @@ async def test_answers_that_a_transport_has_read_already_will_do(tmp_path: Path)
 
 
 class Endless(httpx.AsyncByteStream):
-    """A body of a transport that does not end it when it is closed."""
+    """The body of a transport that does not end it when the response is closed."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
@@ -1356,7 +1353,7 @@ class Endless(httpx.AsyncByteStream):
 async def test_cancelling_a_download_ends_whatever_the_transport(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_storage, "_SECONDS_TO_END", 0.01)
+    monkeypatch.setattr("convertrilo.transfers.storage._SECONDS_TO_CLOSE", 0.01)
     transport = httpx.MockTransport(
         lambda _: httpx.Response(200, headers={"Content-Length": "9" * 15}, stream=Endless())
     )
