@@ -201,7 +201,7 @@ class FolderRun:
             concurrency=concurrency,
             journal=self._record.journal,
             on_progress=None,
-            carry=None if self._elsewhere is None else self._elsewhere.carry,
+            send_batch=None if self._elsewhere is None else self._elsewhere.carry,
         )
         with results:
             async for result in submitted:
