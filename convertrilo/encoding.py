@@ -19,7 +19,7 @@ from convertrilo.transfers import OnProgress, Progress, download, upload, upload
 from convertrilo.transfers.multipart import has_file
 from convertrilo.transfers.storage import BrokenAttempt
 from convertrilo.waiting import wait_for_job, wait_for_on_demand
-from convertrilo.waiting.poller import AnyStatus, percent_of
+from convertrilo.waiting.watch import AnyStatus, percent_of
 
 PART_SIZE, CONCURRENCY = 8 * 1024 * 1024, 4
 
