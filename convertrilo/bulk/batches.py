@@ -16,7 +16,7 @@ from convertrilo.errors import Issue, ValidationError
 from convertrilo.idempotency import CREDENTIALS, Identity, bare_of, batch_identity, name_of_round
 from convertrilo.models import BulkCreateSettings, JobCreateRequest
 
-Request = JobCreateRequest | Mapping[str, Any]
+JobRequest = JobCreateRequest | Mapping[str, Any]
 
 # A long identity keeps its beginning, and only the rest is hashed. So ids that arrive in order, as from a listing, stay
 # in order; fully hashed, each of them would touch another page of the journal.
@@ -77,7 +77,7 @@ class Item:
         "wire",
     )
 
-    def __init__(self, wire: dict[str, Any], body: bytes, requests: list[Request]) -> None:
+    def __init__(self, wire: dict[str, Any], body: bytes, requests: list[JobRequest]) -> None:
         stripped = bare_of(wire)
         self.wire = wire
         self.body = body
@@ -117,7 +117,7 @@ def make_item(request: object) -> Item:
         allowed = "JobCreateRequest or a mapping in the wire's shape"
         raise ValidationError("job", [Issue("", f"must be {allowed}, not {type(request).__name__}")])
     wire = to_wire(model)
-    return Item(wire, encode(wire), [cast("Request", request)])
+    return Item(wire, encode(wire), [cast("JobRequest", request)])
 
 
 @attrs.define(eq=False)

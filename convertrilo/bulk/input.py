@@ -5,11 +5,11 @@ from collections.abc import AsyncIterable, Callable, Iterable
 
 import anyio.lowlevel
 
-from convertrilo.bulk.batches import Item, Request, make_item
+from convertrilo.bulk.batches import Item, JobRequest, make_item
 from convertrilo.errors import ConvertriloError, IdempotencyConflictError, ValidationError
 from convertrilo.operations import CREATE_JOBS_BULK
 
-Jobs = Iterable[Request] | AsyncIterable[Request]
+Jobs = Iterable[JobRequest] | AsyncIterable[JobRequest]
 
 _SLICE = 0.01
 """Seconds for which a plain iterable is read before other tasks get a turn."""
@@ -26,9 +26,9 @@ class BatchReader:
         """Jobs per batch."""
         self.taken = 0
         """How many jobs were read from the input."""
-        self._refused: list[tuple[Request, ConvertriloError]] = []
+        self._refused: list[tuple[JobRequest, ConvertriloError]] = []
         self._is_at_end = False
-        self._advance: Callable[[], Request] | None = None
+        self._advance: Callable[[], JobRequest] | None = None
         if isinstance(jobs, AsyncIterable):
             self._source = aiter(jobs)
         else:
@@ -81,7 +81,7 @@ class BatchReader:
         self._nameless = []
         return nameless
 
-    def take_refused(self) -> list[tuple[Request, ConvertriloError]]:
+    def take_refused(self) -> list[tuple[JobRequest, ConvertriloError]]:
         """Return the jobs that were refused since the last call, without being sent, and the error of each."""
         refused, self._refused = self._refused, []
         return refused

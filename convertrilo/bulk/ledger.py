@@ -98,8 +98,8 @@ class Ledger:
         """Record a batch as this run's, unless some of its jobs are in other batches.
 
         Returns:
-            The places of the jobs that are in other batches, if there are any: then nothing is recorded. Otherwise the
-            answer, if the batch was already sent as an operation of its own; or None, if the batch is to be sent.
+            The memberships of the jobs that are in other batches, if there are any: then nothing is recorded. Otherwise
+            the answer, if the batch was already sent as an operation of its own; or None, if the batch is to be sent.
 
         Raises:
             OutcomeUnknownError: The batch was sent as an operation of its own, and its outcome is unknown.
@@ -110,7 +110,7 @@ class Ledger:
             return await self.journal.do(work, _NOTHING_SENT)
         except anyio.get_cancelled_exc_class():
             if batch.number is not None and not batch.was_sent_before:
-                await self.free(batch)
+                await self.discard(batch)
             raise
 
     def _claim(
@@ -119,8 +119,12 @@ class Ledger:
         check_service(connection, self._service)
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
-        places = claims.find(connection, list(replaced))
-        taken = {identity: place for identity, place in places.items() if place.batch != replaced[identity]}
+        memberships = claims.find(connection, list(replaced))
+        taken = {
+            identity: membership
+            for identity, membership in memberships.items()
+            if membership.batch != replaced[identity]
+        }
         if taken:
             return taken
         identity = batch.identity
@@ -204,7 +208,7 @@ class Ledger:
         with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
             await self.journal.do(partial(claims.let_go_all, owner=self.owner), _STAYS_PENDING)
 
-    async def free(self, batch: Batch) -> None:
+    async def discard(self, batch: Batch) -> None:
         """Delete a batch that the service did not process, so that its jobs may go into other batches."""
         with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
             await self.journal.do(partial(claims.free, key=batch.identity.key, owner=self.owner), _STAYS_PENDING)

@@ -3,7 +3,7 @@
 import attrs
 
 from convertrilo._http.redaction import hider, secrets_in
-from convertrilo.bulk.batches import Batch, Item, Request
+from convertrilo.bulk.batches import Batch, Item, JobRequest
 from convertrilo.bulk.outcomes import JobOutcome, code_and_message
 from convertrilo.errors import ConvertriloError, DecodeError, JobRefusedError
 from convertrilo.operations import CREATE_JOBS_BULK
@@ -13,7 +13,7 @@ from convertrilo.operations import CREATE_JOBS_BULK
 class SubmittedJob:
     """The result of `submit_jobs` for one job: it has a `job_id` or an `error`."""
 
-    request: Request
+    request: JobRequest
     """The job as it was given."""
     external_id: str | None
     job_id: str | None
@@ -79,7 +79,7 @@ class Results:
 
     def add(
         self,
-        request: Request,
+        request: JobRequest,
         external_id: str | None,
         key: str | None,
         error: ConvertriloError | None,

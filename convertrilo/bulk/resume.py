@@ -34,7 +34,7 @@ _LOOK_AGAIN = 0.1
 """Seconds between two reads of a batch that another run is sending."""
 
 _Members = Sequence[tuple[Item, "Place"]]
-"""Jobs of the input, each with its place in one batch of the journal."""
+"""Jobs of the input, each with its membership in one batch of the journal."""
 
 
 @attrs.define(eq=False)
@@ -90,23 +90,23 @@ class Resumer:
         _, resumed = self._resumed.popitem()
         return partial(self._send_again, resumed)
 
-    async def look_up(self, items: Sequence[Item], places: "Mapping[bytes, Place]") -> list[Item]:
+    async def look_up(self, items: Sequence[Item], memberships: "Mapping[bytes, Place]") -> list[Item]:
         """Give the jobs that are in batches already their results; return the jobs that are to be sent.
 
         Args:
             items: The jobs.
-            places: Where the journal has them, by their identities.
+            memberships: The batches that the journal has them in, by their identities.
         """
         rest: list[Item] = []
         by_batch: dict[int, list[tuple[Item, Place]]] = {}
         for item in items:
-            place = places.get(item.identity)
-            if place is None:
+            membership = memberships.get(item.identity)
+            if membership is None:
                 rest.append(item)
-            elif place.is_free:
-                rest.append(_moved(item, place.batch, place.round))
+            elif membership.is_free:
+                rest.append(_moved(item, membership.batch, membership.round))
             else:
-                by_batch.setdefault(place.batch, []).append((item, place))
+                by_batch.setdefault(membership.batch, []).append((item, membership))
         for number, members in by_batch.items():
             rest += await self._look_up_in_batch(number, members)
         return rest
@@ -125,7 +125,7 @@ class Resumer:
                 return self._settle(number, answered, members)
             known = await self._ledger.read(number)
             if known is None:
-                return [_moved(item, number, place.round) for item, place in members]
+                return [_moved(item, number, membership.round) for item, membership in members]
             if known.entry.state == "answered":
                 self._ledger.cache_outcomes(known)
             elif known.entry.state == "unknown":
@@ -154,13 +154,13 @@ class Resumer:
     def _join(self, batch_items: Sequence[Item], members: _Members) -> list[int]:
         """Attach jobs of the input to the jobs of a batch that they are; return the positions of those jobs."""
         joined: list[int] = []
-        for item, place in members:
-            member = batch_items[place.position]
+        for item, membership in members:
+            member = batch_items[membership.position]
             if member.digest == item.digest:
                 member.requests += item.requests
                 member.wire = item.wire
                 member.body, member.body_without_credentials = item.body, item.body_without_credentials
-                joined.append(place.position)
+                joined.append(membership.position)
             else:
                 self._results.add_error(item, conflict(), None)
         return joined
@@ -191,9 +191,9 @@ class Resumer:
     def _settle(self, number: int, answered: "AnsweredBatch", members: _Members) -> list[Item]:
         """Give jobs the outcomes of their answered batch; return the jobs that may be sent again."""
         rest: list[Item] = []
-        for item, place in members:
-            outcome = outcome_of(item.external_id, answered.outcomes.get(place.position))
-            is_same = item.digest == place.digest
+        for item, membership in members:
+            outcome = outcome_of(item.external_id, answered.outcomes.get(membership.position))
+            is_same = item.digest == membership.digest
             is_refused = outcome is not None and outcome.job_id is None and outcome.error is not None
             if outcome is not None and is_refused and (not is_same or outcome.has_error_of(RETRIED_IN_NEXT_RUN)):
                 rest.append(_moved(item, number, answered.round))

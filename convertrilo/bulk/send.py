@@ -206,7 +206,7 @@ async def _record_failure(ledger: "Ledger", batch: Batch, error: BaseException) 
     ledger.in_flight.pop(batch.number, None)
     is_known = isinstance(error, IdempotencyConflictError)  # under another key its jobs would be created twice
     had_no_effect = not is_known and (not batch.is_in_doubt or _is_surely_refused(batch, error))
-    await (ledger.free(batch) if had_no_effect else ledger.release([batch.number]))
+    await (ledger.discard(batch) if had_no_effect else ledger.release([batch.number]))
 
 
 def _is_surely_refused(batch: Batch, error: BaseException) -> bool:
@@ -224,7 +224,7 @@ def _is_surely_refused(batch: Batch, error: BaseException) -> bool:
 def _unknown_outcome(batch: Batch, error: APIError) -> OutcomeUnknownError:
     """Return the error of a batch that may have been processed, and that a gateway now rejects."""
     unknown = OutcomeUnknownError(
-        f"an earlier attempt may have been processed, and the last one was rejected before it reached the service: "
+        "an earlier attempt may have been processed, and the last one was rejected before it reached the service: "
         f"{error.message}.",
         find_out="In another batch its jobs could be created twice. Run again with the same journal: the batch is sent "
         "unchanged.",
