@@ -1,15 +1,18 @@
-"""Cancelling a job whose kind its id does not tell."""
+"""Cancelling a job without knowing its kind: a job's id does not tell whether the job is on-demand."""
 
 from convertrilo._base_client import BaseClient
 from convertrilo.errors import NotFoundError
-from convertrilo.waiting.poller import AnyStatus
+from convertrilo.models import OnDemandStatusResponse, StatusResponse
 
 
-async def cancel_job(client: BaseClient, job_id: str) -> tuple[AnyStatus, float | None]:
-    """Cancel a job of either kind; return where it stands then, and how many tokens were released, if it is on-demand.
+async def cancel_job(client: BaseClient, job_id: str) -> tuple[StatusResponse | OnDemandStatusResponse, float | None]:
+    """Cancel a job of either kind (`onDemandCancel`, or else `cancelJob`).
 
-    `onDemandCancel` is asked first. What else knows an on-demand job is open in the contract, and `cancelJob`, where it
-    does, would leave one that runs as it is.
+    `onDemandCancel` comes first, because the contract does not say whether `cancelJob` accepts on-demand jobs; if it
+    does, it has no effect on a running one.
+
+    Returns:
+        The status after the cancellation, and the released tokens (neu) if the job is on-demand.
 
     Raises:
         NotFoundError: There is no such job.

@@ -21,7 +21,7 @@ from convertrilo.transfers.multipart import has_file
 from convertrilo.transfers.storage import BrokenAttempt
 from convertrilo.transfers.upload import DEFAULT_CONCURRENCY, DEFAULT_PART_SIZE
 from convertrilo.waiting import wait_for_job, wait_for_on_demand
-from convertrilo.waiting.poller import AnyStatus, percent_of
+from convertrilo.waiting.watch import AnyStatus, percent_of
 
 
 async def encode_file(

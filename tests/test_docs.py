@@ -54,7 +54,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, object_store: 
     """A folder with a video, a sandbox on a port, and what the environment says of both."""
     sandbox = Sandbox(seed=0, allow_private_sources=True, source_transport=Elsewhere(object_store))
     level = logging.getLogger("convertrilo").level
-    monkeypatch.setattr("convertrilo.waiting.poller.MIN_INTERVAL", 0.05)  # after which the instant encoder is done
+    monkeypatch.setattr("convertrilo.waiting.watch.MIN_INTERVAL", 0.05)  # after which the instant encoder is done
     with serve_in_thread(sandbox) as base_url:
         for name in ("in.mp4", "holiday.mov"):
             (tmp_path / name).write_bytes(CLIP)

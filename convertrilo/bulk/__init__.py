@@ -1,6 +1,7 @@
-"""Bulk submission: an iterable of jobs in, frozen batches to the service, one result per job out."""
+"""Bulk submission: submits jobs from an iterable in frozen batches, and returns one result per job."""
 
 from convertrilo.bulk.results import SubmitProgress, SubmittedJob
-from convertrilo.bulk.run import Carry, OnSubmit, submit_jobs
+from convertrilo.bulk.run import OnSubmit, submit_jobs
+from convertrilo.bulk.send import SendBatch
 
-__all__ = ["Carry", "OnSubmit", "SubmitProgress", "SubmittedJob", "submit_jobs"]
+__all__ = ["OnSubmit", "SendBatch", "SubmitProgress", "SubmittedJob", "submit_jobs"]

@@ -1,33 +1,34 @@
-"""The input of a bulk submission, cut into frames: the jobs that go into a batch together, at least at first."""
+"""The input of a bulk submission, read in batches: the jobs that are to be sent together, unless that is too large."""
 
 import time
 from collections.abc import AsyncIterable, Callable, Iterable
 
 import anyio.lowlevel
 
-from convertrilo.bulk.batches import Item, Request, make_item
+from convertrilo.bulk.batches import Item, JobRequest, make_item
 from convertrilo.errors import ConvertriloError, IdempotencyConflictError, ValidationError
+from convertrilo.operations import CREATE_JOBS_BULK
 
-Jobs = Iterable[Request] | AsyncIterable[Request]
+Jobs = Iterable[JobRequest] | AsyncIterable[JobRequest]
 
 _SLICE = 0.01
-"""Seconds for which a plain iterable is read before other tasks have a turn."""
+"""Seconds for which a plain iterable is read before other tasks get a turn."""
 
 
-class Frames:
-    """Reads the input, frame by frame.
+class BatchReader:
+    """Reads the input batch by batch.
 
-    Jobs without an `external_id` have frames of their own: they have no identity, and their batch has none.
+    Jobs without an `external_id` get batches of their own, because they and their batch have no identity.
     """
 
     def __init__(self, jobs: Jobs, size: int) -> None:
         self.size = size
-        """Jobs of a frame."""
+        """Jobs per batch."""
         self.taken = 0
-        """How many jobs were read."""
-        self._refused: list[tuple[Request, ConvertriloError]] = []
+        """How many jobs were read from the input."""
+        self._refused: list[tuple[JobRequest, ConvertriloError]] = []
         self._is_at_end = False
-        self._advance: Callable[[], Request] | None = None
+        self._advance: Callable[[], JobRequest] | None = None
         if isinstance(jobs, AsyncIterable):
             self._source = aiter(jobs)
         else:
@@ -36,11 +37,11 @@ class Frames:
         self._nameless: list[Item] = []
 
     async def next(self, is_time_to_stop: Callable[[], bool]) -> list[Item] | None:
-        """Return the members of the next frame; the last ones are smaller, and after those it is empty.
+        """Return the jobs of the next batch; the last batches are smaller, and after them the list is empty.
 
         Args:
-            is_time_to_stop: Asked as jobs come in; when it is, what was read stays for the next time, and there is no
-                frame.
+            is_time_to_stop: Called while jobs are read. Once it returns True, the jobs read so far are kept for the
+                next call, and this call returns None.
         """
         named, nameless, size = self._named, self._nameless, self.size
         advance, due = self._advance, time.perf_counter() + _SLICE
@@ -50,7 +51,7 @@ class Frames:
                 if advance is not None:
                     request = advance()
                     if time.perf_counter() > due:
-                        await anyio.lowlevel.checkpoint()  # however slow it is, others have a turn
+                        await anyio.lowlevel.checkpoint()  # other tasks get a turn, however slow the iterable is
                         due = time.perf_counter() + _SLICE
                         is_stopped = is_time_to_stop()
                 else:
@@ -70,41 +71,42 @@ class Frames:
                 continue
             first = named.setdefault(item.external_id, item)
             if first is not item:
-                self._repeat(first, item)
+                self._merge(first, item)
         if is_stopped and len(named) < size and len(nameless) < size:
             return None
         if len(named) >= size or (named and len(nameless) < size):
-            frame = list(named.values())
-            self._named = {item.external_id or "": item for item in frame[size:]}
-            return frame[:size]
+            batch = list(named.values())
+            self._named = {item.external_id or "": item for item in batch[size:]}
+            return batch[:size]
         self._nameless = []
         return nameless
 
-    def take_refused(self) -> list[tuple[Request, ConvertriloError]]:
-        """Return the jobs that were met since the last time and are not to be sent, and why."""
+    def take_refused(self) -> list[tuple[JobRequest, ConvertriloError]]:
+        """Return the jobs that were refused since the last call, without being sent, and the error of each."""
         refused, self._refused = self._refused, []
         return refused
 
-    def put_back(self, items: Iterable[Item]) -> None:
-        """Let jobs go into the next frame: what they were to go with is known already."""
+    def requeue(self, items: Iterable[Item]) -> None:
+        """Put jobs into the next batch: the other jobs of their batch are already in the journal."""
         for item in items:
             assert item.external_id is not None
             first = self._named.setdefault(item.external_id, item)
             if first is not item:
-                self._repeat(first, item)
+                self._merge(first, item)
 
-    def _repeat(self, first: Item, item: Item) -> None:
-        if first.bare == item.bare:
+    def _merge(self, first: Item, item: Item) -> None:
+        """Let one job stand for a repetition of it, or refuse the repetition if it differs."""
+        if first.body_without_credentials == item.body_without_credentials:
             first.requests += item.requests
         else:
             self._refused += [(request, conflict()) for request in item.requests]
 
 
 def conflict() -> IdempotencyConflictError:
-    """Make the error of a job whose `external_id` is that of another one."""
+    """Return the error of a job whose `external_id` belongs to a different job."""
     return IdempotencyConflictError(
-        "another job has this external_id, and its body or settings are others. This one was not sent",
+        "another job has this external_id, but its body or settings differ. This job was not sent",
         status=409,
         code="idempotency_conflict",
-        operation="createJobsBulk",
+        operation=CREATE_JOBS_BULK.id,
     )

@@ -1,4 +1,4 @@
-"""The journal's part in submitting jobs: which batch is whose, and what came of it."""
+"""The journal of a bulk submission: who sends which batch, and what the service answered."""
 
 import contextlib
 import os
@@ -6,16 +6,19 @@ import sqlite3
 import uuid
 from collections import OrderedDict
 from collections.abc import Generator, Iterable
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 import anyio
 import attrs
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._http.engine import only_logged
-from convertrilo.bulk.batches import Batch, Outcome, read_outcomes
+from convertrilo.bulk.batches import Batch
+from convertrilo.bulk.outcomes import JobOutcome, read_outcomes
 from convertrilo.errors import OutcomeUnknownError
-from convertrilo.journal import batches as _claims
+from convertrilo.journal import batches as claims
 from convertrilo.journal.batches import BatchRow, Membership
 from convertrilo.journal.entries import (
     Entry,
@@ -24,32 +27,33 @@ from convertrilo.journal.entries import (
     check_service,
     claim_operation,
     find_operation,
+    last_of_other_senders,
     unknown_outcome,
 )
 from convertrilo.journal.journal import Journal
+from convertrilo.operations import CREATE_JOBS_BULK
 
-OPERATION = "createJobsBulk"
-
-_FREED = "The batch stays pending, which is harmless: its key still makes one job of each of its members."
+_NOTHING_SENT = "Nothing was sent."
+_STAYS_PENDING = "The batch stays pending, which is harmless: its key still creates each of its jobs once."
 
 _running: set[str] = set()
-"""The runs of this process that are under way."""
+"""The owners of the runs of this process that are working now."""
 
 
 @attrs.frozen
-class Known:
-    """A batch that is in the journal, and what came of it."""
+class KnownBatch:
+    """A batch that the journal holds, and its operation."""
 
     row: BatchRow
     entry: Entry
 
 
-class Answered(NamedTuple):
-    """What came of a batch."""
+class AnsweredBatch(NamedTuple):
+    """The outcomes of an answered batch."""
 
     key: str
     round: int
-    outcomes: dict[int, Outcome]
+    outcomes: dict[int, JobOutcome]
 
 
 class Ledger:
@@ -57,7 +61,7 @@ class Ledger:
 
     Args:
         journal: The journal, which is open.
-        service: What the journal calls the service.
+        service: The journal's name for the service.
         sender: Tells one API key from another, as in `Journal.begin`.
         keep: How many answered batches to keep in memory.
     """
@@ -65,14 +69,17 @@ class Ledger:
     def __init__(self, journal: Journal, *, service: str, sender: str, keep: int) -> None:
         self.journal = journal
         self.owner = f"{os.getpid()}.{uuid.uuid4().hex}"
+        """The run, as the journal names it."""
+        self.in_flight: dict[int, Batch] = {}
+        """The batches that this run is sending, by their numbers."""
         self._service = service
         self._sender = sender
         self._keep = keep
-        self._answered: OrderedDict[int, Answered] = OrderedDict()
+        self._answered: OrderedDict[int, AnsweredBatch] = OrderedDict()
 
     @contextlib.contextmanager
-    def under_way(self) -> Generator[None]:
-        """Let the other runs of this process see that this one is working."""
+    def running(self) -> Generator[None]:
+        """Mark this run as working, so that the other runs of this process wait for its batches."""
         _running.add(self.owner)
         try:
             yield
@@ -80,30 +87,30 @@ class Ledger:
             _running.discard(self.owner)
 
     def is_busy(self, row: BatchRow) -> bool:
-        """Whether somebody may be sending a batch."""
+        """Whether a run that may still be working owns a batch."""
         return row.owner is not None and is_alive(row.owner)
 
-    def unknown(self, known: Known) -> OutcomeUnknownError:
-        """Make the error of a batch that was not answered in the replay window."""
+    def unknown(self, known: KnownBatch) -> OutcomeUnknownError:
+        """Return the error of a batch that got no answer within the replay window."""
         return unknown_outcome(known.entry)
 
     async def claim(self, batch: Batch) -> dict[bytes, Membership] | bytes | None:
-        """Write a batch down as this run's; where some of its members are in others, return those, and write nothing.
+        """Record a batch as this run's, unless some of its jobs are in other batches.
 
         Returns:
-            Where the members are that are in other batches; or the answer, if it was sent as an operation of its own
-            and answered; or `None`, if it is to be sent.
+            The memberships of the jobs that are in other batches, if there are any: then nothing is recorded. Otherwise
+            the answer, if the batch was already sent as an operation of its own; or None, if the batch is to be sent.
 
         Raises:
-            OutcomeUnknownError: It was sent as an operation of its own, and it is not known what became of it.
-            JournalError: The journal cannot be used, or is another service's. Nothing was sent.
+            OutcomeUnknownError: The batch was sent as an operation of its own, and its outcome is unknown.
+            JournalError: The journal cannot be used or belongs to another service. Nothing was sent.
         """
         work = partial(self._claim, batch=batch, window=self.journal.open_window())
         try:
-            return await self.journal.do(work, "Nothing was sent.")
+            return await self.journal.do(work, _NOTHING_SENT)
         except anyio.get_cancelled_exc_class():
             if batch.number is not None and not batch.was_sent_before:
-                await self.free(batch)
+                await self.discard(batch)
             raise
 
     def _claim(
@@ -112,27 +119,31 @@ class Ledger:
         check_service(connection, self._service)
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
-        places = _claims.find(connection, list(replaced))
-        taken = {identity: place for identity, place in places.items() if place.batch != replaced[identity]}
+        memberships = claims.find(connection, list(replaced))
+        taken = {
+            identity: membership
+            for identity, membership in memberships.items()
+            if membership.batch != replaced[identity]
+        }
         if taken:
             return taken
         identity = batch.identity
         entry = claim_operation(
             connection,
-            operation=OPERATION,
+            operation=CREATE_JOBS_BULK.id,
             key=identity.key,
-            body=batch.bare,
+            body=batch.body_without_credentials,
             identity=identity.kind,
             name=identity.name,
             window=window,
             service=self._service,
             sender=self._sender,
         )
-        batch.number = _claims.add(
+        batch.number = claims.add(
             connection,
             key=identity.key,
             round_number=batch.round,
-            needs_credentials=batch.lacking,
+            needs_credentials=batch.needs_credentials,
             owner=self.owner,
             members=[(item.identity, item.digest) for item in members],
         )
@@ -140,79 +151,79 @@ class Ledger:
         batch.was_sent_before = not entry.fresh
         return entry.answer
 
-    async def read(self, number: int) -> Known | None:
-        """Return a batch, or None if it is no longer there."""
+    async def read(self, number: int) -> KnownBatch | None:
+        """Return a batch, or None if the journal no longer holds it."""
         return await self.journal.do(partial(_read, number=number, window=self.journal.open_window()))
 
-    def outcomes(self, number: int) -> Answered | None:
-        """Return what came of an answered batch, if that is in memory."""
+    def cached_outcomes(self, number: int) -> AnsweredBatch | None:
+        """Return the outcomes of an answered batch, or None if they are not in memory."""
         found = self._answered.get(number)
         if found is not None:
             self._answered.move_to_end(number)
         return found
 
-    def read_answer(self, known: Known) -> None:
-        """Bring the outcomes of an answered batch into memory.
+    def cache_outcomes(self, known: KnownBatch) -> None:
+        """Read the outcomes of an answered batch into memory.
 
         Raises:
-            DecodeError: The answer is not what the contract says.
+            DecodeError: The answer does not follow the contract.
         """
         assert known.entry.answer is not None
         outcomes = read_outcomes(known.entry.answer)
-        self._answered[known.row.number] = Answered(known.row.key, known.row.round, outcomes)
+        self._answered[known.row.number] = AnsweredBatch(known.row.key, known.row.round, outcomes)
         if len(self._answered) > self._keep:
             self._answered.popitem(last=False)
 
     async def answer(self, batch: Batch, answer: bytes) -> None:
-        """Write down what the service said of a batch."""
-        with only_logged(OPERATION):
+        """Record the service's answer to a batch."""
+        with only_logged(CREATE_JOBS_BULK.id):
             await self.journal.answer(batch.identity.key, answer)
 
-    async def take_over(self, known: Known) -> bool:
-        """Become the one who sends a batch; return False if somebody else was quicker.
+    async def take_over(self, known: KnownBatch) -> bool:
+        """Become the owner of a batch; return False if another run was faster.
 
         Raises:
-            OutcomeUnknownError: It was sent with another API key.
+            OutcomeUnknownError: The batch was sent with another API key.
         """
 
         def work(connection: sqlite3.Connection) -> bool:
             check_sender(connection, known.entry, self._sender)
-            return _claims.take_over(connection, known.row.number, old=known.row.owner, new=self.owner)
+            return claims.take_over(connection, known.row.number, old=known.row.owner, new=self.owner)
 
-        return await self.journal.do(work, "Nothing was sent.")
+        return await self.journal.do(work, _NOTHING_SENT)
 
-    async def let_go(self, batches: Iterable[int]) -> None:
-        """Send these batches no more: somebody else may."""
+    async def release(self, batches: Iterable[int]) -> None:
+        """Give up the ownership of these batches, so that any run may send them."""
         numbers = list(batches)
 
         def work(connection: sqlite3.Connection) -> None:
             for number in numbers:
-                _claims.take_over(connection, number, old=self.owner, new=None)
+                claims.take_over(connection, number, old=self.owner, new=None)
 
-        with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(work, _FREED)
+        with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
+            await self.journal.do(work, _STAYS_PENDING)
 
-    async def let_go_all(self) -> None:
-        """Send nothing more: somebody else may."""
-        with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(partial(_claims.release_all, owner=self.owner), _FREED)
+    async def release_all(self) -> None:
+        """Give up the ownership of all batches that got no answer."""
+        with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
+            await self.journal.do(partial(claims.release_all, owner=self.owner), _STAYS_PENDING)
 
-    async def free(self, batch: Batch) -> None:
-        """Forget that a batch was sent, because nothing came of it: its members may go into others."""
-        with anyio.CancelScope(shield=True), only_logged(OPERATION):
-            await self.journal.do(partial(_claims.discard, key=batch.identity.key, owner=self.owner), _FREED)
+    async def discard(self, batch: Batch) -> None:
+        """Delete a batch that the service did not process, so that its jobs may go into other batches."""
+        with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
+            await self.journal.do(partial(claims.discard, key=batch.identity.key, owner=self.owner), _STAYS_PENDING)
 
 
-def _read(connection: sqlite3.Connection, *, number: int, window: Window) -> Known | None:
-    row = _claims.row_of(connection, number)
+def _read(connection: sqlite3.Connection, *, number: int, window: Window) -> KnownBatch | None:
+    row = claims.row_of(connection, number)
     entry = None if row is None else find_operation(connection, key=row.key, window=window)
-    return None if row is None or entry is None else Known(row, entry)
+    return None if row is None or entry is None else KnownBatch(row, entry)
 
 
 def is_alive(owner: str) -> bool:
-    """Whether the run that sends a batch may still be under way.
+    """Whether the run that owns a batch may still be working.
 
-    It need not be right: two that send the same batch send it under the same key.
+    A wrong answer does no harm: two runs that send the same batch send it under the same key.
     """
     pid = int(owner.partition(".")[0])
     if pid == os.getpid():
@@ -224,5 +235,20 @@ def is_alive(owner: str) -> bool:
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # it is another user's
+        pass  # the process belongs to another user
     return True
+
+
+async def last_sent_by_another_key(client: BaseClient, journal: Journal) -> datetime | None:
+    """Return when a journal last recorded a first attempt under an API key other than the client's, or None.
+
+    Args:
+        client: The client whose service and API key are compared with the journal's.
+        journal: The journal, which is open.
+
+    Raises:
+        JournalError: The journal cannot be used or belongs to another service. Nothing was sent.
+    """
+    engine, _ = engine_of(client)
+    work = partial(last_of_other_senders, service=engine.service, sender=engine.credentials.sender)
+    return await journal.do(work, _NOTHING_SENT)

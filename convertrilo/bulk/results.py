@@ -1,30 +1,30 @@
-"""What `submit_jobs` gives back: a result for each job, and how many there were of each kind."""
+"""What `submit_jobs` returns: one result per job, and the progress in numbers."""
 
 import attrs
 
 from convertrilo._http.redaction import hider, secrets_in
-from convertrilo.bulk.batches import Batch, Item, Outcome, Request, code_and_message
+from convertrilo.bulk.batches import Batch, Item, JobRequest
+from convertrilo.bulk.outcomes import JobOutcome, code_and_message
 from convertrilo.errors import ConvertriloError, DecodeError, JobRefusedError
-
-_OPERATION = "createJobsBulk"
+from convertrilo.operations import CREATE_JOBS_BULK
 
 
 @attrs.frozen
 class SubmittedJob:
-    """What became of one job of `submit_jobs`: it has a `job_id`, or an `error`."""
+    """The result of `submit_jobs` for one job: it has a `job_id` or an `error`."""
 
-    request: Request
+    request: JobRequest
     """The job as it was given."""
     external_id: str | None
     job_id: str | None
     status: str | None
     error: ConvertriloError | None
-    """`JobRefusedError` with the service's code; `ValidationError` where the job was not even sent;
-    `IdempotencyConflictError` where its `external_id` is that of another job."""
+    """`JobRefusedError` with the service's code; `ValidationError` if the job is invalid and was not sent;
+    `IdempotencyConflictError` if its `external_id` belongs to a different job."""
     estimate: float | None
-    """What it is expected to cost, in tokens (neu)."""
+    """The expected cost, in tokens (neu)."""
     batch: str | None
-    """The idempotency key of the batch that it went out in."""
+    """The idempotency key of the batch in which the job was sent."""
 
 
 @attrs.frozen
@@ -32,58 +32,58 @@ class SubmitProgress:
     """How far `submit_jobs` is, in jobs."""
 
     taken: int
-    """How many were taken from the input."""
+    """How many jobs were read from the input."""
     submitted: int
-    """How many exist now, or did before."""
+    """How many jobs now exist, including those that existed before."""
     failed: int
-    """How many have an error for a result."""
+    """How many results are errors."""
 
 
 class Results:
-    """The results that are there and not yet read.
+    """The results that the caller has not read yet, and how many there were in all.
 
     Args:
-        api_key: What must not be shown.
-        dry_run: Whether there are to be no jobs, but estimates.
+        api_key: The API key, which no error message may show.
+        dry_run: Whether the jobs are only estimated, not created.
     """
 
     def __init__(self, api_key: str | None, *, dry_run: bool) -> None:
-        self.waiting: list[SubmittedJob] = []
+        self.ready: list[SubmittedJob] = []
         self.submitted = 0
         self.failed = 0
         self._api_key = api_key
         self._dry_run = dry_run
 
-    def give(self, item: Item, outcome: Outcome | None, key: str | None) -> None:
-        """Add what the service said of a job."""
+    def add_outcome(self, item: Item, outcome: JobOutcome | None, key: str | None) -> None:
+        """Add what the service said about a job in the batch with this key."""
         if outcome is None:
-            self.refuse(item, _nothing_said(key), key)
+            self.add_error(item, _missing_outcome(key), key)
             return
         error: ConvertriloError | None = None
         if outcome.error is not None:
             error = self._refusal(item, outcome.error, key)
         elif outcome.job_id is None and not self._dry_run:
-            error = _nothing_said(key)
+            error = _missing_outcome(key)
         for request in item.requests:
-            self.put(request, item.external_id, key, error, outcome)
+            self.add(request, item.external_id, key, error, outcome)
 
-    def refuse_all(self, batch: Batch, error: ConvertriloError) -> None:
-        """Add an error for every job of a batch."""
+    def add_error_for_all(self, batch: Batch, error: ConvertriloError) -> None:
+        """Add the same error for every job of a batch."""
         for item in batch.items:
-            self.refuse(item, error, batch.identity.key)
+            self.add_error(item, error, batch.identity.key)
 
-    def refuse(self, item: Item, error: ConvertriloError, key: str | None) -> None:
+    def add_error(self, item: Item, error: ConvertriloError, key: str | None) -> None:
         """Add an error for a job."""
         for request in item.requests:
-            self.put(request, item.external_id, key, error, None)
+            self.add(request, item.external_id, key, error, None)
 
-    def put(
+    def add(
         self,
-        request: Request,
+        request: JobRequest,
         external_id: str | None,
         key: str | None,
         error: ConvertriloError | None,
-        outcome: Outcome | None,
+        outcome: JobOutcome | None,
     ) -> None:
         """Add a result."""
         if error is None:
@@ -91,16 +91,18 @@ class Results:
         else:
             self.failed += 1
         job_id, status, _, estimate, _ = outcome or _NO_OUTCOME
-        self.waiting.append(SubmittedJob(request, external_id, job_id, status, error, estimate, key))
+        self.ready.append(SubmittedJob(request, external_id, job_id, status, error, estimate, key))
 
     def _refusal(self, item: Item, text: str, key: str | None) -> JobRefusedError:
         code, message = code_and_message(text)
         hide = hider(text, [self._api_key or "", *secrets_in(item.wire)])
-        return JobRefusedError(hide(message), code=hide(code), operation=_OPERATION, idempotency_key=key)
+        return JobRefusedError(hide(message), code=hide(code), operation=CREATE_JOBS_BULK.id, idempotency_key=key)
 
 
-_NO_OUTCOME = Outcome(None, None, None, None)
+_NO_OUTCOME = JobOutcome(None, None, None, None)
 
 
-def _nothing_said(key: str | None) -> DecodeError:
-    return DecodeError("the answer does not say what became of this job", operation=_OPERATION, idempotency_key=key)
+def _missing_outcome(key: str | None) -> DecodeError:
+    return DecodeError(
+        "the answer does not say what became of this job", operation=CREATE_JOBS_BULK.id, idempotency_key=key
+    )

@@ -105,7 +105,7 @@ async def submit(
         concurrency=concurrency,
         journal=journal,
         on_progress=None,
-        carry=None if runner is None else runner.send_batch,
+        send_batch=None if runner is None else runner.send_batch,
     )
     with results:
         async for result in submitted:

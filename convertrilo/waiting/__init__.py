@@ -1,4 +1,4 @@
-"""Waiting for jobs: any number of tasks share one poller."""
+"""Waiting for jobs: all tasks of a client share one poller."""
 
 from convertrilo.waiting.wait import HasJobId, JobResult, notify, wait_for_job, wait_for_jobs, wait_for_on_demand
 

@@ -1,4 +1,4 @@
-"""Waiting for jobs: one, or many as they finish; always bounded, however many tasks wait."""
+"""Waiting for one job, or for many as they finish. Every wait has a timeout."""
 
 import math
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -10,38 +10,47 @@ import attrs
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo.errors import Issue, JobCanceledError, JobFailedError, ValidationError, WaitTimeoutError
 from convertrilo.models import OnDemandStatusResponse, StatusResponse
-from convertrilo.waiting.poller import AnyStatus, Poller, Waiter, Watch
+from convertrilo.waiting.poller import Poller
+from convertrilo.waiting.watch import AnyStatus, Waiter, Watch
 
 
 class HasJobId(Protocol):
-    """A webhook's event, or what else names a job."""
+    """Anything with a job's id, such as a webhook event."""
 
     @property
     def job_id(self) -> str | None:
-        """The job."""
+        """The id of the job, or None if there is no job."""
         ...
 
 
 @attrs.frozen
 class JobResult:
-    """What became of one job of `wait_for_jobs`."""
+    """The result of `wait_for_jobs` for one job."""
 
     job_id: str
     status: StatusResponse | None
-    """The last status that was read, if any."""
+    """The status that was read last, or None if none was read."""
     error: Exception | None
-    """`None` for a success; else what `wait_for_job` raises."""
+    """None if the job succeeded; otherwise the error that `wait_for_job` raises."""
 
 
 async def wait_for_job(
-    client: BaseClient, job_id: str, *, timeout: float, on_progress: Callable[[StatusResponse], object] | None
+    client: BaseClient,
+    job_id: str,
+    *,
+    timeout: float,
+    on_progress: Callable[[StatusResponse], object] | None = None,
 ) -> StatusResponse:
     """Wait until a job has succeeded; see `AsyncClient.wait_for_job`."""
     return cast("StatusResponse", await _wait_for_one(client, job_id, timeout, on_progress, on_demand=False))
 
 
 async def wait_for_on_demand(
-    client: BaseClient, job_id: str, *, timeout: float, on_progress: Callable[[OnDemandStatusResponse], object] | None
+    client: BaseClient,
+    job_id: str,
+    *,
+    timeout: float,
+    on_progress: Callable[[OnDemandStatusResponse], object] | None = None,
 ) -> OnDemandStatusResponse:
     """Wait until an on-demand job has succeeded; see `AsyncClient.wait_for_on_demand`."""
     return cast("OnDemandStatusResponse", await _wait_for_one(client, job_id, timeout, on_progress, on_demand=True))
@@ -67,24 +76,24 @@ def wait_for_jobs(
     job_ids: Iterable[str],
     *,
     timeout: float,
-    raise_errors: bool,
-    on_progress: Callable[[StatusResponse], object] | None,
+    raise_errors: bool = False,
+    on_progress: Callable[[StatusResponse], object] | None = None,
 ) -> AsyncIterator[JobResult]:
     """Wait for many jobs; see `AsyncClient.wait_for_jobs`."""
     if isinstance(job_ids, str):
         raise ValidationError("job_ids", [Issue("", "must be an iterable of job ids, not a string")])
     ids = list(dict.fromkeys(job_ids))
-    return _Results(*_join(client, ids, timeout, on_progress, on_demand=False), raise_errors=raise_errors)
+    return _JobResults(*_join(client, ids, timeout, on_progress, on_demand=False), raise_errors=raise_errors)
 
 
-class _Results:
-    """The jobs as they finish. No generator: whoever breaks out of its loop need not close this."""
+class _JobResults:
+    """The jobs as they finish. Unlike a generator, it need not be closed by a caller who stops early."""
 
     def __init__(self, poller: Poller, waiter: Waiter, *, raise_errors: bool) -> None:
         self._poller = poller
         self._waiter = waiter
         self._raise_errors = raise_errors
-        self._turn = anyio.Lock()  # several tasks may share out the results: each of them leads, or is woken, alone
+        self._turn = anyio.Lock()  # tasks may share the results; only one of them waits at a time
 
     def __aiter__(self) -> Self:
         return self
@@ -115,7 +124,7 @@ def _join(
         raise ValidationError("timeout", [Issue("", f"must be a number of seconds above 0, not {timeout!r}")])
     for job_id in job_ids:
         if not job_id or "," in job_id:
-            raise ValidationError("job_id", [Issue("", f"is no job id: {job_id!r}")])
+            raise ValidationError("job_id", [Issue("", f"is not a job id: {job_id!r}")])
     engine, options = engine_of(client)
     poller = engine.shared(Poller) or engine.share(Poller(engine))
     waiter = Waiter(options, timeout, engine.clock.monotonic() + timeout, on_progress)
@@ -124,11 +133,15 @@ def _join(
 
 
 def _next_result(poller: Poller, waiter: Waiter) -> tuple[Watch, Exception | None]:
-    """Return a job whose wait is over, and why it has not succeeded; `None` if it has."""
+    """Return a job whose wait is over, and its error, or None if the job succeeded.
+
+    Raises:
+        Exception: What the waiter's `on_progress` raised.
+    """
     if waiter.callback_error is not None:
         poller.leave(waiter)
         waiter.finished.clear()
-        raised, waiter.callback_error = waiter.callback_error, None  # it holds on, by its traceback, to who waits
+        raised, waiter.callback_error = waiter.callback_error, None  # its traceback refers to the waiter
         raise raised
     if not waiter.finished:
         watch = next(iter(waiter.watches.values()))
@@ -145,8 +158,9 @@ def _next_result(poller: Poller, waiter: Waiter) -> tuple[Watch, Exception | Non
 
 
 def _too_late(poller: Poller, waiter: Waiter, watch: Watch) -> WaitTimeoutError:
-    where = "not known to be anywhere" if watch.status is None else f"still {watch.status.status}"
-    message = f"job {watch.job_id} is {where} after {waiter.timeout:g} seconds"
+    message = f"job {watch.job_id} has no known status after {waiter.timeout:g} seconds"
+    if watch.status is not None:
+        message = f"job {watch.job_id} is still {watch.status.status} after {waiter.timeout:g} seconds"
     if poller.trouble is not None:
         message += f"; the last attempt to read its status failed: {poller.trouble.message}"
     error = WaitTimeoutError(message, job_id=watch.job_id, status=watch.status)
@@ -155,7 +169,7 @@ def _too_late(poller: Poller, waiter: Waiter, watch: Watch) -> WaitTimeoutError:
 
 
 def notify(client: BaseClient, event: HasJobId | str) -> None:
-    """Have the status of a job read at once; see `AsyncClient.notify`."""
+    """Read the status of a job at once; see `AsyncClient.notify`."""
     job_id = event if isinstance(event, str) else event.job_id
     poller = engine_of(client)[0].shared(Poller)
     if job_id is not None and poller is not None:

@@ -37,7 +37,7 @@ from convertrilo import (
     ValidationError,
     derive_key,
 )
-from convertrilo.bulk import input as _frames
+from convertrilo.bulk import input as bulk_input
 from convertrilo.retry import Allowance
 from convertrilo.sandbox import Rules, Sandbox
 
@@ -563,7 +563,7 @@ async def test_cancellation_at_any_moment_leaves_nothing_running_and_nothing_twi
 
 async def test_a_slow_iterable_gives_others_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     now = last_turn = longest = 0.0
-    monkeypatch.setattr(_frames, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(bulk_input, "time", SimpleNamespace(perf_counter=lambda: now))
 
     def slow() -> Iterator[Any]:
         nonlocal now, longest
@@ -692,7 +692,7 @@ async def test_a_batch_is_not_sent_again_without_credentials_that_it_had(path: P
     await crash(service, path, [first, second, third])
     [result] = await submit_to(service, [first], path)
     assert isinstance(result.error, OutcomeUnknownError)
-    assert "2 jobs of that are not in the input" in str(result.error)
+    assert "2 other jobs of that batch are not in the input" in str(result.error)
     assert len(service.requests) == 1
     assert ids(await submit_to(service, [second, third, first], path)) == service.made
     (_, before), (_, after) = service.requests

@@ -15,5 +15,5 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFacto
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
     monkeypatch.setenv("XDG_STATE_HOME", str(folder / "state"))
-    monkeypatch.setattr("convertrilo.waiting.poller.MIN_INTERVAL", 0.05)  # after which the instant encoder is done
+    monkeypatch.setattr("convertrilo.waiting.watch.MIN_INTERVAL", 0.05)  # after which the instant encoder is done
     return folder

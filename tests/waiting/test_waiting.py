@@ -35,7 +35,7 @@ from convertrilo import (
 )
 from convertrilo.sandbox import Rules, Sandbox
 from convertrilo.waiting import JobResult
-from convertrilo.waiting.poller import MAX_INTERVAL, interval
+from convertrilo.waiting.watch import MAX_INTERVAL, interval
 
 
 @asynccontextmanager
