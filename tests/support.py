@@ -1,8 +1,7 @@
-"""What the client's tests share: a clock they move, a transport that follows a script, a call of every operation."""
+"""What the client's tests share: a transport that follows a script, and a call of every operation."""
 
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,65 +14,15 @@ import anyio.lowlevel
 import credentials
 import httpx
 import psutil
+from fake_clock import FakeClock
 
 from convertrilo import AsyncClient, models
+from convertrilo._base_client import engine_of
 from convertrilo._model import Model
 
 API_KEY = credentials.API_KEY
 TOKEN = credentials.TOKEN
 BASE_URL = "https://api.test"
-
-
-class Clock:
-    """Virtual time: it stands still until somebody sleeps or a test moves it."""
-
-    def __init__(self, now: float = 1_900_000_000.0) -> None:
-        self.now = now
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        self.sleeps.append(seconds)
-        self.now += seconds
-
-
-class Quick:
-    """Time that passes a hundred times as fast, for all who wait."""
-
-    def monotonic(self) -> float:
-        return time.monotonic() * 100
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 100)
-
-
-class QuickClock:
-    """Real time, as files are written in threads, which no virtual clock waits for; but who sleeps skips most of it.
-
-    So a busy machine comes no nearer to any deadline.
-    """
-
-    def __init__(self) -> None:
-        self.skipped = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.skipped
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 200)
-        self.skipped += seconds * 199 / 200
 
 
 # ---- a transport that follows a script
@@ -126,11 +75,15 @@ class Sent:
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Does what its steps say, one for each request; the last one goes on for ever."""
+    """A transport that does what its steps say, one for each request, and repeats the last one.
 
-    def __init__(self, *steps: Step, clock: Clock | None = None) -> None:
+    A step is an answer, an error to raise, or a function. It does not depend on the request, so a test can say what
+    each attempt meets. `fake_service.FakeService` is for tests in which the service must behave like the real one.
+    """
+
+    def __init__(self, *steps: Step, clock: FakeClock | None = None) -> None:
         self.steps = steps
-        self.clock = clock or Clock()
+        self.clock = clock or FakeClock()
         self.sent: list[Sent] = []
         self.open = 0
         """How many answers are not closed yet."""
@@ -184,10 +137,18 @@ class _Body(httpx.AsyncByteStream):
 
 
 def client_of(script: Script, *, chance: float = 1.0, **options: Any) -> AsyncClient:
-    """A client whose requests go to a script, and whose waits are `chance` times the longest."""
+    """A client whose requests go to a script, and whose backoffs are `chance` times the longest."""
     given = {"api_key": API_KEY, "get_token": lambda: TOKEN, "base_url": BASE_URL, "clock": script.clock}
     client = AsyncClient(transport=script, **{**given, **options})
-    client._engine.random = lambda: chance
+    return set_jitter(client, chance)
+
+
+def set_jitter(client: AsyncClient, value: float | Callable[[], float]) -> AsyncClient:
+    """Let every random number that a client draws be this value, or come from this function; return the client.
+
+    Backoffs have full jitter: with 1.0, each of them is as long as it can be.
+    """
+    engine_of(client)[0].random = value if callable(value) else lambda: value
     return client
 
 

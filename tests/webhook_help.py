@@ -1,4 +1,4 @@
-"""What the tests of webhooks share: a signed delivery, a clock that is moved, and real servers on loopback ports."""
+"""What the tests of webhooks share: a signed delivery, and real servers on loopback ports."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from credentials import WEBHOOK_SECRET
 from loopback import until
 
 from convertrilo import webhooks
-from convertrilo.sandbox import VirtualClock
 
 SECRET = WEBHOOK_SECRET
 NOW = 1_767_225_600.0
@@ -32,14 +31,6 @@ DATA: Mapping[str, Any] = {
     "externalId": "holiday.mp4",
     "metadata": {"album": "2025 ☀"},
 }
-
-
-class Clock(VirtualClock):
-    """The sandbox's clock, which tells who sleeps."""
-
-    async def until_asleep(self, seconds: float) -> None:
-        """Wait until somebody sleeps for so many seconds from now."""
-        await until(lambda: any(abs(due - self.time() - seconds) < 1e-6 for due, _ in self._sleepers))
 
 
 def body_of(event: str = "job.completed", timestamp: str = TIMESTAMP, **data: Any) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import httpx
-from support import QuickClock
+from fake_clock import FakeClock
 
 from convertrilo import AsyncClient, Journal, RetryPolicy
 
@@ -87,7 +87,9 @@ JOBS = {name: 3 if name == "wait_for_jobs" else 1 for name in FLOWS}
 async def main(base_url: str, folder: str, journal: str | None = None) -> None:
     """Do everything, one after the other."""
     opened = None if journal is None else Journal(journal)
-    async with AsyncClient(base_url=base_url, journal=opened, retry=URGENT, clock=QuickClock()) as client:
+    async with AsyncClient(
+        base_url=base_url, journal=opened, retry=URGENT, clock=FakeClock(sleepers="hurry")
+    ) as client:
         for name, flow in FLOWS.items():
             place = Path(folder) / name
             place.mkdir(parents=True, exist_ok=True)

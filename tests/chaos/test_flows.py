@@ -21,12 +21,12 @@ import anyio.abc
 import flows
 import psutil
 import pytest
+from fake_clock import FakeClock
 from faults import FAULTS
 from flows import FLOWS, IMPATIENT, JOBS, URGENT, content_of
 from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
 from proxy import Plan, Request, proxy
 from sandbox_process import Server, serving
-from support import QuickClock
 
 from convertrilo import AsyncClient, Journal
 from convertrilo._base_client import DEFAULT_TIMEOUT
@@ -94,7 +94,11 @@ async def strike_every_step(server: Server, flow: str, kind: str, place: Path, d
         async with (
             proxy(server.port, decide) as connections,
             AsyncClient(
-                server.api_key, base_url=connections.url, retry=URGENT, timeout=timeout, clock=QuickClock()
+                server.api_key,
+                base_url=connections.url,
+                retry=URGENT,
+                timeout=timeout,
+                clock=FakeClock(sleepers="hurry"),
             ) as client,
         ):
             await FLOWS[flow](client, name, folder)
@@ -220,7 +224,9 @@ async def test_cancelled_at_any_await_it_leaves_nothing_and_can_be_run_again(
 
     def client(name: str) -> AsyncClient:
         journal = Journal(tmp_path / f"{name.partition('/')[0]}.db") if journaled else None
-        return AsyncClient(sandbox.api_key, base_url=url, journal=journal, retry=URGENT, clock=QuickClock())
+        return AsyncClient(
+            sandbox.api_key, base_url=url, journal=journal, retry=URGENT, clock=FakeClock(sleepers="hurry")
+        )
 
     async with anyio.create_task_group() as group:
         kind = type(group)
