@@ -1,4 +1,4 @@
-"""What the client's tests share: a transport that follows a script, and a call of every operation."""
+"""Helpers of the client's tests: a scripted transport, clients for it, and an example call of every operation."""
 
 import json
 import re
@@ -30,7 +30,7 @@ BASE_URL = "https://api.test"
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service answers; with `cut`, its body breaks off in the middle with that error."""
+    """An answer of the service. With `cut`, its body breaks off in the middle with that error."""
 
     status: int = 200
     body: bytes = b""
@@ -39,13 +39,13 @@ class Answer:
 
 
 def ok(value: Any = None, *, status: int = 200, **headers: str) -> Answer:
-    """An answer in JSON; `retry_after="3"` is a header."""
+    """Return an answer in JSON; `retry_after="3"` is a header."""
     body = b"" if value is None else json.dumps(value).encode()
     return Answer(status, body, {name.replace("_", "-"): text for name, text in headers.items()})
 
 
 def problem(status: int, code: str | None = None, message: str = "no", headers: Any = None, **fields: Any) -> Answer:
-    """An error answer of the contract's form."""
+    """Return an error answer in the contract's form."""
     body = {"code": code or f"some_{status}", "message": message, **fields}
     return Answer(status, json.dumps(body).encode(), headers or {})
 
@@ -55,7 +55,7 @@ Step = Answer | Exception | Callable[["Sent"], Awaitable[Answer]]
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as it went out."""
+    """A request as it was sent."""
 
     method: str
     target: str
@@ -86,7 +86,7 @@ class Script(httpx.AsyncBaseTransport):
         self.clock = clock or FakeClock()
         self.sent: list[Sent] = []
         self.open = 0
-        """How many answers are not closed yet."""
+        """The number of answers that are not closed yet."""
         self.closed = False
 
     @property
@@ -104,7 +104,7 @@ class Script(httpx.AsyncBaseTransport):
         )
         self.sent.append(sent)
         number = len(self.sent)
-        await anyio.lowlevel.checkpoint()  # only now, so that what is sent late is on record
+        await anyio.lowlevel.checkpoint()  # after the request is recorded, so that late requests are, too
         step = self.steps[min(number, len(self.steps)) - 1]
         if isinstance(step, Exception):
             raise step
@@ -137,16 +137,16 @@ class _Body(httpx.AsyncByteStream):
 
 
 def client_of(script: Script, *, chance: float = 1.0, **options: Any) -> AsyncClient:
-    """A client whose requests go to a script, and whose backoffs are `chance` times the longest."""
+    """Return a client whose requests go to a script, and whose backoffs are `chance` times the longest."""
     given = {"api_key": API_KEY, "get_token": lambda: TOKEN, "base_url": BASE_URL, "clock": script.clock}
     client = AsyncClient(transport=script, **{**given, **options})
     return set_jitter(client, chance)
 
 
 def set_jitter(client: AsyncClient, value: float | Callable[[], float]) -> AsyncClient:
-    """Let every random number that a client draws be this value, or come from this function; return the client.
+    """Have a client draw this value, or the results of this function, as its random numbers; return the client.
 
-    Backoffs have full jitter: with 1.0, each of them is as long as it can be.
+    Backoffs have full jitter, so with 1.0 each backoff has its full length.
     """
     engine_of(client)[0].random = value if callable(value) else lambda: value
     return client
@@ -157,7 +157,7 @@ def set_jitter(client: AsyncClient, value: float | Callable[[], float]) -> Async
 
 @dataclass(frozen=True)
 class Example:
-    """A call of an operation: what the method is given, what goes out, what comes back."""
+    """A call of an operation: the method's arguments, the request, and the answer."""
 
     arguments: tuple[Any, ...]
     sent: str
@@ -324,7 +324,7 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 def method_of(client: AsyncClient, operation_id: str) -> Callable[..., Awaitable[Any]]:
-    """The method of an operation: its id in snake_case."""
+    """Return the method of an operation: its id in snake_case."""
     method: Callable[..., Awaitable[Any]] = getattr(
         client, re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", operation_id)
     )
@@ -337,10 +337,10 @@ async def call(client: AsyncClient, operation_id: str, **options: Any) -> Any:
 
 
 async def raised_by(awaitable: Awaitable[Any]) -> Any:
-    """The error that an awaitable ends with."""
+    """Return the error that an awaitable raises."""
     try:
         await awaitable
-    except Exception as error:  # noqa: BLE001  # the test looks at whatever it is
+    except Exception as error:  # noqa: BLE001  # the test looks at any error
         return error
     raise AssertionError("nothing was raised")
 
@@ -349,15 +349,15 @@ async def raised_by(awaitable: Awaitable[Any]) -> Any:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of what is in a folder."""
+    """Return the names in a folder, sorted."""
     return sorted(each.name for each in folder.iterdir())
 
 
-# ---- processes, which may end while they are looked at
+# ---- processes, which can end at any time
 
 
 def encoders_of(pid: int) -> set[int]:
-    """The ffmpegs among the children of a process, and theirs."""
+    """Return the ids of the ffmpeg processes below a process."""
     found: set[int] = set()
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -367,7 +367,7 @@ def encoders_of(pid: int) -> set[int]:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process runs: one that has ended may wait for its parent to take note."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -5,4 +5,4 @@ from pathlib import Path
 
 _TESTS = str(Path(__file__).parents[1])
 if _TESTS not in sys.path:
-    sys.path.append(_TESTS)  # the fakes that benchmarks and tests share, which pytest finds by itself
+    sys.path.append(_TESTS)  # for the fakes that benchmarks and tests share; pytest adds this path by itself

@@ -1,4 +1,4 @@
-"""Waiting in virtual time: the requests that a thousand jobs cost, and what ten thousand waiters weigh."""
+"""Waiting in virtual time: the requests for a thousand jobs, and the memory and CPU of ten thousand waiters."""
 
 import gc
 import time
@@ -26,7 +26,7 @@ Wait = Callable[[AsyncClient, FakeClock, str], Coroutine[Any, Any, None]]
 
 
 class _Timed(FakeService):
-    """Notes the CPU that answering takes, which is not the waiters'."""
+    """Measures the CPU of the service, to subtract it from the total."""
 
     cpu = 0.0
 
@@ -40,7 +40,7 @@ class _Timed(FakeService):
 
 
 async def _nothing() -> None:
-    """Answer at once, so that nobody else's CPU counts as the service's."""
+    """Answer without a switch of tasks, so that no other task's CPU counts as the service's."""
 
 
 async def _ours(client: AsyncClient, _: FakeClock, job_id: str) -> None:
@@ -48,7 +48,7 @@ async def _ours(client: AsyncClient, _: FakeClock, job_id: str) -> None:
 
 
 async def _every_five_seconds(client: AsyncClient, clock: FakeClock, job_id: str) -> None:
-    """Wait as the TypeScript SDK's helper does."""
+    """Wait like the TypeScript SDK's helper."""
     while (await client.job_status(job_id)).status != "success":
         await clock.sleep(5)
 
@@ -58,7 +58,7 @@ async def _sleep(_: AsyncClient, clock: FakeClock, __: str) -> None:
 
 
 async def _wait(wait: Wait, jobs: dict[str, FakeJob], *, traced: bool = False) -> tuple[int, float, int]:
-    """Wait for each job in a task of its own; return the requests, the CPU, and the bytes when all wait."""
+    """Wait for each job in a task of its own; return the requests, the CPU, and the memory in bytes while all wait."""
     clock = FakeClock(sleepers="wait")
     service = _Timed(clock, jobs)
     service.answering = _nothing

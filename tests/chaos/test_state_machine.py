@@ -1,4 +1,4 @@
-"""A client that loses answers, crashes and comes back, against a model of the service: no job is ever made twice."""
+"""A client that loses answers, crashes and starts again, against the fake service: no job is ever created twice."""
 
 import contextlib
 import json
@@ -41,11 +41,11 @@ from convertrilo import (
 HOUR = 3600.0
 WINDOW = 24 * HOUR
 JUST_WITHIN = WINDOW - 0.8
-"""Seconds after which a retry of a second call comes too late, and its first attempt does not."""
+"""Seconds after which the first attempt of a second call comes in time, and its retry comes too late."""
 
 JOB = {"codec": "av1", "resolution": "720p", "fps": 30}
 WITHOUT_FAULTS = (OutcomeUnknownError, IdempotencyConflictError, InvalidRequestError)
-"""What a call may raise where nothing goes wrong: too late, rotated credentials, a refusal that is remembered."""
+"""What a call may raise without a fault: it came too late, its credentials were rotated, an error was remembered."""
 
 
 @attrs.define
@@ -66,12 +66,12 @@ faults: st.SearchStrategy[list[str]] = (
     | st.lists(st.sampled_from(FAULTS), min_size=2, max_size=3)
     | st.tuples(st.sampled_from(list(AFTER)), st.sampled_from(FAULTS)).map(
         list
-    )  # a call in doubt, which it is all about
+    )  # a call whose outcome is unclear: the case that matters most
 )
 
 
 class Machine(RuleBasedStateMachine):
-    """Calls, faults, crashes, rotated credentials and moving clocks, in any order."""
+    """Calls, faults, crashes, rotated credentials and moves of the clock, in any order."""
 
     backend: ClassVar[str] = "asyncio"
     heeds_keys: ClassVar[bool] = True
@@ -89,9 +89,9 @@ class Machine(RuleBasedStateMachine):
         self.operation = 1
         self.calls = 0
         self.recorded: set[str] = set()
-        """Operations whose answer was returned, and so is in the journal."""
+        """Operations whose answer was returned, so the journal has it."""
         self.unknown = False
-        """Whether a person has to decide about the operation."""
+        """Whether a person has to decide what became of the operation."""
         self.wrong: list[str] = []
 
     @initialize(
@@ -121,7 +121,7 @@ class Machine(RuleBasedStateMachine):
         return f"operation {self.operation}"
 
     def call_of(self, name: str) -> tuple[dict[str, Any], dict[str, str]]:
-        """The body of an operation, and what else it is called with."""
+        """The body of an operation, and the other arguments of its call."""
         secret = {"bucket": "b", "secretAccessKey": f"secret {self.secret}"}
         body = {**JOB, "metadata": {"operation": name}, "sourceS3": secret}
         if name != self.name:
@@ -129,7 +129,7 @@ class Machine(RuleBasedStateMachine):
         return ({**body, "externalId": name}, {}) if self.identity == "externalId" else (body, {self.identity: name})
 
     async def call(self, process: Process, name: str) -> Exception | None:
-        """Make a call, and hold what comes of it to what the service did."""
+        """Make a call, and compare its result with what the service did."""
         body, named = self.call_of(name)
         known = name in self.recorded
         try:
@@ -203,7 +203,7 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.unknown)
     @rule()
     def decide(self) -> None:
-        """A person looks up what became of an operation that the client cannot know about."""
+        """A person looks up what became of an operation whose outcome the client cannot know."""
         self.portal.call(self.settle)
         self.unknown = False
 
@@ -252,5 +252,5 @@ def test_no_crash_retry_or_rerun_makes_a_second_job(anyio_backend: str) -> None:
 )
 def test_the_machine_finds_a_second_job_where_there_must_be_one(variant: dict[str, Any], anyio_backend: str) -> None:
     with pytest.raises(AssertionError, match="two jobs"):
-        # What is done at once depends on the threads' order, which hypothesis would want to see again.
+        # The order of concurrent calls depends on threads, so hypothesis could not reproduce what it finds with them.
         run(anyio_backend, examples=200, phases=[Phase.generate], create_at_once=None, **variant)
