@@ -18,6 +18,7 @@ from fake_clock import FakeClock
 
 from convertrilo import AsyncClient, models
 from convertrilo._base_client import engine_of
+from convertrilo._http.limiter import RateLimiter
 from convertrilo._model import Model
 
 API_KEY = credentials.API_KEY
@@ -150,6 +151,11 @@ def set_jitter(client: AsyncClient, value: float | Callable[[], float]) -> Async
     """
     engine_of(client)[0].random = value if callable(value) else lambda: value
     return client
+
+
+def limiter_of(client: AsyncClient) -> RateLimiter:
+    """Return the rate limiter of a client, to tell it of limits without a request."""
+    return engine_of(client)[0].limiter
 
 
 # ---- a call of every operation

@@ -9,10 +9,9 @@ import httpx
 import pytest
 from fake_clock import START, FakeClock
 from fake_service import FakeJob, FakeService, RateLimit
-from support import API_KEY, BASE_URL, Script, client_of, ok, problem, raised_by
+from support import API_KEY, BASE_URL, Script, client_of, limiter_of, ok, problem, raised_by
 
 from convertrilo import AsyncClient, DeadlineExceededError, RateLimitError, RetryPolicy
-from convertrilo._base_client import engine_of
 from convertrilo._http.limiter import RateLimiter
 from convertrilo.retry import Allowance, allowance
 from convertrilo.sandbox import Rules, Sandbox
@@ -166,7 +165,7 @@ async def test_cancelled_calls_leave_no_turn_taken() -> None:
             tasks.start_soon(client.job_status, "j-1")
         await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    assert engine_of(client)[0].limiter._in_flight == 0
+    assert limiter_of(client)._in_flight == 0
 
 
 # ---- headers

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from fake_clock import FakeClock
 from fake_service import CrashError, FakeService, KeyMemory, MortalJournal, turns
-from support import API_KEY, BASE_URL, raised_by, set_jitter
+from support import API_KEY, BASE_URL, limiter_of, raised_by, set_jitter
 
 from convertrilo import (
     APIError,
@@ -38,7 +38,6 @@ from convertrilo import (
     ValidationError,
     derive_key,
 )
-from convertrilo._base_client import engine_of
 from convertrilo.bulk import input as _frames
 from convertrilo.retry import Allowance
 from convertrilo.sandbox import Rules, Sandbox
@@ -777,7 +776,7 @@ async def test_a_batch_that_waits_for_its_turn_is_nothing_once_that_is_cancelled
     clock = FakeClock(sleepers="wait")
     service = FakeService()
     async with client_of(service, Journal(path, clock=FakeClock()), clock=clock) as client:
-        engine_of(client)[0].limiter.refused(30.0, clock.monotonic())
+        limiter_of(client).refused(30.0, clock.monotonic())
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(submit, client, jobs(0, 1))
             await clock.until_asleep()
@@ -791,7 +790,7 @@ async def test_a_time_that_makes_no_sense_is_not_waited_for() -> None:
     service = FakeService()
     clock = FakeClock()
     async with client_of(service, clock=clock) as client:
-        engine_of(client)[0].limiter.taken(Allowance(0, 999_999_999, 100), clock.monotonic())
+        limiter_of(client).taken(Allowance(0, 999_999_999, 100), clock.monotonic())
         await submit(client, jobs(0))
     assert sum(clock.sleeps) <= 3600
     assert service.made
