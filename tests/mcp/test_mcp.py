@@ -71,7 +71,7 @@ async def agent(
     profiles: Mapping[str, Profile] = PROFILES,
 ) -> AsyncIterator[Client]:
     """Yield the official client of a server of this client's tools."""
-    engine_of(client)[0].journal = journal
+    client._engine.journal = journal
     secrets = [each.secret_access_key for each in profiles.values()]
     toolbox = Toolbox(client, journal, profiles, Path(journal._store.path).parent / "folders")
     server = make_server(toolbox, tools(profiles), read_only=read_only, secrets=secrets)
@@ -81,7 +81,7 @@ async def agent(
 
 @pytest.fixture
 def journal(tmp_path: Path, convertrilo_client: AsyncClient) -> WatchedJournal:
-    return WatchedJournal(tmp_path / "mcp.db", clock=engine_of(convertrilo_client)[0].clock)
+    return WatchedJournal(tmp_path / "mcp.db", clock=convertrilo_client._engine.clock)
 
 
 @pytest.fixture
