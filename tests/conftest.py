@@ -1,4 +1,4 @@
-"""What all tests share: both async backends, both JSON libraries, hypothesis without chance, and a watch for leaks."""
+"""Fixtures and settings of all tests: both async backends, both JSON libraries, fixed seeds, and the leak plugin."""
 
 import importlib.util
 import os
@@ -22,28 +22,29 @@ import convertrilo
 
 pytest_plugins = ["leaks"]
 
-PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # not Phase.explain: it traces every line, for minutes
+PHASES = [Phase.explicit, Phase.generate, Phase.shrink]  # without Phase.explain, which traces every line for minutes
 settings.register_profile("default", derandomize=True, deadline=None, phases=PHASES)
 settings.load_profile("default")
 
-# What we start inherits this of whoever runs us: proxies, accounts, colours, and signals that `nohup` or `&` ignores.
+# Processes that tests start would inherit these settings of the caller: proxies, accounts, colours, and ignored signals
+# (by `nohup` or `&`).
 FOREIGN = re.compile("_proxy$|^aws_|^convertrilo_(?!contract_)|color|^columns$", re.IGNORECASE)
 for name in filter(FOREIGN.search, tuple(os.environ)):
     del os.environ[name]
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # or each process would compile the package again
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # otherwise each process would compile the package again
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 OBJECT_STORES = {"moto": moto_server, "radosgw": radosgw}
-OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw has to be installed: `nox -s s3`
+OBJECT_STORE = os.environ.get("OBJECT_STORE", "moto")  # radosgw must be installed: `nox -s s3`
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let chance be a test's own: the jitter of waits, and which of its tasks trio lets run first."""
+    """Seed randomness by the test's id: jitter, and the order in which trio runs tasks."""
     random.seed(item.nodeid)
-    trio._core._run._r.seed(item.nodeid)
+    trio._core._run._r.seed(item.nodeid)  # trio has no public way to do this
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -54,7 +55,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def nobody() -> Iterator[str]:
-    """Return a host and port where nobody listens, and nobody else can."""
+    """Return a host and port where nobody listens. The port stays reserved."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"127.0.0.1:{taken.getsockname()[1]}"
@@ -80,7 +81,7 @@ def library(request: pytest.FixtureRequest) -> Any:
 
 
 def _copy(patch: pytest.MonkeyPatch, name: str) -> ModuleType:
-    """Import a module of the package once more, and let the next one find the copy."""
+    """Import a module of the package again, and let later imports find the copy."""
     spec = importlib.util.spec_from_file_location(
         f"convertrilo.{name}", Path(convertrilo.__file__).with_name(f"{name}.py")
     )

@@ -1,10 +1,16 @@
-"""A pytest plugin that watches the whole run for credentials where none may be seen.
+"""A pytest plugin that searches the whole test run for credentials in places where none may appear.
 
-It knows those of `credentials`, and learns the others from the calls that use them: API keys, tokens, what requests and
-answers hold in fields of secrets, signatures of URLs. It looks at every log record, every error of the SDK with its
-whole traceback (when the error dies, and so has everything it will ever have), every model that goes in or comes out
-as its `repr`, every event and span, the attributes of every metric, every journal and webhook store in a temporary
-folder, and what a test prints, or a process that it waits for. A test in which something is found has an error.
+The plugin knows the credentials of `credentials`. It learns others from the calls that use them: API keys, tokens,
+secret fields of requests and answers, and signatures in URLs. It searches:
+
+- every log record,
+- every error of the SDK with its whole traceback, when the error is destroyed, because it is complete by then,
+- the `repr` of every model that a call sends or returns,
+- every event and span, and the attributes of every metric,
+- every journal and webhook store in a temporary folder,
+- the output of every test, and of every process that a test waits for.
+
+A test in which a credential is found has an error.
 """
 
 import contextlib
@@ -40,14 +46,14 @@ from convertrilo.events import AttemptEvent
 
 _NAMES = {"accessKeyId", "secretAccessKey", "accessToken", "refreshToken", "sessionToken", "password", "secret"}
 _SIGNATURE = re.compile(r"signature$|^sig$|^token$", re.IGNORECASE)
-_IS_SECRET = re.compile(r"^(?=.*\d).{10}", re.DOTALL)  # what is shorter, or a word, stands in texts by chance
+_IS_SECRET = re.compile(r"^(?=.*\d).{10}", re.DOTALL)  # shorter strings and mere words occur in texts by chance
 _JOURNAL = 0x43565254
 _REMEMBERED = 200
-_APPLICATIONS = {_JOURNAL, 0x43565744}  # SQLite files of the journal, and of the webhooks' dedupe
+_APPLICATIONS = {_JOURNAL, 0x43565744}  # application ids of the SQLite files of the journal and of the webhook store
 
 
 class Watch:
-    """What is secret, and where it was seen."""
+    """The known secrets, and the places where one was found."""
 
     def __init__(self) -> None:
         self.found: list[str] = []
@@ -55,22 +61,22 @@ class Watch:
         self._learned: dict[str, None] = {}
         self._signatures: dict[str, None] = {}
         self._answered: dict[str, None] = {}
-        """Those that the service has answered with: who asked may have them printed."""
+        """Secrets from answers of the service: a command may print them on stdout."""
         self._seen: set[int] = set()
         self.folders: set[Path] = set()
-        """The temporary ones of fixtures, which are looked into at the end."""
+        """Temporary folders of fixtures, which are searched at the end."""
 
     def know(self, *secrets: object) -> None:
-        """Learn secrets, but for short ones and mere words."""
+        """Learn secrets, except short ones and mere words."""
         self._learn(self._learned, secrets)
 
     def know_those_in(self, wire: object) -> None:
-        """Learn what a body holds."""
+        """Learn the secrets of a body."""
         self._learn(self._learned, _secrets_in(wire))
         self._learn(self._signatures, _signatures_in(wire))
 
     def know_the_answer(self, answer: Model) -> None:
-        """Learn what an answer holds."""
+        """Learn the secrets of an answer."""
         wire = to_wire(answer)
         secrets = [*_secrets_in(wire), getattr(answer, "key", None)]
         self.know_those_in(wire)
@@ -82,12 +88,12 @@ class Watch:
         known |= dict.fromkeys(each for each in _spellings(fresh) if each not in self._always)
 
     def forget_old_signatures(self) -> None:
-        """Forget all but the latest ones, between two tests: a run has thousands, and each look would take 15 ms."""
+        """Forget all but the latest signatures. A run has thousands, with which every search would take 15 ms."""
         for each in [*self._signatures][:-_REMEMBERED]:
             del self._signatures[each]
 
     def look(self, where: str, text: str, but_for: Container[str] = ()) -> None:
-        """Look for all that is known in a text."""
+        """Search a text for all known secrets."""
         for secret in (*self._always, *self._learned, *self._signatures):
             if secret in text and secret not in but_for:
                 at = text.index(secret)
@@ -95,13 +101,13 @@ class Watch:
                 return
 
     def look_at_output(self, of: object, out: str | bytes | None, err: str | bytes | None) -> None:
-        """Look at what a process, or this one, has printed: on stdout it may show what it was answered."""
+        """Search the output of a process, or of this one. Its stdout may show secrets from answers."""
         for text, but_for in ((out, {**self._signatures, **self._answered}), (err, ())):
             shown = text.decode(errors="replace") if isinstance(text, bytes) else text or ""
             self.look(f"the output of {of}", shown, but_for)
 
     def look_at_files(self, folder: Path) -> None:
-        """Look into the journals and the like below a folder, but for answers: they are kept as they were received."""
+        """Search the journals and webhook stores below a folder, except answers, which are kept as received."""
         for file in folder.rglob("*"):
             base = Path(str(file).removesuffix("-wal"))
             if not file.is_symlink() and file.is_file() and (kind := _application_of(base)) in _APPLICATIONS:
@@ -111,7 +117,7 @@ class Watch:
                 self.look(f"the file {file.name}", written.decode("latin-1"), self._signatures)
 
     def look_at_error(self, error: BaseException) -> None:
-        """Look at all that an error can show, once for all errors that show the same."""
+        """Search everything that an error can show, once for all errors that show the same."""
         if sys.is_finalizing():
             return
         shown = "\n".join(map(str, (repr(error), vars(error), *_chain(error))))
@@ -119,7 +125,7 @@ class Watch:
             return
         self._seen.add(hash(shown))
         self.look("an error", shown)
-        with contextlib.suppress(Exception):  # one that a test made of something that cannot be pickled
+        with contextlib.suppress(Exception):  # some tests make errors that cannot be pickled
             self.look("a pickled error", pickle.dumps(error, 0).decode("latin-1"))
         self.look("a traceback", "\n".join(_lines_of(error)))
 
@@ -136,7 +142,7 @@ def _chain(error: BaseException | None) -> Iterable[str]:
 
 
 def _lines_of(error: BaseException | None) -> Iterable[str]:
-    """Yield the lines of code that a traceback shows. (The module `traceback` parses code, which no finalizer may.)"""
+    """Yield the lines of code that a traceback shows. `traceback` parses code, which a finalizer must not do."""
     while error is not None:
         for frame, line in traceback.walk_tb(error.__traceback__):
             yield linecache.getline(frame.f_code.co_filename, line)
@@ -153,7 +159,7 @@ def _application_of(file: Path) -> int | None:
 
 
 def _answers_in(journal: Path) -> Iterable[bytes]:
-    with contextlib.suppress(sqlite3.Error):  # some tests damage it
+    with contextlib.suppress(sqlite3.Error):  # some tests damage the file
         with contextlib.closing(sqlite3.connect(f"{journal.absolute().as_uri()}?mode=ro", uri=True)) as connection:
             answers = connection.execute("SELECT answer FROM operations WHERE answer IS NOT NULL").fetchall()
         return [answer for (answer,) in answers]
@@ -161,7 +167,7 @@ def _answers_in(journal: Path) -> Iterable[bytes]:
 
 
 def _texts_in(wire: object, name: str = "") -> Iterable[tuple[str, str]]:
-    """Yield each text of a body with its field's name, but for metadata, which are the caller's to show."""
+    """Yield each text of a body with its field's name, except metadata, which callers may show."""
     if isinstance(wire, Mapping):
         for field, value in cast("Mapping[str, object]", wire).items():
             if field != "metadata":
@@ -174,7 +180,7 @@ def _texts_in(wire: object, name: str = "") -> Iterable[tuple[str, str]]:
 
 
 def _secrets_in(wire: object) -> Iterable[str]:
-    """Yield what is secret in a body, by the contract's names; not by the SDK's own idea of it."""
+    """Yield the secrets of a body by the contract's field names, and not by the SDK's own list."""
     return (text for name, text in _texts_in(wire) if name in _NAMES)
 
 
@@ -187,7 +193,7 @@ def _signatures_in(wire: object) -> Iterable[str]:
 WATCH = Watch()
 
 
-# ---- where it looks
+# ---- where the plugin searches
 
 
 class _Records(logging.Handler):
@@ -314,7 +320,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
         WATCH.folders.discard(folder)
     result = yield
     WATCH.forget_old_signatures()
-    if nextitem is None:  # what is found later has no test to be an error of
+    if nextitem is None:  # a secret that is found later belongs to no test
         for each in WATCH.folders:
             WATCH.look_at_files(each)
         gc.collect()

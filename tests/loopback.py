@@ -1,4 +1,4 @@
-"""A small scriptable HTTP/1.1 server on a loopback port, and what tests want around it, on either async backend."""
+"""A small scriptable HTTP/1.1 server on a loopback port, and helpers for its tests, on either async backend."""
 
 import ssl
 import threading
@@ -22,7 +22,7 @@ _GONE = (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, any
 
 @dataclass
 class Received:
-    """A request as it arrived, and the connection it came on."""
+    """A request as it arrived, and its connection."""
 
     connection: int
     method: str
@@ -33,7 +33,7 @@ class Received:
 
 
 Handler = Callable[[Received], Awaitable[bytes | None]]
-"""Returns the bytes to answer with, after what it sent on `stream` itself; or None, to hang up."""
+"""Returns the bytes to answer with, after any that it sent on `stream` itself. None closes the connection."""
 
 
 def answer(body: bytes = b"", *, status: str = "200 OK", headers: Sequence[str] = ()) -> bytes:
@@ -49,7 +49,7 @@ async def echo(request: Received) -> bytes:
 
 @dataclass
 class Loopback:
-    """What a running server saw: the `requests`, how many connections it `accepted`, and which `streams` are open."""
+    """A running server: its `requests`, the number of connections it `accepted`, and the open `streams`."""
 
     handler: Handler
     url: str
@@ -67,7 +67,7 @@ class Loopback:
             await anyio.aclose_forcefully(stream)
 
     async def serve(self, stream: anyio.abc.ByteStream) -> None:
-        """Answer the requests of one connection, one after the other."""
+        """Answer the requests of one connection, one at a time."""
         self.accepted += 1
         connection = self.accepted
         self.streams.add(stream)
@@ -106,7 +106,7 @@ async def _receive(buffered: BufferedByteReceiveStream, connection: int, stream:
 
 @asynccontextmanager
 async def loopback(handler: Handler, *, ssl_context: ssl.SSLContext | None = None) -> AsyncIterator[Loopback]:
-    """Run a server, with TLS where a context is given."""
+    """Run a server, with TLS if a context is given."""
     async with await anyio.create_tcp_listener(local_host="127.0.0.1") as listeners, anyio.create_task_group() as tasks:
         port: int = listeners.extra(anyio.abc.SocketAttribute.local_port)
         if ssl_context is None:
@@ -121,13 +121,13 @@ async def loopback(handler: Handler, *, ssl_context: ssl.SSLContext | None = Non
 
 
 class _QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name that http.server calls it by
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name of the parameter in http.server
         pass
 
 
 @contextmanager
 def web_server(folder: Path) -> Iterator[str]:
-    """Serve the files of a folder, and hand out the server's URL."""
+    """Serve the files of a folder, and yield the server's URL."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_QuietHandler, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -140,9 +140,9 @@ def web_server(folder: Path) -> Iterator[str]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let all other tasks and threads run until something is so."""
+    """Let all other tasks and threads run until a condition holds."""
     with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110  # it may be in a thread, which would wait for one that never sleeps
+        while not condition():  # noqa: ASYNC110  # a thread may have to run, so this task sleeps
             await anyio.sleep(0.0005)
 
 

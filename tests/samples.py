@@ -1,4 +1,4 @@
-"""All models, and hypothesis strategies that make them of what their fields allow."""
+"""All models, and hypothesis strategies for instances with any values that their fields allow."""
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
@@ -16,7 +16,7 @@ MODELS: list[type[Model]] = [
 
 
 def within(classes: Iterable[type[Any] | None]) -> list[type[Model]]:
-    """Return models, and those that they hold."""
+    """Return these models, and the models of their fields."""
     found: list[type[Model]] = []
     waiting = [cls for cls in classes if cls is not None and issubclass(cls, Model)]
     while waiting:
@@ -53,11 +53,11 @@ BY_KIND: dict[type, st.SearchStrategy[Any]] = {
     object: JSON.filter(lambda value: value is not None),
 }
 INSTANCES: dict[type[Model], st.SearchStrategy[Any]] = {}
-"""For each model instances of it: with what it requires, any part of the rest, and fields that it does not know."""
+"""A strategy for each model: its required fields, any of its optional fields, and fields that it does not declare."""
 
 
 def one(spec: FieldSpec) -> st.SearchStrategy[Any]:
-    """Return a strategy for a field's value, or for one of its values."""
+    """Return a strategy for a field's value, or for one item if the field is a list."""
     facts = spec.facts
     low, high = facts.minimum, facts.maximum
     if spec.allowed or facts.known:
@@ -83,5 +83,5 @@ def instances(cls: type[Model]) -> st.SearchStrategy[Any]:
     return st.fixed_dictionaries(required, optional=optional | {"extra": EXTRA}).map(lambda given: cls(**given))
 
 
-for each in MODELS:  # what others hold is declared before them
+for each in MODELS:  # models are declared after the models of their fields
     INSTANCES[each] = instances(each)

@@ -1,8 +1,7 @@
-"""What the client's tests share: a clock they move, a transport that follows a script, a call of every operation."""
+"""Helpers of the client's tests: a scripted transport, clients for it, and an example call of every operation."""
 
 import json
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,8 +14,11 @@ import anyio.lowlevel
 import credentials
 import httpx
 import psutil
+from fake_clock import FakeClock
 
 from convertrilo import AsyncClient, models
+from convertrilo._base_client import engine_of
+from convertrilo._http.limiter import RateLimiter
 from convertrilo._model import Model
 
 API_KEY = credentials.API_KEY
@@ -24,64 +26,12 @@ TOKEN = credentials.TOKEN
 BASE_URL = "https://api.test"
 
 
-class Clock:
-    """Virtual time: it stands still until somebody sleeps or a test moves it."""
-
-    def __init__(self, now: float = 1_900_000_000.0) -> None:
-        self.now = now
-        self.sleeps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def time(self) -> float:
-        return self.now
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.lowlevel.checkpoint()
-        self.sleeps.append(seconds)
-        self.now += seconds
-
-
-class Quick:
-    """Time that passes a hundred times as fast, for all who wait."""
-
-    def monotonic(self) -> float:
-        return time.monotonic() * 100
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 100)
-
-
-class QuickClock:
-    """Real time, as files are written in threads, which no virtual clock waits for; but who sleeps skips most of it.
-
-    So a busy machine comes no nearer to any deadline.
-    """
-
-    def __init__(self) -> None:
-        self.skipped = 0.0
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self.skipped
-
-    def time(self) -> float:
-        return time.time()
-
-    async def sleep(self, seconds: float) -> None:
-        await anyio.sleep(seconds / 200)
-        self.skipped += seconds * 199 / 200
-
-
 # ---- a transport that follows a script
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the service answers; with `cut`, its body breaks off in the middle with that error."""
+    """An answer of the service. With `cut`, its body breaks off in the middle with that error."""
 
     status: int = 200
     body: bytes = b""
@@ -90,13 +40,13 @@ class Answer:
 
 
 def ok(value: Any = None, *, status: int = 200, **headers: str) -> Answer:
-    """An answer in JSON; `retry_after="3"` is a header."""
+    """Return an answer in JSON; `retry_after="3"` is a header."""
     body = b"" if value is None else json.dumps(value).encode()
     return Answer(status, body, {name.replace("_", "-"): text for name, text in headers.items()})
 
 
 def problem(status: int, code: str | None = None, message: str = "no", headers: Any = None, **fields: Any) -> Answer:
-    """An error answer of the contract's form."""
+    """Return an error answer in the contract's form."""
     body = {"code": code or f"some_{status}", "message": message, **fields}
     return Answer(status, json.dumps(body).encode(), headers or {})
 
@@ -106,7 +56,7 @@ Step = Answer | Exception | Callable[["Sent"], Awaitable[Answer]]
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as it went out."""
+    """A request as it was sent."""
 
     method: str
     target: str
@@ -126,14 +76,18 @@ class Sent:
 
 
 class Script(httpx.AsyncBaseTransport):
-    """Does what its steps say, one for each request; the last one goes on for ever."""
+    """A transport that does what its steps say, one for each request, and repeats the last one.
 
-    def __init__(self, *steps: Step, clock: Clock | None = None) -> None:
+    A step is an answer, an error to raise, or a function. It does not depend on the request, so a test can say what
+    each attempt meets. `fake_service.FakeService` is for tests in which the service must behave like the real one.
+    """
+
+    def __init__(self, *steps: Step, clock: FakeClock | None = None) -> None:
         self.steps = steps
-        self.clock = clock or Clock()
+        self.clock = clock or FakeClock()
         self.sent: list[Sent] = []
         self.open = 0
-        """How many answers are not closed yet."""
+        """The number of answers that are not closed yet."""
         self.closed = False
 
     @property
@@ -151,7 +105,7 @@ class Script(httpx.AsyncBaseTransport):
         )
         self.sent.append(sent)
         number = len(self.sent)
-        await anyio.lowlevel.checkpoint()  # only now, so that what is sent late is on record
+        await anyio.lowlevel.checkpoint()  # after the request is recorded, so that late requests are, too
         step = self.steps[min(number, len(self.steps)) - 1]
         if isinstance(step, Exception):
             raise step
@@ -184,11 +138,24 @@ class _Body(httpx.AsyncByteStream):
 
 
 def client_of(script: Script, *, chance: float = 1.0, **options: Any) -> AsyncClient:
-    """A client whose requests go to a script, and whose waits are `chance` times the longest."""
+    """Return a client whose requests go to a script, and whose backoffs are `chance` times the longest."""
     given = {"api_key": API_KEY, "get_token": lambda: TOKEN, "base_url": BASE_URL, "clock": script.clock}
     client = AsyncClient(transport=script, **{**given, **options})
-    client._engine.random = lambda: chance
+    return set_jitter(client, chance)
+
+
+def set_jitter(client: AsyncClient, value: float | Callable[[], float]) -> AsyncClient:
+    """Have a client draw this value, or the results of this function, as its random numbers; return the client.
+
+    Backoffs have full jitter, so with 1.0 each backoff has its full length.
+    """
+    engine_of(client)[0].random = value if callable(value) else lambda: value
     return client
+
+
+def limiter_of(client: AsyncClient) -> RateLimiter:
+    """Return the rate limiter of a client, to tell it of limits without a request."""
+    return engine_of(client)[0].limiter
 
 
 # ---- a call of every operation
@@ -196,7 +163,7 @@ def client_of(script: Script, *, chance: float = 1.0, **options: Any) -> AsyncCl
 
 @dataclass(frozen=True)
 class Example:
-    """A call of an operation: what the method is given, what goes out, what comes back."""
+    """A call of an operation: the method's arguments, the request, and the answer."""
 
     arguments: tuple[Any, ...]
     sent: str
@@ -363,7 +330,7 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 def method_of(client: AsyncClient, operation_id: str) -> Callable[..., Awaitable[Any]]:
-    """The method of an operation: its id in snake_case."""
+    """Return the method of an operation: its id in snake_case."""
     method: Callable[..., Awaitable[Any]] = getattr(
         client, re.sub("[A-Z]", lambda capital: f"_{capital[0].lower()}", operation_id)
     )
@@ -376,10 +343,10 @@ async def call(client: AsyncClient, operation_id: str, **options: Any) -> Any:
 
 
 async def raised_by(awaitable: Awaitable[Any]) -> Any:
-    """The error that an awaitable ends with."""
+    """Return the error that an awaitable raises."""
     try:
         await awaitable
-    except Exception as error:  # noqa: BLE001  # the test looks at whatever it is
+    except Exception as error:  # noqa: BLE001  # the test looks at any error
         return error
     raise AssertionError("nothing was raised")
 
@@ -388,15 +355,15 @@ async def raised_by(awaitable: Awaitable[Any]) -> Any:
 
 
 def names_in(folder: Path) -> list[str]:
-    """The names of what is in a folder."""
+    """Return the names in a folder, sorted."""
     return sorted(each.name for each in folder.iterdir())
 
 
-# ---- processes, which may end while they are looked at
+# ---- processes, which can end at any time
 
 
 def encoders_of(pid: int) -> set[int]:
-    """The ffmpegs among the children of a process, and theirs."""
+    """Return the ids of the ffmpeg processes below a process."""
     found: set[int] = set()
     for child in psutil.Process(pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -406,7 +373,7 @@ def encoders_of(pid: int) -> set[int]:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process runs: one that has ended may wait for its parent to take note."""
+    """Return whether a process runs. A zombie does not."""
     try:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from support import QuickClock, names_in, raised_by
+from fake_clock import FakeClock
+from support import names_in, raised_by
 
 from convertrilo import (
     AsyncClient,
@@ -45,7 +46,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 
 @pytest.fixture
 async def client(sandbox: Sandbox) -> AsyncIterator[AsyncClient]:
-    async with sandbox.client(clock=QuickClock(), timeout=60) as client:
+    async with sandbox.client(clock=FakeClock(sleepers="hurry"), timeout=60) as client:
         yield client
 
 
@@ -119,7 +120,7 @@ async def test_a_second_run_goes_on_where_the_first_one_died(
                 if event.operation == until:
                     scope.cancel()
 
-            async with sandbox.client(clock=QuickClock(), on_event=watch) as client:
+            async with sandbox.client(clock=FakeClock(sleepers="hurry"), on_event=watch) as client:
                 view = client.with_options(operation="holiday") if how == "view" else client
                 done = await view.encode_file(source, body, tmp_path / "out.mp4", **named.get(how, {}))
                 return done.status
@@ -138,7 +139,10 @@ async def test_a_second_run_goes_on_where_the_first_one_died(
 async def test_a_second_run_after_the_upload_url_has_expired_uploads_in_parts(source: Path, tmp_path: Path) -> None:
     rules = Rules(upload_seconds=1)
     clock = VirtualClock()
-    async with Sandbox(seed=1, rules=rules, clock=clock) as sandbox, sandbox.client(clock=QuickClock()) as client:
+    async with (
+        Sandbox(seed=1, rules=rules, clock=clock) as sandbox,
+        sandbox.client(clock=FakeClock(sleepers="hurry")) as client,
+    ):
         await client.create_job(NAMED)
         clock.advance(2)
         await client.encode_file(source, NAMED, tmp_path / "out.mp4")
@@ -169,7 +173,7 @@ async def test_cancelled_at_any_moment_it_can_be_run_again(sandbox: Sandbox, sou
         moment += 1
         out = tmp_path / f"out-{moment}"
         body = {**WANTED, "externalId": f"holiday-{moment}"}
-        async with sandbox.client(clock=QuickClock()) as client:
+        async with sandbox.client(clock=FakeClock(sleepers="hurry")) as client:
             with anyio.CancelScope() as scope:
                 calls = 0
 
@@ -183,7 +187,7 @@ async def test_cancelled_at_any_moment_it_can_be_run_again(sandbox: Sandbox, sou
                 await client.encode_file(source, body, out, on_progress=stop)
             if not scope.cancelled_caught:
                 break
-        async with sandbox.client(clock=QuickClock()) as client:
+        async with sandbox.client(clock=FakeClock(sleepers="hurry")) as client:
             await client.encode_file(source, body, out)
         assert out.read_bytes()[4:8] == b"ftyp"
     assert moment > 10
@@ -227,7 +231,7 @@ async def test_a_refusal_that_stands_is_raised_at_once(
 
 async def test_a_confirmation_that_never_gets_an_answer_ends(sandbox: Sandbox, source: Path, tmp_path: Path) -> None:
     sandbox.faults.reset("confirmJob", times=None)
-    async with sandbox.client(clock=QuickClock(), retry=RetryPolicy(max_attempts=3)) as client:
+    async with sandbox.client(clock=FakeClock(sleepers="hurry"), retry=RetryPolicy(max_attempts=3)) as client:
         error = await raised_by(client.encode_file(source, WANTED, tmp_path / "out.mp4"))
     assert "confirmJob may or may not have happened" in str(error)
     assert asked(sandbox)["confirmJob"] == 3

@@ -9,7 +9,8 @@ import attrs
 import httpx
 import pytest
 from credentials import ACCESS_KEY_ID, SECRET_ACCESS_KEY
-from support import API_KEY, EXAMPLES, TOKEN, Answer, Clock, Script, Sent, Step, call, client_of, ok, problem, raised_by
+from fake_clock import FakeClock
+from support import API_KEY, EXAMPLES, TOKEN, Answer, Script, Sent, Step, call, client_of, ok, problem, raised_by
 
 from convertrilo import OPERATIONS, AttemptEvent, ConvertriloError, Repeat, log_attempts
 from convertrilo.events import notify
@@ -125,7 +126,7 @@ async def test_what_is_no_error_of_the_wire_ends_the_call_and_is_an_event_too() 
 
 
 async def test_elapsed_is_the_time_since_the_call_began() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     async def slow(_: Sent) -> Answer:
         clock.now += 5

@@ -11,8 +11,9 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from fake_clock import FakeClock
 from loopback import until
-from webhook_help import DATA, NOW, SECRET, Clock, ask, body_of, headers_of, serving
+from webhook_help import DATA, NOW, SECRET, ask, body_of, headers_of, serving
 
 from convertrilo import AsyncClient, MemoryDedupe, SQLiteDedupe, WebhookEvent, WebhookReceiver
 from convertrilo.dedupe import LEASE, DedupeStore
@@ -26,8 +27,8 @@ ON_DEMAND = {"sourceUrl": "https://media.example/holiday.mov", "externalId": "ho
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(NOW)
+def clock() -> FakeClock:
+    return FakeClock(NOW, sleepers="wait")
 
 
 class Handler:
@@ -62,14 +63,14 @@ class Stuck(Handler):
         self.ended += 1
 
 
-def receiver_of(handler: Any, clock: Clock, **options: Any) -> WebhookReceiver:
+def receiver_of(handler: Any, clock: FakeClock, **options: Any) -> WebhookReceiver:
     return WebhookReceiver(SECRET, handler, clock=clock, **options)
 
 
 # ---- real deliveries, over sockets into real servers
 
 
-class Service:
+class WebhookSender:
     """A sandbox with webhooks that it delivers over sockets."""
 
     def __init__(self, sandbox: Sandbox, client: AsyncClient) -> None:
@@ -95,14 +96,14 @@ class Service:
 
 
 @pytest.fixture
-async def service(clock: Clock) -> AsyncIterator[Service]:
+async def service(clock: FakeClock) -> AsyncIterator[WebhookSender]:
     async with Sandbox(clock=clock, seed=7) as sandbox, sandbox.client(clock=clock) as client:
-        yield Service(sandbox, client)
+        yield WebhookSender(sandbox, client)
 
 
 @asynccontextmanager
 async def received(
-    service: Service, backend: str, make: Callable[[list[str]], Any], *, webhooks: int = 1
+    service: WebhookSender, backend: str, make: Callable[[list[str]], Any], *, webhooks: int = 1
 ) -> AsyncIterator[str]:
     """Serve an app that knows the secrets of some webhooks, and yield the URL that they deliver to."""
     app: Any = WebhookReceiver("unused", print)  # the secrets are not known before the port is
@@ -117,7 +118,7 @@ async def received(
 
 
 async def test_the_end_of_a_job_is_told_by_the_service_and_handled(
-    service: Service, clock: Clock, anyio_backend: str
+    service: WebhookSender, clock: FakeClock, anyio_backend: str
 ) -> None:
     handler = Handler()
     make = partial(WebhookReceiver, handler=handler, path="/webhooks/convertrilo", clock=clock)
@@ -131,7 +132,7 @@ async def test_the_end_of_a_job_is_told_by_the_service_and_handled(
 
 
 async def test_an_event_whose_handler_failed_comes_again_and_is_handled_then(
-    service: Service, clock: Clock, anyio_backend: str
+    service: WebhookSender, clock: FakeClock, anyio_backend: str
 ) -> None:
     handler = Handler(failures=2)
     make = partial(WebhookReceiver, handler=handler, path="/webhooks/convertrilo", clock=clock)
@@ -149,7 +150,7 @@ async def test_an_event_whose_handler_failed_comes_again_and_is_handled_then(
 
 
 async def test_an_event_delivered_twice_at_once_is_handled_once(
-    service: Service, clock: Clock, anyio_backend: str
+    service: WebhookSender, clock: FakeClock, anyio_backend: str
 ) -> None:
     # Two webhooks, as one account may have: the service delivers to both at the same time, each with its own secret.
     stuck = Stuck()
@@ -174,7 +175,7 @@ async def test_an_event_delivered_twice_at_once_is_handled_once(
 
 
 async def test_a_handler_slower_than_the_service_waits_is_answered_for_in_time_and_not_run_again(
-    service: Service, clock: Clock, anyio_backend: str
+    service: WebhookSender, clock: FakeClock, anyio_backend: str
 ) -> None:
     stuck = Stuck()
     make = partial(WebhookReceiver, handler=stuck, path="/webhooks/convertrilo", clock=clock)
@@ -194,7 +195,7 @@ async def test_a_handler_slower_than_the_service_waits_is_answered_for_in_time_a
     assert len(stuck.events) == 1
 
 
-async def test_a_delivery_altered_by_a_byte_anywhere_is_refused(clock: Clock, anyio_backend: str) -> None:
+async def test_a_delivery_altered_by_a_byte_anywhere_is_refused(clock: FakeClock, anyio_backend: str) -> None:
     handler = Handler()
     app = receiver_of(handler, clock, path="/hook")
     async with serving(app, anyio_backend) as url, httpx.AsyncClient(trust_env=False, timeout=60) as http:
@@ -217,10 +218,10 @@ async def test_a_delivery_altered_by_a_byte_anywhere_is_refused(clock: Clock, an
         assert await post(BODY, HEADERS) == 204
 
 
-async def test_a_webhook_ends_a_wait_at_once(clock: Clock, anyio_backend: str) -> None:
+async def test_a_webhook_ends_a_wait_at_once(clock: FakeClock, anyio_backend: str) -> None:
     started = clock.time()
     async with Sandbox(clock=clock, seed=7, encode_seconds=5) as sandbox, sandbox.client(clock=clock) as client:
-        slow = Service(sandbox, client)
+        slow = WebhookSender(sandbox, client)
         make = partial(WebhookReceiver, handler=client.notify, path="/webhooks/convertrilo", clock=clock)
         async with received(slow, anyio_backend, make), anyio.create_task_group() as tasks:
             job_id = await slow.encode()
@@ -257,21 +258,21 @@ NO_DELIVERIES: dict[str, tuple[int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize(("status", "given"), NO_DELIVERIES.values(), ids=NO_DELIVERIES)
-async def test_what_is_no_delivery_is_refused_without_a_reason(status: int, given: Any, clock: Clock) -> None:
+async def test_what_is_no_delivery_is_refused_without_a_reason(status: int, given: Any, clock: FakeClock) -> None:
     handler = Handler()
     app = receiver_of(handler, clock, path="/hook", max_bytes=1_000_000)
     assert await ask(app, **{"body": BODY, "headers": HEADERS, "path": "/hook", **given}) == (status, b"")
     assert not handler.events
 
 
-async def test_a_body_in_pieces_is_one_body(clock: Clock) -> None:
+async def test_a_body_in_pieces_is_one_body(clock: FakeClock) -> None:
     handler = Handler()
     app = receiver_of(handler, clock, max_bytes=len(BODY))
     assert (await ask(app, [BODY[:1], b"", BODY[1:50], BODY[50:]], HEADERS))[0] == 204
     assert handler.names == ["job.completed"]
 
 
-async def test_a_long_body_is_not_read_to_its_end(clock: Clock) -> None:
+async def test_a_long_body_is_not_read_to_its_end(clock: FakeClock) -> None:
     pieces = [b"x" * MAX_BYTES, b"x", b"never read"]
     sent: list[Any] = []
 
@@ -287,21 +288,23 @@ async def test_a_long_body_is_not_read_to_its_end(clock: Clock) -> None:
     assert pieces == [b"never read"]
 
 
-async def test_an_event_that_is_too_old_is_refused(clock: Clock) -> None:
+async def test_an_event_that_is_too_old_is_refused(clock: FakeClock) -> None:
     handler = Handler()
     clock.advance(43 * 60)
     assert (await ask(receiver_of(handler, clock), BODY, HEADERS))[0] == 401
     assert (await ask(receiver_of(handler, clock, tolerance=3600), BODY, HEADERS))[0] == 204
 
 
-async def test_a_signed_body_that_cannot_be_read_is_told_apart(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_signed_body_that_cannot_be_read_is_told_apart(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
     body = b'{"event":"job.completed"}'
     assert await ask(receiver_of(Handler(), clock), body, headers_of(body)) == (400, b"")
     assert "a signed webhook cannot be decoded" in caplog.text
 
 
 async def test_the_log_says_why_a_delivery_was_refused_and_no_secret(
-    clock: Clock, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     await ask(receiver_of(Handler(), clock), BODY + b" ", HEADERS)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
@@ -310,7 +313,7 @@ async def test_the_log_says_why_a_delivery_was_refused_and_no_secret(
     assert HEADERS["X-Webhook-Signature"] not in caplog.text
 
 
-async def test_a_websocket_is_turned_away(clock: Clock) -> None:
+async def test_a_websocket_is_turned_away(clock: FakeClock) -> None:
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -323,7 +326,7 @@ async def test_a_websocket_is_turned_away(clock: Clock) -> None:
     assert sent == [{"type": "websocket.close"}]
 
 
-async def test_who_hangs_up_does_not_stop_the_handler(clock: Clock) -> None:
+async def test_who_hangs_up_does_not_stop_the_handler(clock: FakeClock) -> None:
     handler = Handler()
     app = receiver_of(handler, clock)
     pieces = [{"type": "http.request", "body": BODY}]
@@ -345,12 +348,12 @@ async def test_who_hangs_up_does_not_stop_the_handler(clock: Clock) -> None:
 BOTH_STORES = pytest.mark.parametrize("kind", ["memory", "SQLite"])
 
 
-def store_of(kind: str, folder: Path, clock: Clock) -> DedupeStore:
+def store_of(kind: str, folder: Path, clock: FakeClock) -> DedupeStore:
     return MemoryDedupe() if kind == "memory" else SQLiteDedupe(folder / "webhooks.db", clock=clock)
 
 
 @BOTH_STORES
-async def test_an_event_is_handled_once_however_often_it_comes(kind: str, clock: Clock, tmp_path: Path) -> None:
+async def test_an_event_is_handled_once_however_often_it_comes(kind: str, clock: FakeClock, tmp_path: Path) -> None:
     handler = Handler()
     async with receiver_of(handler, clock, dedupe=store_of(kind, tmp_path, clock)) as app:
         assert [(await ask(app, BODY, HEADERS))[0] for _ in range(3)] == [204, 204, 204]
@@ -359,7 +362,7 @@ async def test_an_event_is_handled_once_however_often_it_comes(kind: str, clock:
 
 @BOTH_STORES
 async def test_another_event_of_a_job_and_the_same_of_another_are_others(
-    kind: str, clock: Clock, tmp_path: Path
+    kind: str, clock: FakeClock, tmp_path: Path
 ) -> None:
     handler = Handler()
     async with receiver_of(handler, clock, dedupe=store_of(kind, tmp_path, clock)) as app:
@@ -372,7 +375,7 @@ async def test_another_event_of_a_job_and_the_same_of_another_are_others(
     assert handler.names == ["job.queued", "job.running", "job.queued"]
 
 
-async def test_every_test_event_is_handled(clock: Clock) -> None:
+async def test_every_test_event_is_handled(clock: FakeClock) -> None:
     handler = Handler()
     app = receiver_of(handler, clock)
     for second in (1, 2, 2):
@@ -383,7 +386,7 @@ async def test_every_test_event_is_handled(clock: Clock) -> None:
 
 @BOTH_STORES
 async def test_who_comes_while_the_handler_works_hears_what_comes_of_it(
-    kind: str, clock: Clock, tmp_path: Path
+    kind: str, clock: FakeClock, tmp_path: Path
 ) -> None:
     gate, runs = anyio.Event(), 0
 
@@ -410,7 +413,7 @@ async def test_who_comes_while_the_handler_works_hears_what_comes_of_it(
         assert (statuses[-1], runs) == (204, 2)
 
 
-async def test_a_delivery_that_is_cancelled_frees_its_event(clock: Clock) -> None:
+async def test_a_delivery_that_is_cancelled_frees_its_event(clock: FakeClock) -> None:
     stuck = Stuck()
     app = receiver_of(stuck, clock)
     async with anyio.create_task_group() as tasks:
@@ -422,13 +425,13 @@ async def test_a_delivery_that_is_cancelled_frees_its_event(clock: Clock) -> Non
     assert (len(stuck.events), stuck.ended) == (2, 1)
 
 
-async def test_a_plain_function_can_handle_events(clock: Clock) -> None:
+async def test_a_plain_function_can_handle_events(clock: FakeClock) -> None:
     events: list[WebhookEvent] = []
     assert (await ask(receiver_of(events.append, clock), BODY, HEADERS))[0] == 204
     assert [event.job_id for event in events] == [DATA["jobId"]]
 
 
-async def test_what_was_handled_is_remembered_past_a_restart(clock: Clock, tmp_path: Path) -> None:
+async def test_what_was_handled_is_remembered_past_a_restart(clock: FakeClock, tmp_path: Path) -> None:
     handler = Handler()
     for _ in range(2):
         async with receiver_of(handler, clock, dedupe=SQLiteDedupe(tmp_path / "webhooks.db", clock=clock)) as app:
@@ -436,7 +439,7 @@ async def test_what_was_handled_is_remembered_past_a_restart(clock: Clock, tmp_p
     assert handler.names == ["job.completed"]
 
 
-async def test_two_processes_with_one_file_handle_an_event_once(clock: Clock, tmp_path: Path) -> None:
+async def test_two_processes_with_one_file_handle_an_event_once(clock: FakeClock, tmp_path: Path) -> None:
     stuck, other = Stuck(), Handler()
     statuses: list[int] = []
 
@@ -464,7 +467,7 @@ async def test_two_processes_with_one_file_handle_an_event_once(clock: Clock, tm
 
 
 async def test_a_store_that_is_not_open_fails_deliveries_and_says_so(
-    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = receiver_of(Handler(), clock, dedupe=SQLiteDedupe(tmp_path / "webhooks.db"))
     assert (await ask(app, BODY, HEADERS))[0] == 500
@@ -474,11 +477,11 @@ async def test_a_store_that_is_not_open_fails_deliveries_and_says_so(
 # ---- the queue
 
 
-def queue_of(handler: Any, clock: Clock, folder: Path) -> WebhookReceiver:
+def queue_of(handler: Any, clock: FakeClock, folder: Path) -> WebhookReceiver:
     return receiver_of(handler, clock, queue=True, dedupe=SQLiteDedupe(folder / "webhooks.db", clock=clock))
 
 
-async def test_a_queued_event_is_answered_for_before_it_is_handled(clock: Clock, tmp_path: Path) -> None:
+async def test_a_queued_event_is_answered_for_before_it_is_handled(clock: FakeClock, tmp_path: Path) -> None:
     stuck = Stuck()
     async with queue_of(stuck, clock, tmp_path) as app:
         assert [(await ask(app, BODY, HEADERS))[0] for _ in range(3)] == [204, 204, 204]
@@ -490,7 +493,7 @@ async def test_a_queued_event_is_answered_for_before_it_is_handled(clock: Clock,
     assert len(stuck.events) == 1
 
 
-async def test_a_queued_event_outlives_the_process(clock: Clock, tmp_path: Path) -> None:
+async def test_a_queued_event_outlives_the_process(clock: FakeClock, tmp_path: Path) -> None:
     stuck, handler = Stuck(), Handler()
     async with queue_of(stuck, clock, tmp_path) as app:
         assert (await ask(app, BODY, HEADERS))[0] == 204
@@ -502,7 +505,7 @@ async def test_a_queued_event_outlives_the_process(clock: Clock, tmp_path: Path)
 
 
 async def test_a_queued_event_whose_handler_fails_is_handled_again_and_at_last_given_up(
-    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handler = Handler(failures=4)
     async with queue_of(handler, clock, tmp_path) as app:
@@ -523,7 +526,7 @@ async def test_a_queued_event_whose_handler_fails_is_handled_again_and_at_last_g
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # in trio, a task does not see the cancellation of another
 async def test_a_handler_whose_own_task_is_cancelled_has_failed_and_ends_no_other(
-    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     handled: list[str | None] = []
 
@@ -550,7 +553,7 @@ def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "convertrilo"]
 
 
-async def test_queued_events_are_handled_a_few_at_a_time(clock: Clock, tmp_path: Path) -> None:
+async def test_queued_events_are_handled_a_few_at_a_time(clock: FakeClock, tmp_path: Path) -> None:
     stuck = Stuck()
     async with queue_of(stuck, clock, tmp_path) as app:
         for number in range(12):
@@ -564,7 +567,7 @@ async def test_queued_events_are_handled_a_few_at_a_time(clock: Clock, tmp_path:
     assert sorted(str(event.job_id) for event in stuck.events) == sorted(f"j-{number}" for number in range(12))
 
 
-async def test_a_long_handler_keeps_its_queued_event(clock: Clock, tmp_path: Path) -> None:
+async def test_a_long_handler_keeps_its_queued_event(clock: FakeClock, tmp_path: Path) -> None:
     renewed = 0
 
     class Counting(SQLiteDedupe):
@@ -589,7 +592,7 @@ async def test_a_long_handler_keeps_its_queued_event(clock: Clock, tmp_path: Pat
 
 
 async def test_a_queue_that_nobody_works_off_takes_nothing(
-    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    clock: FakeClock, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert (await ask(queue_of(Handler(), clock, tmp_path), BODY, HEADERS))[0] == 500
     assert "the receiver is not running" in caplog.text
@@ -616,7 +619,7 @@ def test_settings_that_cannot_work_are_refused_at_once(secrets: Any, options: An
         WebhookReceiver(secrets, print, **options)
 
 
-async def test_a_receiver_runs_once_at_a_time(clock: Clock) -> None:
+async def test_a_receiver_runs_once_at_a_time(clock: FakeClock) -> None:
     app = receiver_of(Handler(), clock)
     for _ in range(2):
         async with app:
@@ -644,7 +647,7 @@ async def live(app: WebhookReceiver, between: Callable[[], Awaitable[object]]) -
     return sent
 
 
-async def test_the_servers_lifetime_is_the_receivers(clock: Clock, tmp_path: Path) -> None:
+async def test_the_servers_lifetime_is_the_receivers(clock: FakeClock, tmp_path: Path) -> None:
     handler = Handler()
     app = queue_of(handler, clock, tmp_path)
 
@@ -656,7 +659,7 @@ async def test_the_servers_lifetime_is_the_receivers(clock: Clock, tmp_path: Pat
     assert [each["type"] for each in messages] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_receiver_that_cannot_start_says_why(clock: Clock, tmp_path: Path) -> None:
+async def test_a_receiver_that_cannot_start_says_why(clock: FakeClock, tmp_path: Path) -> None:
     async def never() -> None:
         raise AssertionError
 
@@ -684,14 +687,14 @@ MOUNTS = [
 
 @pytest.mark.parametrize(("path", "requested", "root_path"), MOUNTS)
 async def test_its_path_is_relative_to_where_it_is_mounted(
-    path: str, requested: str, root_path: str, clock: Clock
+    path: str, requested: str, root_path: str, clock: FakeClock
 ) -> None:
     app = receiver_of(Handler(), clock, path=path)
     assert (await ask(app, BODY, HEADERS, path=requested, root_path=root_path))[0] == 204
     assert (await ask(app, BODY, HEADERS, path=f"{requested}/x", root_path=root_path))[0] == 404
 
 
-async def test_it_can_be_mounted_in_fastapi_and_starlette(clock: Clock) -> None:
+async def test_it_can_be_mounted_in_fastapi_and_starlette(clock: FakeClock) -> None:
     from fastapi import FastAPI
     from starlette.applications import Starlette
     from starlette.routing import Mount, Route
@@ -711,7 +714,7 @@ async def test_it_can_be_mounted_in_fastapi_and_starlette(clock: Clock) -> None:
         assert len(handler.events) == 4
 
 
-async def test_it_can_be_mounted_in_litestar_and_quart(clock: Clock) -> None:
+async def test_it_can_be_mounted_in_litestar_and_quart(clock: FakeClock) -> None:
     from hypercorn.middleware import DispatcherMiddleware
     from litestar import Litestar, asgi
     from quart import Quart

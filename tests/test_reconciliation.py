@@ -7,8 +7,9 @@ from typing import Any
 
 import anyio
 import pytest
+from fake_clock import FakeClock
 from support import Script, Sent, client_of, ok, problem
-from webhook_help import NOW, SECRET, Clock, ask, headers_of
+from webhook_help import NOW, SECRET, ask, headers_of
 
 from convertrilo import AsyncClient, Journal, MemoryDedupe, WebhookEvent, WebhookReceiver, reconcile
 from convertrilo.reconciliation import Reconciliation
@@ -18,30 +19,30 @@ JOB = {"codec": "h264", "resolution": "720p", "fps": 30, "sourceUrl": "https://m
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(NOW)
+def clock() -> FakeClock:
+    return FakeClock(NOW, sleepers="wait")
 
 
 @pytest.fixture
-async def journal(tmp_path: Path, clock: Clock) -> AsyncIterator[Journal]:
+async def journal(tmp_path: Path, clock: FakeClock) -> AsyncIterator[Journal]:
     async with Journal(tmp_path / "journal.db", clock=clock) as journal:
         yield journal
 
 
 @pytest.fixture
-async def sandbox(clock: Clock) -> AsyncIterator[Sandbox]:
+async def sandbox(clock: FakeClock) -> AsyncIterator[Sandbox]:
     async with Sandbox(clock=clock, seed=3) as sandbox:
         yield sandbox
 
 
 @pytest.fixture
-async def client(sandbox: Sandbox, journal: Journal, clock: Clock) -> AsyncIterator[AsyncClient]:
+async def client(sandbox: Sandbox, journal: Journal, clock: FakeClock) -> AsyncIterator[AsyncClient]:
     async with sandbox.client(journal=journal, clock=clock) as client:
         yield client
 
 
 async def test_the_ends_of_all_kinds_of_jobs_are_handed_over_once(
-    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: FakeClock
 ) -> None:
     events: list[WebhookEvent] = []
     dedupe = MemoryDedupe()
@@ -75,7 +76,7 @@ async def test_the_ends_of_all_kinds_of_jobs_are_handed_over_once(
 
 
 async def test_jobs_that_were_submitted_in_batches_are_among_them(
-    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: FakeClock
 ) -> None:
     jobs = [{**JOB, "externalId": f"video-{number}"} for number in range(250)]
     made = {each.job_id async for each in client.submit_jobs(jobs, settings={"confirm": True}, batch_size=100)}
@@ -87,7 +88,7 @@ async def test_jobs_that_were_submitted_in_batches_are_among_them(
 
 
 async def test_what_the_receiver_handled_is_not_handed_over_and_what_was_is_not_received_again(
-    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: FakeClock
 ) -> None:
     events: list[WebhookEvent] = []
     dedupe = MemoryDedupe()
@@ -107,7 +108,7 @@ async def test_what_the_receiver_handled_is_not_handed_over_and_what_was_is_not_
 
 
 async def test_one_event_that_fails_keeps_no_other_back_and_comes_again(
-    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     events: list[WebhookEvent] = []
 
@@ -131,7 +132,7 @@ async def test_one_event_that_fails_keeps_no_other_back_and_comes_again(
 
 
 async def test_jobs_of_long_ago_are_left_alone(
-    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: Clock
+    sandbox: Sandbox, client: AsyncClient, journal: Journal, clock: FakeClock
 ) -> None:
     await client.on_demand_encode({"sourceUrl": "https://media.example/a.mov"})
     await sandbox.wait_until_idle()
@@ -154,7 +155,7 @@ def bulk_answer(count: int) -> dict[str, Any]:
     return {"jobs": [{"jobId": f"j-{number}"} for number in range(count)]}
 
 
-async def test_a_thousand_jobs_cost_ten_requests(journal: Journal, clock: Clock) -> None:
+async def test_a_thousand_jobs_cost_ten_requests(journal: Journal, clock: FakeClock) -> None:
     async def answer(sent: Sent) -> Any:
         ids = sent.target.partition("ids=")[2].replace("%2C", ",").split(",")
         return ok({"jobs": [{"id": job_id, "status": "success"} for job_id in ids]})
@@ -169,7 +170,9 @@ async def test_a_thousand_jobs_cost_ten_requests(journal: Journal, clock: Clock)
     assert len({event.job_id for event in events}) == 1000
 
 
-async def test_a_service_that_minds_how_many_are_asked_for_is_asked_for_fewer(journal: Journal, clock: Clock) -> None:
+async def test_a_service_that_minds_how_many_are_asked_for_is_asked_for_fewer(
+    journal: Journal, clock: FakeClock
+) -> None:
     async def answer(sent: Sent) -> Any:
         ids = sent.target.partition("ids=")[2].replace("%2C", ",").split(",")
         if len(ids) > 30 or ids == ["j-7"]:
@@ -186,7 +189,7 @@ async def test_a_service_that_minds_how_many_are_asked_for_is_asked_for_fewer(jo
 
 
 async def test_on_demand_jobs_that_bulk_status_does_not_know_are_asked_for_one_by_one(
-    journal: Journal, clock: Clock
+    journal: Journal, clock: FakeClock
 ) -> None:
     async def answer(sent: Sent) -> Any:
         if "bulk" in sent.target:
@@ -206,7 +209,7 @@ async def test_on_demand_jobs_that_bulk_status_does_not_know_are_asked_for_one_b
     assert events[0].timestamp.isoformat() == "2025-12-31T23:00:00+00:00"
 
 
-async def test_an_answer_in_the_journal_that_makes_no_sense_stops_nothing(journal: Journal, clock: Clock) -> None:
+async def test_an_answer_in_the_journal_that_makes_no_sense_stops_nothing(journal: Journal, clock: FakeClock) -> None:
     await made(journal, "createJob", ["?"])
     await made(journal, "createJobsBulk", bulk_answer(1))
     await made(journal, "renamedOperation", {"jobId": "j-9"})
@@ -215,7 +218,7 @@ async def test_an_answer_in_the_journal_that_makes_no_sense_stops_nothing(journa
     assert result == Reconciliation(open=0, handled=1, failed=0)
 
 
-async def test_on_demand_jobs_are_read_some_at_a_time(journal: Journal, clock: Clock) -> None:
+async def test_on_demand_jobs_are_read_some_at_a_time(journal: Journal, clock: FakeClock) -> None:
     together, most = anyio.Event(), 0
 
     async def answer(sent: Sent) -> Any:

@@ -11,6 +11,7 @@ import anyio
 import attrs
 import httpx
 import pytest
+from fake_clock import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 from support import (
@@ -18,7 +19,6 @@ from support import (
     EXAMPLES,
     TOKEN,
     Answer,
-    Clock,
     Script,
     Sent,
     Step,
@@ -27,6 +27,7 @@ from support import (
     ok,
     problem,
     raised_by,
+    set_jitter,
 )
 
 from convertrilo import (
@@ -261,7 +262,7 @@ def test_a_wait_is_drawn_from_nothing_to_a_backoff_that_doubles(
 async def test_waits_are_drawn_anew_each_time() -> None:
     script, draws = Script(HTML), iter([0.5, 0.0, 1.0, 0.25, 0.125, 0.75, 0.0625])
     async with client_of(script) as client:
-        client._engine.random = lambda: next(draws)
+        set_jitter(client, lambda: next(draws))
         await raised_by(client.get_balance())
     assert script.clock.sleeps == [0.25, 0.0, 2.0, 1.0, 1.0, 12.0, 1.25]
 
@@ -402,7 +403,7 @@ async def test_no_attempt_is_given_more_time_than_the_deadline_leaves() -> None:
 
 
 async def test_all_attempts_and_waits_share_one_deadline() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     async def slow(_: Sent) -> Answer:
         clock.now += 50
@@ -416,7 +417,7 @@ async def test_all_attempts_and_waits_share_one_deadline() -> None:
 
 
 async def test_nothing_is_sent_after_the_deadline() -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def slow_token() -> str:
         clock.now += 180
@@ -472,7 +473,7 @@ async def test_an_attempt_that_hangs_is_ended_by_the_deadline(operation: str) ->
 async def test_a_body_that_hangs_is_ended_by_the_deadline_and_closed() -> None:
     body = Hanging()
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=body))
-    async with AsyncClient(API_KEY, transport=transport, retry=SOON, clock=Clock()) as client:
+    async with AsyncClient(API_KEY, transport=transport, retry=SOON, clock=FakeClock()) as client:
         with pytest.raises(DeadlineExceededError):
             await client.get_balance()
     assert body.closed
@@ -550,7 +551,7 @@ async def test_what_a_call_does_to_the_budget(steps: list[Step], left: int) -> N
 
 
 async def test_an_empty_budget_raises_at_once_and_told_waits_go_on() -> None:
-    script = Script(*[HTML] * 4, answered_429(retry_after="1"), ok({}), HTML, clock=Clock())
+    script = Script(*[HTML] * 4, answered_429(retry_after="1"), ok({}), HTML, clock=FakeClock())
     async with client_of(script, retry=RetryPolicy(budget=14)) as client:
         error = await raised_by(client.get_balance())
         assert error.attempts == 3

@@ -1,4 +1,4 @@
-"""What the tests of webhooks share: a signed delivery, a clock that is moved, and real servers on loopback ports."""
+"""Helpers of the webhook tests: a signed delivery, and real servers on loopback ports."""
 
 import json
 import os
@@ -17,7 +17,6 @@ from credentials import WEBHOOK_SECRET
 from loopback import until
 
 from convertrilo import webhooks
-from convertrilo.sandbox import VirtualClock
 
 SECRET = WEBHOOK_SECRET
 NOW = 1_767_225_600.0
@@ -34,22 +33,14 @@ DATA: Mapping[str, Any] = {
 }
 
 
-class Clock(VirtualClock):
-    """The sandbox's clock, which tells who sleeps."""
-
-    async def until_asleep(self, seconds: float) -> None:
-        """Wait until somebody sleeps for so many seconds from now."""
-        await until(lambda: any(abs(due - self.time() - seconds) < 1e-6 for due, _ in self._sleepers))
-
-
 def body_of(event: str = "job.completed", timestamp: str = TIMESTAMP, **data: Any) -> bytes:
-    """The body of a delivery; `None` takes a field out of its data."""
+    """Return the body of a delivery. A value of `None` removes the field from its data."""
     given = {name: value for name, value in {**DATA, **data}.items() if value is not None}
     return json.dumps({"event": event, "timestamp": timestamp, "data": given}, ensure_ascii=False).encode()
 
 
 def headers_of(body: bytes, event: str = "job.completed", secret: str = SECRET) -> dict[str, str]:
-    """The headers of a delivery, as the service sends them."""
+    """Return the headers of a delivery, as the service sends them."""
     return {
         "Content-Type": "application/json",
         "X-Webhook-Event": event,
@@ -61,7 +52,7 @@ def headers_of(body: bytes, event: str = "job.completed", secret: str = SECRET) 
 async def ask(
     app: Any, body: bytes | list[bytes] = b"", headers: Mapping[str, str] | None = None, **scope: Any
 ) -> tuple[int, bytes]:
-    """Send an ASGI app a request, in pieces where the body is a list; return the status and body of its answer."""
+    """Send a request to an ASGI app, in pieces if the body is a list; return the status and body of its answer."""
     pieces = list(body) if isinstance(body, list) else [body]
     sent: list[dict[str, Any]] = []
 
@@ -100,7 +91,7 @@ async def serving(app: Any, backend: str) -> AsyncIterator[str]:
                     server.should_exit = True
             else:
                 config = hypercorn.Config()
-                config.bind = [f"fd://{os.dup(listener.fileno())}"]  # it closes what it is given
+                config.bind = [f"fd://{os.dup(listener.fileno())}"]  # hypercorn closes the descriptor
                 config.errorlog = None
                 ended = anyio.Event()
 

@@ -14,13 +14,13 @@ import anyio.abc
 import httpx
 import pytest
 from credentials import ACCESS_KEY_ID, PASSWORD, SECRET_ACCESS_KEY, SIGNATURE
+from fake_clock import FakeClock
 from support import (
     API_KEY,
     EXAMPLES,
     JOB,
     TOKEN,
     Answer,
-    Clock,
     Script,
     Step,
     call,
@@ -377,7 +377,7 @@ async def test_the_request_of_a_cause_has_no_credentials(caplog: pytest.LogCaptu
         raise httpx.ReadError("reset", request=request)
 
     with caplog.at_level(logging.DEBUG):
-        async with AsyncClient(API_KEY, transport=httpx.MockTransport(fail), clock=Clock()) as client:
+        async with AsyncClient(API_KEY, transport=httpx.MockTransport(fail), clock=FakeClock()) as client:
             error = await raised_by(client.create_job(SECRET_BODY))
     assert isinstance(error.__cause__, httpx.ReadError)
     assert error.__cause__.request.method == "POST"

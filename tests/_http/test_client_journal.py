@@ -10,6 +10,7 @@ import anyio
 import anyio.abc
 import httpx
 import pytest
+from fake_clock import FakeClock
 from loopback import Received, answer, loopback, until
 from support import (
     API_KEY,
@@ -18,7 +19,6 @@ from support import (
     EXAMPLES,
     JOB,
     Answer,
-    Clock,
     Script,
     Sent,
     Step,
@@ -51,14 +51,6 @@ from convertrilo.sandbox import Rules, Sandbox
 NONE = RetryPolicy.none()
 
 # ---- cancelling
-
-
-class Stopped(Clock):
-    """A clock whose sleepers never wake."""
-
-    async def sleep(self, seconds: float) -> None:
-        self.sleeps.append(seconds)
-        await anyio.sleep_forever()
 
 
 class HangingBody(httpx.AsyncByteStream):
@@ -102,7 +94,7 @@ async def cancelled(call: Callable[[], Coroutine[Any, Any, object]], when: Calla
 async def test_a_cancelled_call_leaves_everything_consistent(
     steps: list[Step], left: int, pending: bool, tmp_path: Path
 ) -> None:
-    script = Script(*steps, clock=Stopped())
+    script = Script(*steps, clock=FakeClock(sleepers="wait"))
     journal = Journal(tmp_path / "j.db", clock=script.clock)
     async with journal, client_of(script, journal=journal) as client:
         for _ in range(2):
@@ -256,12 +248,8 @@ async def test_what_a_callers_transport_has_sent_may_have_happened_though_it_fin
 @pytest.mark.parametrize("failure", [httpx.ReadError(""), problem(409, "idempotency_in_progress")])
 async def test_a_machine_that_slept_through_the_window_sends_nothing_more(failure: Step, tmp_path: Path) -> None:
     """A laptop's lid, a paused virtual machine: the wall clock goes on, and the monotonic one does not."""
-
-    class Asleep(Clock):
-        def time(self) -> float:
-            return self.now + (1e6 if self.sleeps else 0.0)
-
-    script = Script(failure, EXAMPLES["createJob"].answered, clock=Asleep())
+    script = Script(failure, EXAMPLES["createJob"].answered)
+    script.clock.suspended = 1e6
     journal = Journal(tmp_path / "j.db", clock=script.clock)
     async with journal, client_of(script, journal=journal) as client:
         error = await raised_by(client.create_job(JOB, operation="n"))
@@ -272,7 +260,7 @@ async def test_a_machine_that_slept_through_the_window_sends_nothing_more(failur
 
 @pytest.mark.parametrize("rejected", [False, True])
 async def test_a_token_that_comes_when_the_window_is_over_sends_nothing(rejected: bool, tmp_path: Path) -> None:
-    clock = Clock()
+    clock = FakeClock()
 
     def get_token() -> str:
         if script.attempts > rejected:
@@ -347,8 +335,8 @@ async def test_a_new_bearer_token_is_no_other_sender(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture
@@ -356,7 +344,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "ingest.db"
 
 
-def journaling(path: Path, clock: Clock, *steps: Step, **options: Any) -> tuple[AsyncClient, Script]:
+def journaling(path: Path, clock: FakeClock, *steps: Step, **options: Any) -> tuple[AsyncClient, Script]:
     """A client as a new process has it: with a journal object of its own on the file."""
     script = Script(*steps, clock=clock)
     return client_of(script, journal=Journal(path, clock=clock), **options), script
@@ -366,7 +354,7 @@ def files_of(path: Path) -> set[str]:
     return {file.name for file in path.parent.iterdir()}
 
 
-async def states(path: Path, clock: Clock) -> dict[str, str]:
+async def states(path: Path, clock: FakeClock) -> dict[str, str]:
     """What a person sees in the journal: the state of each key."""
     async with Journal(path, clock=clock) as journal:
         lists = (journal.pending(), journal.answered(), journal.unknown())
@@ -383,7 +371,7 @@ IDENTITIES: list[tuple[dict[str, Any], dict[str, str]]] = [
 
 @pytest.mark.parametrize(("body", "named"), IDENTITIES)
 async def test_what_was_answered_is_answered_again_without_a_request(
-    body: dict[str, Any], named: dict[str, str], path: Path, clock: Clock
+    body: dict[str, Any], named: dict[str, str], path: Path, clock: FakeClock
 ) -> None:
     client, script = journaling(path, clock, EXAMPLES["createJob"].answered)
     async with client:
@@ -413,7 +401,7 @@ def _snake(body: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 async def test_what_was_not_answered_goes_again_with_the_same_key_and_bytes(
-    body: dict[str, Any], named: dict[str, str], failure: Step, path: Path, clock: Clock
+    body: dict[str, Any], named: dict[str, str], failure: Step, path: Path, clock: FakeClock
 ) -> None:
     first, lost = journaling(path, clock, failure, retry=NONE)
     async with first:
@@ -429,7 +417,7 @@ async def test_what_was_not_answered_goes_again_with_the_same_key_and_bytes(
 
 @pytest.mark.parametrize(("body", "named"), IDENTITIES)
 async def test_past_the_replay_window_nothing_is_sent(
-    body: dict[str, Any], named: dict[str, str], path: Path, clock: Clock
+    body: dict[str, Any], named: dict[str, str], path: Path, clock: FakeClock
 ) -> None:
     first, _ = journaling(path, clock, httpx.ReadError(""), retry=NONE)
     async with first:
@@ -456,7 +444,7 @@ async def test_past_the_replay_window_nothing_is_sent(
         httpx.PoolTimeout(""),
     ],
 )
-async def test_what_surely_did_not_happen_is_not_on_record(failure: Step, path: Path, clock: Clock) -> None:
+async def test_what_surely_did_not_happen_is_not_on_record(failure: Step, path: Path, clock: FakeClock) -> None:
     client, script = journaling(path, clock, failure, EXAMPLES["createJob"].answered, retry=NONE)
     async with client:
         await raised_by(client.create_job(OWN))
@@ -466,7 +454,7 @@ async def test_what_surely_did_not_happen_is_not_on_record(failure: Step, path: 
     assert script.attempts == 2
 
 
-async def test_a_refusal_does_not_take_back_what_an_earlier_call_may_have_done(path: Path, clock: Clock) -> None:
+async def test_a_refusal_does_not_take_back_what_an_earlier_call_may_have_done(path: Path, clock: FakeClock) -> None:
     client, _ = journaling(path, clock, httpx.ReadError(""), problem(400), httpx.ConnectError(""), retry=NONE)
     async with client:
         for kind in (TransportError, InvalidRequestError, NotSentError):
@@ -476,7 +464,7 @@ async def test_a_refusal_does_not_take_back_what_an_earlier_call_may_have_done(p
 
 @pytest.mark.parametrize("last", [problem(400), problem(401), problem(429), httpx.ConnectError("")])
 async def test_a_refusal_does_not_take_back_what_an_earlier_attempt_may_have_done(
-    last: Step, path: Path, clock: Clock
+    last: Step, path: Path, clock: FakeClock
 ) -> None:
     client, script = journaling(path, clock, httpx.ReadError(""), last, retry=RetryPolicy(max_attempts=2))
     async with client:
@@ -485,7 +473,7 @@ async def test_a_refusal_does_not_take_back_what_an_earlier_attempt_may_have_don
     assert await states(path, clock) == {derive_key("createJob", OWN): "pending"}
 
 
-async def test_two_calls_at_once_that_are_both_refused_leave_nothing_on_record(path: Path, clock: Clock) -> None:
+async def test_two_calls_at_once_that_are_both_refused_leave_nothing_on_record(path: Path, clock: FakeClock) -> None:
     both = anyio.Event()
 
     async def refuse(_: Sent) -> Answer:
@@ -502,7 +490,7 @@ async def test_two_calls_at_once_that_are_both_refused_leave_nothing_on_record(p
 
 
 async def test_a_rotated_credential_is_sent_under_the_same_key_and_a_conflict_is_the_callers(
-    path: Path, clock: Clock
+    path: Path, clock: FakeClock
 ) -> None:
     steps: list[Step] = [httpx.ReadError(""), problem(409, "idempotency_conflict"), EXAMPLES["createJob"].answered]
     client, script = journaling(path, clock, *steps, retry=NONE)
@@ -519,7 +507,7 @@ async def test_a_rotated_credential_is_sent_under_the_same_key_and_a_conflict_is
     assert len({sent.key for sent in script.sent}) == 1
 
 
-async def test_a_key_of_another_body_is_refused_before_anything_is_sent(path: Path, clock: Clock) -> None:
+async def test_a_key_of_another_body_is_refused_before_anything_is_sent(path: Path, clock: FakeClock) -> None:
     client, script = journaling(path, clock, EXAMPLES["createJob"].answered)
     async with client:
         await client.create_job(JOB, idempotency_key="k")
@@ -528,7 +516,7 @@ async def test_a_key_of_another_body_is_refused_before_anything_is_sent(path: Pa
     assert script.attempts == 1
 
 
-async def test_calls_without_an_identity_are_on_record_each(path: Path, clock: Clock) -> None:
+async def test_calls_without_an_identity_are_on_record_each(path: Path, clock: FakeClock) -> None:
     client, script = journaling(path, clock, EXAMPLES["createJob"].answered)
     async with client:
         for _ in range(3):
@@ -538,7 +526,7 @@ async def test_calls_without_an_identity_are_on_record_each(path: Path, clock: C
 
 
 @pytest.mark.parametrize("operation", [row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED])
-async def test_every_keyed_operation_is_on_record(operation: str, path: Path, clock: Clock) -> None:
+async def test_every_keyed_operation_is_on_record(operation: str, path: Path, clock: FakeClock) -> None:
     client, script = journaling(path, clock, EXAMPLES[operation].answered)
     async with client:
         for _ in range(2):
@@ -546,7 +534,7 @@ async def test_every_keyed_operation_is_on_record(operation: str, path: Path, cl
     assert script.attempts == 1
 
 
-async def test_other_operations_are_not_on_record(path: Path, clock: Clock) -> None:
+async def test_other_operations_are_not_on_record(path: Path, clock: FakeClock) -> None:
     client, script = journaling(path, clock, ok({}))
     async with client:
         await client.confirm_job("j")
@@ -557,7 +545,7 @@ async def test_other_operations_are_not_on_record(path: Path, clock: Clock) -> N
 
 @pytest.mark.parametrize("entered", [True, False])
 async def test_a_journal_that_cannot_be_used_stops_a_call_before_anything_is_sent(
-    entered: bool, tmp_path: Path, clock: Clock
+    entered: bool, tmp_path: Path, clock: FakeClock
 ) -> None:
     client, script = journaling(tmp_path / "missing" / "j.db", clock, EXAMPLES["createJob"].answered)
     with pytest.raises(JournalError, match="Nothing was sent"):
@@ -567,7 +555,7 @@ async def test_a_journal_that_cannot_be_used_stops_a_call_before_anything_is_sen
     assert script.closed
 
 
-async def test_a_journal_is_opened_by_the_first_call_and_closed_with_the_client(path: Path, clock: Clock) -> None:
+async def test_a_journal_is_opened_by_the_first_call_and_closed_with_the_client(path: Path, clock: FakeClock) -> None:
     client, _ = journaling(path, clock, EXAMPLES["createJob"].answered)
     assert not files_of(path)
     async with anyio.create_task_group() as tasks:
@@ -582,7 +570,7 @@ async def test_a_journal_is_opened_by_the_first_call_and_closed_with_the_client(
 
 
 async def test_an_answer_is_worth_more_than_its_record(
-    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*_: Any) -> None:
         raise JournalError("the disk is full")

@@ -1,16 +1,15 @@
 """The rate limiter: against services that count in every way, a run settles at their limit and is seldom refused."""
 
-import math
 from collections.abc import Callable
-from email.utils import formatdate
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
-from bench.polled import Clock
-from support import API_KEY, BASE_URL, Script, client_of, ok, problem, raised_by
+from fake_clock import START, FakeClock
+from fake_service import FakeJob, FakeService, RateLimit
+from support import API_KEY, BASE_URL, Script, client_of, limiter_of, ok, problem, raised_by
 
 from convertrilo import AsyncClient, DeadlineExceededError, RateLimitError, RetryPolicy
 from convertrilo._http.limiter import RateLimiter
@@ -22,56 +21,7 @@ STATUS = {"id": "j-1", "status": "running"}
 JOB = {"codec": "av1", "resolution": "720p", "fps": 24}
 
 
-class Service:
-    """Takes so many requests a minute: counted in minutes of the clock, in the last 60 s, or as tokens in a bucket."""
-
-    def __init__(self, clock: Clock, kind: str, told: str, *, offset: float = 0.0) -> None:
-        self.clock = clock
-        self.kind = kind
-        self.told = told
-        self.offset = offset
-        self.took: list[float] = []
-        """When it took those of the last two minutes."""
-        self.count = 0
-        self.refused = 0
-        self.tokens = float(LIMIT)
-        self.filled = clock.time()
-
-    async def handle(self, _: httpx.Request) -> httpx.Response:
-        await self.clock.sleep(0.1)
-        now = self.clock.time()
-        left, reset = getattr(self, self.kind)(now)
-        headers = {}
-        if self.told == "headers":
-            headers = {"RateLimit-Limit": str(LIMIT), "RateLimit-Remaining": str(max(0, left - 1))}
-            headers["RateLimit-Reset"] = str(math.ceil(reset))
-        if left >= 1:
-            self.took = [at for at in self.took if at > now - 120] + [now]
-            self.count += 1
-            self.tokens -= 1
-            return httpx.Response(200, json=STATUS, headers=headers)
-        self.refused += 1
-        if self.told == "seconds":
-            headers["Retry-After"] = str(math.ceil(reset))
-        elif self.told == "date":
-            headers["Retry-After"] = formatdate(math.ceil(now + reset), usegmt=True)
-        return httpx.Response(429, json={"code": "rate_limit_exceeded", "message": "no"}, headers=headers)
-
-    def minutes(self, now: float) -> tuple[int, float]:
-        minute = (now + self.offset) // 60
-        return LIMIT - sum((at + self.offset) // 60 == minute for at in self.took), 60 - (now + self.offset) % 60
-
-    def sliding(self, now: float) -> tuple[int, float]:
-        recent = [at for at in self.took if at > now - 60]
-        return LIMIT - len(recent), recent[0] + 60 - now if recent else 0.0
-
-    def bucket(self, now: float) -> tuple[int, float]:
-        self.tokens = min(LIMIT, self.tokens + (now - self.filled) * LIMIT / 60)
-        self.filled = now
-        return int(self.tokens), (1 - self.tokens) * 60 / LIMIT
-
-
-async def flood(clock: Clock, send: Callable[[], Any], seconds: float, tasks: int) -> None:
+async def flood(clock: FakeClock, send: Callable[[], Any], seconds: float, tasks: int) -> None:
     """Call from many tasks at once, in virtual time."""
 
     async def work() -> None:
@@ -101,20 +51,19 @@ PATIENT = RetryPolicy(deadline=1e6, max_attempts=1000, max_retry_after=1e6, budg
     ],
 )
 async def test_a_run_settles_at_the_limit_and_is_seldom_refused(kind: str, told: str, tasks: int, least: float) -> None:
-    clock = Clock()
-    service = Service(clock, kind, told, offset=25)
-    async with AsyncClient(
-        API_KEY, base_url=BASE_URL, transport=httpx.MockTransport(service.handle), clock=clock, retry=PATIENT
-    ) as client:
+    clock = FakeClock(sleepers="wait")
+    limit = RateLimit(LIMIT, kind, told, offset=25)
+    service = FakeService(clock, {"j-1": FakeJob(1e9)}, limit=limit, answering=lambda: clock.sleep(0.1))
+    async with AsyncClient(API_KEY, base_url=BASE_URL, transport=service, clock=clock, retry=PATIENT) as client:
         minutes = 12
         await flood(clock, lambda: client.job_status("j-1"), 60 * minutes, tasks)
-    share = service.refused / (service.refused + service.count)
-    assert share < 0.02, f"{share:.2%} of {service.count}"
-    assert service.count > least * LIMIT * minutes
+    share = limit.refused / (limit.refused + limit.taken)
+    assert share < 0.02, f"{share:.2%} of {limit.taken}"
+    assert limit.taken > least * LIMIT * minutes
 
 
 async def test_against_the_sandbox_a_bulk_run_settles_at_the_limit() -> None:
-    clock = Clock()
+    clock = FakeClock(sleepers="wait")
     async with (
         Sandbox(clock=clock, rules=Rules(requests_per_minute=LIMIT)) as sandbox,
         sandbox.client(clock=clock) as client,
@@ -130,7 +79,7 @@ async def test_against_the_sandbox_a_bulk_run_settles_at_the_limit() -> None:
         assert len(sandbox.jobs) == len(results) == 800
         assert len(sandbox.requests) == 400 + refused
         assert refused / len(sandbox.requests) < 0.02
-    assert clock.now - 1_900_000_000 < 4.5 * 60
+    assert clock.now - START < 4.5 * 60
 
 
 async def test_a_service_that_never_refuses_is_never_waited_for() -> None:
@@ -204,7 +153,7 @@ async def test_who_was_refused_and_has_no_room_hears_of_the_refusal() -> None:
 
 
 async def test_cancelled_calls_leave_no_turn_taken() -> None:
-    clock = Clock()
+    clock = FakeClock(sleepers="wait")
 
     async def never(_: httpx.Request) -> httpx.Response:
         await anyio.sleep_forever()
@@ -216,7 +165,7 @@ async def test_cancelled_calls_leave_no_turn_taken() -> None:
             tasks.start_soon(client.job_status, "j-1")
         await anyio.lowlevel.checkpoint()
         tasks.cancel_scope.cancel()
-    assert client._engine.limiter._in_flight == 0
+    assert limiter_of(client)._in_flight == 0
 
 
 # ---- headers

@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from fake_clock import FakeClock
 from loopback import Handler, Received, answer, echo, fetch, loopback, send, sockets_to, until
 
 from convertrilo._http.transport import PoolTransport
@@ -19,15 +20,6 @@ from convertrilo._http.transport import PoolTransport
 REPEATABLE = {"repeatable": True}
 REQUESTS = 10_000 if os.environ.get("CHAOS_SCALE") == "full" else 3_000
 """How many of them are made while a third is cancelled."""
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class Gate:
@@ -89,17 +81,17 @@ async def test_one_task_may_hold_several_responses() -> None:
 
 
 async def test_a_connection_idle_for_too_long_is_dropped() -> None:
-    clock = Clock()
-    async with loopback(echo) as server, PoolTransport(keepalive_expiry=5, clock=clock) as transport:
+    clock = FakeClock()
+    async with loopback(echo) as server, PoolTransport(keepalive_expiry=5, clock=clock.monotonic) as transport:
         old, young = [await send(transport, server.url) for _ in range(2)]
         await old.aread()
-        clock.now += 3
+        clock.advance(3)
         await young.aread()
-        clock.now += 3
+        clock.advance(3)
         await fetch(transport, server.url)
         assert [request.connection for request in server.requests] == [1, 2, 2]
         assert (transport.idle, len(sockets_to(server))) == (1, 1)
-        clock.now += 5
+        clock.advance(5)
         await fetch(transport, server.url)
         assert server.accepted == 3
         assert (transport.idle, len(sockets_to(server))) == (1, 1)

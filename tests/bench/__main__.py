@@ -1,6 +1,6 @@
 """Prints the page: `python -m tests.bench [--quick] [SECTION …]`, from the project's root.
 
-A whole run, that is no quick one, writes docs/BENCHMARKS.md as well.
+A whole run without `--quick` also writes docs/BENCHMARKS.md.
 """
 
 import argparse
@@ -95,7 +95,7 @@ async def _run(page: Page, scale: Scale, sections: list[str]) -> None:
 
 
 def main() -> None:
-    """Run the sections that are asked for, by default all."""
+    """Run the given sections, by default all."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="only show that everything runs; the numbers mean nothing")
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(_SECTIONS)}; by default all")
@@ -103,7 +103,7 @@ def main() -> None:
     if unknown := set(arguments.sections) - set(_SECTIONS):
         parser.error(f"no such section: {', '.join(sorted(unknown))}")
     for name in [each for each in os.environ if each.lower().endswith("_proxy")]:
-        del os.environ[name]  # the loopback server is to be reached directly
+        del os.environ[name]  # clients must reach the loopback server directly
     page = Page(sys.stdout, judging=not arguments.quick)
     _head(page)
     asyncio.run(_run(page, Scale(arguments.quick), arguments.sections or list(_SECTIONS)))

@@ -1,6 +1,6 @@
 """Jobs per second and peak memory of `submit_jobs`, against the generated client and the plain loop of `create_job`.
 
-Each is measured in a process of its own, whose memory nothing else has touched; building the jobs is part of it.
+Each contestant runs in a process of its own, so that its memory is its own. Building the jobs is part of the work.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from .harness import Bench
 from .memory import peak_memory
 
 if TYPE_CHECKING:
-    from convertrilo import JobCreateRequest, Journal  # imported when it is settled whether there is orjson
+    from convertrilo import JobCreateRequest, Journal  # imported only after orjson is blocked or not
 
 _SHORT, _LONG = 100_000, 1_000_000
 _ROUNDS = 3
-_BATCH, _CONCURRENCY = 500, 4  # as `submit_jobs` has it where nobody says otherwise
+_BATCH, _CONCURRENCY = 500, 4  # the defaults of `submit_jobs`
 _TARGETS = {"submit_jobs": 80_000, "submit_jobs, journal": 20_000}
 _MOST_MEMORY = 100
 _WITHOUT = "submit_jobs, no orjson"
@@ -35,7 +35,7 @@ Work = Callable[[str, int, Path], Awaitable[None]]
 
 
 async def run(bench: Bench) -> None:
-    """Print a row for each contestant and number of jobs, and how memory grows from the short run to the long one."""
+    """Print a row for each contestant and number of jobs, and how memory grows with the number of jobs."""
     page, scale = bench.page, bench.scale
     page.table("bulk: jobs created from a generator", ["", "jobs", "jobs/s", "CPU us", "peak MiB", "against"])
     rates: dict[str, float] = {}
@@ -109,7 +109,7 @@ async def _loop(url: str, count: int, _: Path) -> None:
 
 
 async def _generated(url: str, count: int, directory: Path) -> None:
-    """Send batches of the same size, as many at once, by the client that openapi-python-client generates."""
+    """Send batches of the same size and concurrency with the client that openapi-python-client generates."""
     generated = load(directory)
     models = generated.models
     key = {"token": "a-key", "prefix": "", "auth_header_name": "X-API-Key"}
@@ -166,7 +166,7 @@ _COUNTS = {_WITHOUT: 100_000, "generated client, bulk": 50_000, "loop of create_
 if __name__ == "__main__":
     _name, _url, _count, _directory = sys.argv[1:]
     if _name == _WITHOUT:
-        sys.modules["orjson"] = None  # type: ignore[assignment]  # how an import is made to fail
+        sys.modules["orjson"] = None  # type: ignore[assignment]  # makes the import fail
     _started, _cpu = time.perf_counter(), time.process_time()
     asyncio.run(_CONTESTANTS[_name](_url, int(_count), Path(_directory)))  # type: ignore[arg-type]
     _used = time.perf_counter() - _started, time.process_time() - _cpu

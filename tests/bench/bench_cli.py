@@ -1,4 +1,4 @@
-"""CPU of `convertrilo --help` and of the help of a command, against a click command that does nothing."""
+"""CPU of `convertrilo --help` and other short commands, against a click command that does nothing."""
 
 from statistics import median
 
@@ -19,7 +19,7 @@ _COMMANDS = (["--help"], ["status", "--help"], ["encode", "--help"], ["config", 
 
 
 async def run(bench: Bench) -> None:
-    """Print the CPU of each, and how many times that of the empty command it is."""
+    """Print the CPU of each command, absolute and as a multiple of the empty command's."""
     page = bench.page
     contestants = {"an empty click command": interpreter(_EMPTY)}
     contestants |= {" ".join(["convertrilo", *each]): interpreter(_OURS.format(each)) for each in _COMMANDS}

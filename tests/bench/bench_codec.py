@@ -1,6 +1,6 @@
 """Microseconds from bytes to models and back, with orjson and with the standard library, against the generated client.
 
-Which JSON library is used is decided at import, so each is measured in an interpreter of its own.
+The JSON library is chosen at import, so each is measured in an interpreter of its own.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ async def run(bench: Bench) -> None:
     for what, (with_orjson, theirs, times_orjson) in results["orjson"].items():
         with_json, _, times_json = results["json"][what]
         cells = [micro(theirs) if theirs else "-", micro(with_json), f"{median(times_json):.2f}" if theirs else "-"]
-        # A third of the generated client's time is the json module's own, so 2 can be asked of orjson only.
+        # The json module itself takes a third of the generated client's time, so only orjson can reach 2.
         page.row(what, *cells, micro(with_orjson), page.against(what, times_orjson, at_least=2) if theirs else "-")
 
 
@@ -89,6 +89,6 @@ async def _measure(scale: Scale, directory: Path | None) -> dict[str, _Result]:
 if __name__ == "__main__":
     _library, _scale, *_directory = sys.argv[1:]
     if _library == "json":
-        sys.modules["orjson"] = None  # type: ignore[assignment]  # how an import is made to fail
+        sys.modules["orjson"] = None  # type: ignore[assignment]  # makes the import fail
     _done = asyncio.run(_measure(Scale(_scale == "--quick"), Path(_directory[0]) if _directory else None))
     sys.stdout.write(json.dumps(_done))

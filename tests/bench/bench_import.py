@@ -1,4 +1,4 @@
-"""CPU of `import convertrilo` in a fresh interpreter, against importing what it is made of."""
+"""CPU of `import convertrilo` in a fresh interpreter, against importing its dependencies."""
 
 import os
 import resource
@@ -14,13 +14,13 @@ _NOTHING = "pass"
 _DEPENDENCIES = "import httpx, attrs, cattrs, tenacity, anyio"
 _OURS = (
     "import convertrilo",
-    "from convertrilo import AsyncClient",  # the package imports a name when it is asked for, so this is the whole cost
+    "from convertrilo import AsyncClient",  # names are imported lazily, so this is the whole cost
 )
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 def interpreter(statement: str) -> Measure:
-    """Measure a fresh interpreter that carries out a statement: the CPU is that process's."""
+    """Measure a fresh interpreter that runs a statement. The CPU is that of the process."""
 
     async def measure() -> Sample:
         started = time.perf_counter()
@@ -34,7 +34,7 @@ def interpreter(statement: str) -> Measure:
 
 
 async def run(bench: Bench) -> None:
-    """Print the CPU of each import, and how many times that of the dependencies ours is."""
+    """Print the CPU of each import, and ours as a multiple of the dependencies'."""
     page = bench.page
     contestants = {statement: interpreter(statement) for statement in (_NOTHING, _DEPENDENCIES, *_OURS)}
     await in_turns(contestants, 1)  # writes the .pyc files

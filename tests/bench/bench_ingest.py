@@ -1,6 +1,6 @@
-"""A folder of S3 by the million, through `ingest_folder`: objects per second and peak memory, and what a rerun takes.
+"""`ingest_folder` with a million objects: objects per second and peak memory, of a first run and of a rerun.
 
-The objects are in a manifest, so that no S3 server is measured; each run is a process of its own.
+The objects are in a manifest, so that no S3 server is measured. Each run is a process of its own.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ _MOST_MEMORY = 100
 
 
 async def run(bench: Bench) -> None:
-    """Print a row for each number of objects and its rerun, and how memory grows from the short run to the long one."""
+    """Print a row for each number of objects and its rerun, and how memory grows with their number."""
     page = bench.page
     page.table(
         "ingest: a folder's objects, from a manifest",

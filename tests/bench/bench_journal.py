@@ -1,4 +1,4 @@
-"""Client CPU that writing a create down, before it is sent and when it is answered, adds to it."""
+"""Client CPU that the journal adds to a create, by recording the operation and its answer."""
 
 import itertools
 
@@ -11,7 +11,7 @@ _COUNTS = {1: 100, 64: 640}
 
 
 async def run(bench: Bench) -> None:
-    """Print the CPU of a create without and with a journal, alone and among others."""
+    """Print the CPU of a create without and with a journal, alone and among concurrent ones."""
     page = bench.page
     numbers = itertools.count()
     journal = Journal(bench.directory / "bench.db")
@@ -26,7 +26,7 @@ async def run(bench: Bench) -> None:
                 "without": awaited(lambda: plain.create_job(data.job(next(numbers))), count, in_flight),
                 "with": awaited(lambda: journaled.create_job(data.job(next(numbers))), count, in_flight),
             }
-            await in_turns(contestants, 1)  # connections, threads, and what is made at the first use
+            await in_turns(contestants, 1)  # opens connections, starts threads, fills caches
             rounds = await in_turns(contestants, bench.scale.rounds(9))
             added = [
                 (ours.cpu - alone.cpu) * 1e3 for alone, ours in zip(rounds["without"], rounds["with"], strict=True)

@@ -19,7 +19,7 @@ _CONTESTANTS = ("boto3, in a thread", "list_objects")
 
 
 async def run(bench: Bench) -> None:
-    """Print objects a second, and the CPU of an object."""
+    """Print objects per second, and the CPU per object."""
     page = bench.page
     count = 20 if bench.scale.quick else 100_000
     page.table(

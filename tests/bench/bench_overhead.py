@@ -1,4 +1,4 @@
-"""What key, retry loop and events cost a call that succeeds at once, as a share of one raw httpx request."""
+"""CPU of the key, the retry loop and events for a call that succeeds at once, as a share of a raw httpx request."""
 
 from statistics import median
 
@@ -35,11 +35,11 @@ class _InMemory(httpx.AsyncBaseTransport):
 
 
 def _ignore(_: AttemptEvent) -> None:
-    """Listen, as somebody who counts attempts would."""
+    """Receive events, like an application that counts attempts."""
 
 
 async def run(bench: Bench) -> None:
-    """Print the CPU of a whole call, of the same without key, loop and events, and of a raw httpx request."""
+    """Print the CPU of a whole call, of a call without key, loop and events, and of a raw httpx request."""
     transport = _InMemory()
     body = from_request(JobCreateRequest, _BODY)
     url = httpx.URL("https://api.example.com/jobs")
@@ -73,7 +73,7 @@ async def run(bench: Bench) -> None:
             "httpx on loopback": awaited(post, bench.scale.count(500)),
             "createJob, with OpenTelemetry": awaited(lambda: instrumented.create_job(body), bench.scale.count(500)),
         }
-        await in_turns(contestants, 1)  # connections, and what is made at the first use
+        await in_turns(contestants, 1)  # opens connections, fills caches
         rounds = await in_turns(contestants, bench.scale.rounds(15))
     page = bench.page
     page.table("key, retry loop and events: CPU us a call", ["", "CPU us", "of httpx's"])

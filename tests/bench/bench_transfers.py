@@ -16,16 +16,16 @@ _MIB = 1024 * 1024
 _SIZE = 2048 * _MIB
 _ROUNDS = 5
 _MANY_ROUNDS = 15
-"""Of what takes less than a second, and that on both cores: each round is as good as the machine is just then."""
+"""Rounds of transfers that take less than a second on both cores, so that single rounds vary with the machine."""
 _LATENCY = 20
-"""Milliseconds after which the server answers a part."""
+"""Milliseconds until the server answers a part."""
 _IN_PARTS = {8 * _MIB: 1024 * _MIB, _MIB: 128 * _MIB}
-"""How much goes up in parts of which size: 128 parts each."""
+"""The bytes to upload by part size: 128 parts each."""
 _MOST_MEMORY = 100.0
 
 
 def _transfer(peaks: dict[str, list[float]], way: str, url: str, path: Path, *numbers: int) -> Measure:
-    """Measure a transfer in a process of its own, and note its peak of memory in MiB."""
+    """Measure a transfer in a process of its own, and record its peak memory in MiB."""
     command = [sys.executable, "-m", "tests.bench.transfer", way, url, str(path), *map(str, numbers)]
 
     async def measure() -> Sample:
@@ -40,13 +40,13 @@ def _transfer(peaks: dict[str, list[float]], way: str, url: str, path: Path, *nu
 
 
 async def run(bench: Bench) -> None:
-    """Print an upload and a download against httpx, and parts in parallel against one after the other."""
+    """Print an upload and a download against httpx, and concurrent parts against sequential ones."""
     source, target = bench.directory / "in.mp4", bench.directory / "out.mp4"
     size = _MIB if bench.scale.quick else _SIZE
     with source.open("wb") as file:
         for _ in range(size // _MIB):
             file.write(bytes(_MIB))
-    # What is yet to be written to the disk would slow down what is measured.
+    # Data that is not yet on the disk would slow down the measured transfer.
     await anyio.run_process(["sync"])
     with serving() as url:
         await _against_httpx(bench, url, source, target, size)

@@ -1,4 +1,4 @@
-"""Waiting in virtual time: the requests that a thousand jobs cost, and what ten thousand waiters weigh."""
+"""Waiting in virtual time: the requests for a thousand jobs, and the memory and CPU of ten thousand waiters."""
 
 import gc
 import time
@@ -10,22 +10,23 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import httpx
+from fake_clock import FakeClock
+from fake_service import FakeJob, FakeService
 
 from convertrilo import AsyncClient
 
 from .harness import Bench, micro
-from .polled import Clock, Job, Service
 
 _JOBS = 1000
 _SECONDS = 60
 _WAITERS = 10_000
 _ROUNDS = 3
 
-Wait = Callable[[AsyncClient, Clock, str], Coroutine[Any, Any, None]]
+Wait = Callable[[AsyncClient, FakeClock, str], Coroutine[Any, Any, None]]
 
 
-class _Timed(Service):
-    """Notes the CPU that answering takes, which is not the waiters'."""
+class _Timed(FakeService):
+    """Measures the CPU of the service, to subtract it from the total."""
 
     cpu = 0.0
 
@@ -39,26 +40,26 @@ class _Timed(Service):
 
 
 async def _nothing() -> None:
-    """Answer at once, so that nobody else's CPU counts as the service's."""
+    """Answer without a switch of tasks, so that no other task's CPU counts as the service's."""
 
 
-async def _ours(client: AsyncClient, _: Clock, job_id: str) -> None:
+async def _ours(client: AsyncClient, _: FakeClock, job_id: str) -> None:
     await client.wait_for_job(job_id)
 
 
-async def _every_five_seconds(client: AsyncClient, clock: Clock, job_id: str) -> None:
-    """Wait as the TypeScript SDK's helper does."""
+async def _every_five_seconds(client: AsyncClient, clock: FakeClock, job_id: str) -> None:
+    """Wait like the TypeScript SDK's helper."""
     while (await client.job_status(job_id)).status != "success":
         await clock.sleep(5)
 
 
-async def _sleep(_: AsyncClient, clock: Clock, __: str) -> None:
+async def _sleep(_: AsyncClient, clock: FakeClock, __: str) -> None:
     await clock.sleep(_SECONDS)
 
 
-async def _wait(wait: Wait, jobs: dict[str, Job], *, traced: bool = False) -> tuple[int, float, int]:
-    """Wait for each job in a task of its own; return the requests, the CPU, and the bytes when all wait."""
-    clock = Clock()
+async def _wait(wait: Wait, jobs: dict[str, FakeJob], *, traced: bool = False) -> tuple[int, float, int]:
+    """Wait for each job in a task of its own; return the requests, the CPU, and the memory in bytes while all wait."""
+    clock = FakeClock(sleepers="wait")
     service = _Timed(clock, jobs)
     service.answering = _nothing
     memory = 0
@@ -90,7 +91,7 @@ async def run(bench: Bench) -> None:
     """Print the requests for a thousand jobs, and the memory and CPU of ten thousand waiters."""
     page, scale = bench.page, bench.scale
     count = scale.count(_JOBS)
-    jobs = {f"j-{number}": Job((number + 1) * _SECONDS / count) for number in range(count)}
+    jobs = {f"j-{number}": FakeJob((number + 1) * _SECONDS / count) for number in range(count)}
     page.table(f"waiting: {count} jobs that finish over {_SECONDS} virtual s", ["", "requests", "fewer, times"])
     each, _, _ = await _wait(_every_five_seconds, jobs)
     page.row("one a job every 5 s (TypeScript)", f"{each:,}", "")
@@ -99,7 +100,7 @@ async def run(bench: Bench) -> None:
     page.row("wait_for_job", f"{median(ours):,.0f}", page.against("requests", fewer, at_least=50))
 
     count = scale.count(_WAITERS)
-    jobs = {f"j-{number}": Job(_SECONDS) for number in range(count)}
+    jobs = {f"j-{number}": FakeJob(_SECONDS) for number in range(count)}
     page.table(
         f"waiters: {count} tasks, {_SECONDS} virtual s",
         ["", "KiB a task", "CPU us a task", "requests"],

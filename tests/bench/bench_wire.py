@@ -23,19 +23,19 @@ from .generated import Generated, load
 from .harness import Bench, Call, Measure, Sample, flooded, in_turns, micro, rate, ratios, typical
 
 _TARGETS = {1: 1.2, 16: 3.0, 128: 5.0, 512: 5.0}
-_ROUNDS = {1: 9, 16: 7, 128: 7, 512: 1}  # httpx takes 10 s to have 512 in flight, and to give them up again
+_ROUNDS = {1: 9, 16: 7, 128: 7, 512: 1}  # httpx takes 10 s to start and to cancel 512 requests
 _UNLIMITED = httpx.Limits(max_connections=None, max_keepalive_connections=None)
 _KEY = "a-key"
-_TIMEOUT = httpx.Timeout(60)  # httpx's own 5 s for a free connection are not enough for 512 requests
+_TIMEOUT = httpx.Timeout(60)  # httpx's default of 5 s for a free connection is too short for 512 requests
 
 Contestant = Callable[[], AbstractAsyncContextManager[Call]]
 
 
 def _contestants(url: str, generated: Generated | None) -> dict[str, Contestant]:
-    """Return what makes each client, and yields its call; the calls ask for one job after the other."""
+    """Return a context manager for each client, which yields its call. The calls ask for one job after the other."""
     ids = itertools.cycle(JOB_IDS)
     headers = {"X-API-Key": _KEY}
-    tls = httpx.create_ssl_context()  # not used here, but a client that has to make one takes its time
+    tls = httpx.create_ssl_context()  # unused here, but a client that has to create a context takes long
 
     @asynccontextmanager
     async def ours() -> AsyncIterator[Call]:
@@ -71,7 +71,7 @@ def _contestants(url: str, generated: Generated | None) -> dict[str, Contestant]
 
 
 def _node(url: str, in_flight: int, seconds: float) -> Measure:
-    """Measure Node's fetch in a process of its own, as `flooded` does clients of Python."""
+    """Measure Node's fetch in a process of its own, as `flooded` measures Python clients."""
     script = str(Path(__file__).with_name("fetch.mjs"))
 
     async def measure() -> Sample:

@@ -1,4 +1,4 @@
-"""What is sent and answered: realistic, in the wire's shape, the same in every run."""
+"""Requests and answers in the wire format: realistic, and the same in every run."""
 
 import json
 import random
@@ -56,7 +56,7 @@ CREATED = _bytes(
 
 
 def job(number: int) -> dict[str, Any]:
-    """Return the body of `createJob` for a job of its own."""
+    """Return the body of `createJob` for a new job."""
     return {
         "externalId": f"episode-{number:06}",
         "metadata": {"show": "Čas", "season": 3, "episode": number},

@@ -1,7 +1,7 @@
-"""A storage and a service for big files in a process of its own: a thread for each connection, and bytes of no content.
+"""A storage and a service for big files in a process of its own: a thread per connection, and meaningless bytes.
 
-GET answers so many bytes as the last word of the path says, PUT and POST are read to their ends, and answered so many
-milliseconds later as the first word of the path says.
+The last segment of the path says how many bytes GET answers. PUT and POST are read to their ends, and the first segment
+says after how many milliseconds they are answered.
 """
 
 import re
@@ -56,7 +56,7 @@ def _accept(listener: socket.socket) -> None:
 
 
 def serving() -> AbstractContextManager[str]:
-    """Start this server, give its URL, and stop it again."""
+    """Start this server, yield its URL, and stop it."""
     return started("tests.bench.file_server")
 
 
@@ -65,4 +65,4 @@ if __name__ == "__main__":
         threading.Thread(target=_accept, args=(listener,), daemon=True).start()
         sys.stdout.write(f"{listener.getsockname()[1]}\n")
         sys.stdout.flush()
-        sys.stdin.read()  # it ends when whoever started it lets go
+        sys.stdin.read()  # ends when the parent process closes the pipe

@@ -1,4 +1,4 @@
-"""The client to compare with: what openapi-python-client makes of our `openapi.yaml`."""
+"""The client to compare with, which openapi-python-client generates from `openapi.yaml`."""
 
 import importlib
 import importlib.util
@@ -14,11 +14,11 @@ _PACKAGE = "generated_client"
 
 
 def generate(directory: Path) -> bool:
-    """Generate the client below a directory; return False where the generator is not installed."""
+    """Generate the client below a directory; return False if the generator is not installed."""
     if importlib.util.find_spec("openapi_python_client") is None:
         return False
     config = directory / "config.yaml"
-    config.write_text("post_hooks: []\n")  # nobody reads the code, so nobody formats it
+    config.write_text("post_hooks: []\n")  # the code need not be formatted
     command = [sys.executable, "-m", "openapi_python_client", "generate", "--meta", "none"]
     command += ["--path", str(_OPENAPI), "--config", str(config), "--output-path", str(directory / _PACKAGE)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

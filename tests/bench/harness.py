@@ -1,4 +1,4 @@
-"""How things are measured and printed: contestants in turns, medians of ratios, one table a section."""
+"""Measuring and printing: contestants take turns, ratios are medians, and each section has one table."""
 
 import math
 import time
@@ -14,7 +14,7 @@ import attrs
 
 @attrs.frozen
 class Sample:
-    """Seconds that one operation took in one measurement: by the clock, and of this process's CPU (all threads)."""
+    """Seconds of one operation in one measurement: wall time, and the CPU time of this process (all threads)."""
 
     wall: float
     cpu: float
@@ -23,14 +23,14 @@ class Sample:
 Call = Callable[[], Awaitable[object]]
 Measure = Callable[[], Awaitable[Sample]]
 Rounds = Mapping[str, Sequence[Sample]]
-"""What each contestant needed, round by round."""
+"""The samples of each contestant, round by round."""
 
 Quantity = Literal["wall", "cpu"]
 
 
 @attrs.frozen
 class Scale:
-    """How much is measured: all of it, or only so much that everything has run once."""
+    """The size of the measurements: full, or just large enough to run everything once."""
 
     quick: bool
 
@@ -48,7 +48,7 @@ class Scale:
 
 
 async def in_turns(contestants: Mapping[str, Measure], rounds: int) -> Rounds:
-    """Measure A B C, A B C, …: what disturbs the machine for longer than a round disturbs all of them."""
+    """Measure A B C, A B C, …, so that a disturbance longer than a round affects all contestants."""
     samples: dict[str, list[Sample]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, measure in contestants.items():
@@ -57,12 +57,12 @@ async def in_turns(contestants: Mapping[str, Measure], rounds: int) -> Rounds:
 
 
 def typical(rounds: Rounds, name: str, quantity: Quantity = "wall") -> float:
-    """The median of a contestant's samples."""
+    """Return the median of a contestant's samples."""
     return median(_values(rounds[name], quantity))
 
 
 def ratios(rounds: Rounds, numerator: str, denominator: str, quantity: Quantity = "wall") -> list[float]:
-    """How many times the denominator's time the numerator needed, in each round."""
+    """Return the numerator's time divided by the denominator's, for each round."""
     pairs = zip(_values(rounds[numerator], quantity), _values(rounds[denominator], quantity), strict=True)
     return [one / other for one, other in pairs]
 
@@ -72,13 +72,13 @@ def _values(samples: Sequence[Sample], quantity: Quantity) -> list[float]:
 
 
 def repeated(call: Callable[[], object], seconds: float) -> Measure:
-    """Measure a plain function, called for about so many seconds."""
+    """Measure a plain function, which is called for about this number of seconds."""
     count = 0
 
     async def measure() -> Sample:
         nonlocal count
         if not count:
-            call()  # whatever is made at the first use
+            call()  # fills caches
             started = time.perf_counter()
             call()
             count = max(1, math.ceil(seconds / (time.perf_counter() - started)))
@@ -91,7 +91,7 @@ def repeated(call: Callable[[], object], seconds: float) -> Measure:
 
 
 def awaited(call: Callable[[], Awaitable[object]], count: int, in_flight: int = 1) -> Measure:
-    """Measure so many calls of a coroutine function, so many of them at a time."""
+    """Measure `count` calls of a coroutine function, `in_flight` of them at a time."""
 
     async def measure() -> Sample:
         left = count
@@ -112,10 +112,10 @@ def awaited(call: Callable[[], Awaitable[object]], count: int, in_flight: int = 
 
 
 def flooded(client: Callable[[], AbstractAsyncContextManager[Call]], in_flight: int, seconds: float) -> Measure:
-    """Measure a stretch out of the middle of a steady flood of a new client's calls.
+    """Measure some seconds in the middle of a steady flood of calls of a new client.
 
-    The flood ends by cancellation, because a client that slows down the more it has to do may not end otherwise; the
-    client is new each time, because its pool may not be whole after that.
+    The flood ends by cancellation, because a client that slows down under load might not finish its calls. The client
+    is new each time, because cancellation may damage its pool.
     """
 
     async def measure() -> Sample:
@@ -134,7 +134,7 @@ def flooded(client: Callable[[], AbstractAsyncContextManager[Call]], in_flight: 
             first, started, started_cpu = done, time.perf_counter(), time.process_time()
             with anyio.move_on_after(60):
                 await anyio.sleep(seconds)
-                while done == first:  # noqa: ASYNC110  # a busy machine may need longer for even one
+                while done == first:  # noqa: ASYNC110  # a busy machine may need longer for a single call
                     await anyio.sleep(seconds)
             elapsed, elapsed_cpu = time.perf_counter() - started, time.process_time() - started_cpu
             count = done - first
@@ -148,11 +148,11 @@ def flooded(client: Callable[[], AbstractAsyncContextManager[Call]], in_flight: 
 
 
 class Page:
-    """Prints tables as they grow, and remembers which targets were missed.
+    """Prints tables row by row, and collects the missed targets.
 
     Args:
         out: Where to print.
-        judging: Whether the numbers mean enough to say what was reached.
+        judging: Whether the numbers are meaningful enough to compare with targets.
     """
 
     def __init__(self, out: TextIO, *, judging: bool) -> None:
@@ -171,7 +171,7 @@ class Page:
         self._out.flush()
 
     def table(self, title: str, columns: Sequence[str], *notes: str) -> None:
-        """Begin a section; the first column holds the rows' names."""
+        """Begin a section. The first column holds the names of the rows."""
         self._title = title
         self._widths = [max(len(columns[0]), 35), *(max(len(column), 11) for column in columns[1:])]
         self.line(f"\n## {title}")
@@ -186,7 +186,7 @@ class Page:
     def against(
         self, row: str, values: Sequence[float], *, at_least: float = -math.inf, at_most: float = math.inf
     ) -> str:
-        """Return the cell that says what was reached, the median over the rounds, and what was to be."""
+        """Return a cell with the median over the rounds, the range, the target, and whether it was reached."""
         value = median(values)
         if not self._judging:
             return f"{value:.2f}"
@@ -198,14 +198,14 @@ class Page:
         return f"{value:.2f} ({min(values):.2f}-{max(values):.2f}), {bound}: {'reached' if reached else 'MISSED'}"
 
     def end(self) -> None:
-        """Print the sum of it."""
+        """Print the summary."""
         reached = f"{self._targets - len(self._missed)} of {self._targets} targets reached" if self._judging else "Done"
         self.line(f"\n{reached}, in {time.monotonic() - self._started:.0f} s")
         for each in self._missed:
             self.line(f"missed: {each}")
 
     def markdown(self) -> str:
-        """Return what was printed as a page, with its tables as text."""
+        """Return the printed lines as a Markdown page, with its tables as text blocks."""
         head, *sections = "\n".join(self._lines).split("\n## ")
         title, *told = head.strip().splitlines()
         texts = [title, "\n".join(told)]
@@ -216,24 +216,24 @@ class Page:
 
 
 def micro(seconds: float) -> str:
-    """A duration in microseconds."""
+    """Format a duration in microseconds."""
     return "-" if math.isinf(seconds) else f"{seconds * 1e6:,.{1 if seconds < 1e-4 else 0}f}"
 
 
 def rate(seconds: float) -> str:
-    """How often a second something can be done that takes so long."""
+    """Format a duration as operations per second."""
     return f"{1 / seconds:,.0f}"
 
 
 @attrs.frozen(kw_only=True)
 class Bench:
-    """What every section gets."""
+    """The arguments of every section."""
 
     page: Page
     scale: Scale
     url: str
-    """Where the loopback server is."""
+    """The URL of the loopback server."""
     directory: Path
-    """For files; removed when the page is printed."""
+    """A folder for files, which is removed at the end."""
     generated: bool
-    """Whether the generated client could be made; it is below `directory`."""
+    """Whether the generated client exists. It is below `directory`."""

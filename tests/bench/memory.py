@@ -1,4 +1,4 @@
-"""How much memory this process has used at most."""
+"""The peak memory of this process."""
 
 import re
 import resource
@@ -11,7 +11,7 @@ _STATUS = Path("/proc/self/status")
 def peak_memory() -> float:
     """Return the peak of this process's own resident memory, in MiB.
 
-    Where the system says it: what getrusage() tells begins with the memory of the process that started this one.
+    /proc is preferred, because getrusage() starts with the memory of the parent process.
     """
     if _STATUS.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text())) is not None:
         return int(found[1]) / 1024

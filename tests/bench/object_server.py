@@ -1,4 +1,4 @@
-"""moto's S3 server in a process of its own, with a bucket that has been filled before it says where it is."""
+"""moto's S3 server in a process of its own. Its bucket is full before it prints its port."""
 
 import importlib
 import logging
@@ -15,19 +15,19 @@ def _serve(count: int) -> None:
     backend = importlib.import_module("moto.s3.models").s3_backends[_ACCOUNT]["aws"]
     backend.create_bucket(BUCKET, "us-east-1")
     for number in range(count):
-        backend.put_object(BUCKET, f"{number % 10}/{number:07}.mp4", b"")  # over HTTP it would take minutes
+        backend.put_object(BUCKET, f"{number % 10}/{number:07}.mp4", b"")  # over HTTP, this would take minutes
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = importlib.import_module("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     sys.stdout.write(f"{server.get_host_and_port()[1]}\n")
     sys.stdout.flush()
-    sys.stdin.read()  # it ends when whoever started it lets go
+    sys.stdin.read()  # ends when the parent process closes the pipe
     server.stop()
 
 
 @contextmanager
 def serving_objects(count: int) -> Iterator[str]:
-    """Start the server with so many objects in its bucket, and stop it again.
+    """Start the server with this number of objects in its bucket, and stop it.
 
     Yields:
         Its URL.

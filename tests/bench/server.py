@@ -1,6 +1,6 @@
-"""A fast loopback server in a process of its own: GET is answered as a status, anything else as a new job.
+"""A fast loopback server in a process of its own: it answers GET with a status, and other requests with a new job.
 
-A bulk request is answered with a new job for each that is in it: it counts them.
+It answers a bulk request with a new job for each job in the request.
 """
 
 import asyncio
@@ -57,12 +57,12 @@ async def _serve() -> None:
     server = await loop.create_server(_Connection, "127.0.0.1", 0, backlog=1024)
     sys.stdout.write(f"{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
-    await loop.run_in_executor(None, sys.stdin.read)  # it ends when whoever started it lets go
+    await loop.run_in_executor(None, sys.stdin.read)  # ends when the parent process closes the pipe
 
 
 @contextmanager
 def started(module: str) -> Iterator[str]:
-    """Run a module that serves, prints its port, and ends when its input does.
+    """Run a server module that prints its port and ends at the end of its input.
 
     Yields:
         The server's URL.
@@ -75,7 +75,7 @@ def started(module: str) -> Iterator[str]:
 
 
 def serving() -> AbstractContextManager[str]:
-    """Start this server, give its URL, and stop it again."""
+    """Start this server, yield its URL, and stop it."""
     return started("tests.bench.server")
 
 

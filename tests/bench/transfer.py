@@ -1,4 +1,4 @@
-"""One transfer in a process of its own, so that its peak of memory is its own: prints seconds and MiB as JSON."""
+"""One transfer in a process of its own, so that its peak memory is its own. Prints seconds and MiB as JSON."""
 
 import asyncio
 import json

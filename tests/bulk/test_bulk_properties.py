@@ -9,10 +9,11 @@ from typing import Any
 import anyio
 import attrs
 import pytest
-from bulk_service import FAULTS, CrashError, MortalJournal, Service
+from fake_clock import FakeClock
+from fake_service import FAULTS, CrashError, FakeService, KeyMemory, MortalJournal
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import API_KEY, BASE_URL, Clock
+from support import API_KEY, BASE_URL, set_jitter
 
 from convertrilo import AsyncClient, ConvertriloError, JobRefusedError, RetryPolicy, SubmittedJob
 
@@ -75,17 +76,16 @@ WORLD = World(
 )
 
 
-def client_of(service: Service, journal: MortalJournal | None, clock: Clock) -> AsyncClient:
+def client_of(service: FakeService, journal: MortalJournal | None, clock: FakeClock) -> AsyncClient:
     client = AsyncClient(
         API_KEY,
         base_url=BASE_URL,
-        transport=service.transport,
+        transport=service.transport_of(journal),
         journal=journal,
         retry=RetryPolicy(max_attempts=3),
         clock=clock,
     )
-    client._engine.random = lambda: 1.0
-    return client
+    return set_jitter(client, 1.0)
 
 
 async def run(client: AsyncClient, world: World, run: Run, results: list[SubmittedJob]) -> bool:
@@ -105,23 +105,23 @@ async def run(client: AsyncClient, world: World, run: Run, results: list[Submitt
 
 
 async def carry_out(world: World, path: Path, *, heeds_keys: bool = True) -> None:
-    clock = Clock()
+    clock = FakeClock()
     refused = {**dict.fromkeys(world.passing, PASSING), **dict.fromkeys(world.lasting, LASTING)}
-    service = Service(
+    service = FakeService(
         most_jobs=world.most_jobs,
         most_bytes=world.most_bytes,
         refused=refused,
         refusals=world.passing,
-        heeds_keys=heeds_keys,
+        keys=KeyMemory(heeds_keys=heeds_keys),
     )
     if world.lasting:
-        service.refusals = {name: count for name, count in world.passing.items() if name not in world.lasting}
+        service.creation.refusals = {name: count for name, count in world.passing.items() if name not in world.lasting}
     everything = Run([name for each in world.runs for name in each.names], [])
     for each in (*world.runs, everything, everything):
         service.faults = list(each.faults)
-        service.journal = MortalJournal(path, clock=clock)
+        journal = MortalJournal(path, clock=clock)
         results: list[SubmittedJob] = []
-        async with client_of(service, service.journal, clock) as client:
+        async with client_of(service, journal, clock) as client:
             finished = await run(client, world, each, results)
         assert service.running == 0
         made = service.made

@@ -1,4 +1,4 @@
-"""The script that has a folder in S3 encoded on a Dask cluster of its own, two of whose workers it kills."""
+"""A script that has a folder in S3 encoded on its own Dask cluster, and kills two of the workers."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SEED = 3
 
 
 def killer(cluster: LocalCluster, at: list[int]) -> Callable[[IngestProgress], None]:
-    """Return what kills a worker whenever so many jobs are submitted."""
+    """Return a progress callback that kills a worker at each of these numbers of submitted jobs."""
     with Client(cluster, set_as_default=False) as client:
         pids = sorted(client.run(os.getpid).values())
     victims = Random(SEED).sample(pids, len(at))
@@ -61,5 +61,5 @@ async def main(
 
 if __name__ == "__main__":
     backend, base_url, endpoint, bucket, batch_size, journal, report, kill_at = sys.argv[1:]
-    os.chdir(Path(journal).parent)  # Dask leaves a folder where it works
+    os.chdir(Path(journal).parent)  # Dask leaves a folder in its working directory
     anyio.run(main, base_url, endpoint, bucket, int(batch_size), journal, report, kill_at, backend=backend)

@@ -1,4 +1,4 @@
-"""What can happen to a request on its way, and to its answer."""
+"""The faults that can happen to a request and to its answer on their way."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""What takes more than one request, from file to file; as a script, made to be killed and run again."""
+"""Flows of more than one request, and a script that runs them all. The tests kill it and run it again."""
 
 import sys
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import httpx
-from support import QuickClock
+from fake_clock import FakeClock
 
 from convertrilo import AsyncClient, Journal, RetryPolicy
 
@@ -17,11 +17,11 @@ URGENT = RetryPolicy(max_attempts=100, initial_backoff=0.01, max_backoff=0.2, de
 IMPATIENT = httpx.Timeout(None, connect=5.0, read=0.5)
 
 Flow = Callable[[AsyncClient, str, Path], Awaitable[object]]
-"""Does all of it once, with the files of a folder; its jobs carry its name in their metadata."""
+"""Runs once, with the files of a folder. Its jobs have its name in their metadata."""
 
 
 def content_of(name: str) -> bytes:
-    """Return what is in the file of this name: 70,000 bytes, so that it has four parts, all of them different."""
+    """Return the content of the file of this name: 70,000 bytes, which make four different parts."""
     return b"".join(b"%-99s\n" % f"{name} {line}".encode() for line in range(700))
 
 
@@ -31,14 +31,14 @@ def job(name: str, **rest: Any) -> dict[str, Any]:
         "resolution": "480p",
         "fps": 30,
         "externalId": name,
-        "metadata": {"wish": name},
+        "metadata": {"operation": name},
         **rest,
     }
 
 
 def source_of(name: str, folder: Path) -> Path:
     path, content = folder / "in.mp4", content_of(name)
-    if not path.exists() or path.stat().st_size < len(content):  # who wrote it may have been killed
+    if not path.exists() or path.stat().st_size < len(content):  # a killed run may have left a part of it
         path.write_bytes(content)
     return path
 
@@ -58,7 +58,7 @@ async def encode_file(client: AsyncClient, name: str, folder: Path) -> None:
 
 
 async def on_demand(client: AsyncClient, name: str, folder: Path) -> None:
-    body = {"sourceUrl": "https://example.com/in.mp4", "externalId": name, "metadata": {"wish": name}}
+    body = {"sourceUrl": "https://example.com/in.mp4", "externalId": name, "metadata": {"operation": name}}
     url = await client.on_demand_encode_and_wait(body, timeout=600)
     await client.download(url, folder / "out.mp4")
 
@@ -81,13 +81,15 @@ FLOWS: Mapping[str, Flow] = {
     each.__name__: each for each in (upload, upload_chunked, encode_file, on_demand, download, wait_for_jobs)
 }
 JOBS = {name: 3 if name == "wait_for_jobs" else 1 for name in FLOWS}
-"""How many jobs each makes."""
+"""The number of jobs that each flow creates."""
 
 
 async def main(base_url: str, folder: str, journal: str | None = None) -> None:
-    """Do everything, one after the other."""
+    """Run all flows, one after the other."""
     opened = None if journal is None else Journal(journal)
-    async with AsyncClient(base_url=base_url, journal=opened, retry=URGENT, clock=QuickClock()) as client:
+    async with AsyncClient(
+        base_url=base_url, journal=opened, retry=URGENT, clock=FakeClock(sleepers="hurry")
+    ) as client:
         for name, flow in FLOWS.items():
             place = Path(folder) / name
             place.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The script that has a folder in S3 encoded, made to be killed and run again."""
+"""A script that has a folder in S3 encoded. The tests kill it and run it again."""
 
 import os
 import sys

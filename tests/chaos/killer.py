@@ -1,4 +1,4 @@
-"""Scripts that are killed with -9 when a request of theirs has come as far as a plan says, and run again."""
+"""Scripts that are killed with SIGKILL when one of their requests has come as far as its plan says, and run again."""
 
 import os
 import socket
@@ -13,10 +13,10 @@ from proxy import Plan, Proxy, Request, reset, stall
 from workload import Answer
 
 LINGER = 0.005
-"""Seconds that a script may live on after an answer: enough to write the journal, and to send more."""
+"""Seconds for which a script may go on after an answer: enough to write the journal and to send more."""
 
 PATIENCE = 5.0
-"""Seconds after which a script that should be dead is killed all the same."""
+"""Seconds after which a script is killed if its connection broke before it could be killed."""
 
 UNANSWERED = (
     Plan(sent=0, answered=None),
@@ -25,17 +25,17 @@ UNANSWERED = (
     Plan(answered=0),
     Plan(answered=0.5),
 )
-"""How far a request and its answer may have come when the script is killed."""
+"""How far a request and its answer can have come when the script is killed."""
 ANSWERED = Plan()
 
 
 @dataclass
 class Killer:
-    """Lets one request come as far as its plan says, and kills the script that sent it."""
+    """Lets one request come as far as its plan says, and then kills the script that sent it."""
 
     victim: anyio.abc.Process | None = None
     at: int | None = None
-    """The number of that request; None lets the script live."""
+    """The number of that request. None never kills the script."""
     plan: Plan = ANSWERED
     linger: float = 0.0
 
@@ -47,7 +47,7 @@ class Killer:
         return Plan(sent=0, answered=None, end=self.wait)  # or the script could end before it is killed
 
     async def wait(self, connections: Proxy, client: socket.socket) -> None:
-        """Say nothing until the script is killed; do so if its connection broke before it could be."""
+        """Send nothing until the script is killed. Kill it if its connection broke before that."""
         victim = self.victim
         with anyio.move_on_after(PATIENCE) as waiting:
             await stall(connections, client)
@@ -62,8 +62,8 @@ class Killer:
 
 
 @dataclass
-class Script:
-    """A script, which may be run any number of times, and what it has printed so far: names, and the ids of each."""
+class KillableScript:
+    """A script that can be run any number of times, and what it has printed so far: names, and the ids of each."""
 
     file: str
     backend: str
@@ -73,9 +73,9 @@ class Script:
     printed: dict[str, set[Answer]] = field(default_factory=lambda: defaultdict(set), init=False)
 
     async def run(self, *more: str) -> int:
-        """Run it until it ends or is killed, and return what `wait` says of it."""
+        """Run the script until it ends or is killed, and return its exit code."""
         command = [sys.executable, self.file, self.backend, *self.arguments, *more]
-        path = os.pathsep.join(sys.path)  # for what it shares with the tests
+        path = os.pathsep.join(sys.path)  # for the modules that scripts and tests share
         environment = {**os.environ, "CONVERTRILO_API_KEY": self.api_key, "PYTHONPATH": path}
         async with await anyio.open_process(command, stderr=None, env=environment) as process:
             self.killer.victim = process
@@ -83,7 +83,7 @@ class Script:
             output = "".join([text async for text in TextReceiveStream(process.stdout)])
             code = await process.wait()
         for line in output.splitlines(keepends=True):
-            if line.endswith("\n"):  # the last one may be cut off
+            if line.endswith("\n"):  # the last line may be cut off
                 name, *ids = line.split()
                 self.printed[name].add(tuple(ids))
         return code

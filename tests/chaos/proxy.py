@@ -1,4 +1,4 @@
-"""A fault proxy on real sockets: it passes HTTP/1.1 requests on to a server, and breaks each one as its plan says."""
+"""A fault proxy on real sockets: it forwards HTTP/1.1 requests to a server and breaks each as its plan says."""
 
 import math
 import re
@@ -19,60 +19,60 @@ _AT_ONCE = struct.pack("ii", 1, 0)  # SO_LINGER on, 0 seconds: closing the socke
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came from the client."""
+    """A request as the client sent it."""
 
     number: int
-    """1 for the first one that the proxy has seen."""
+    """1 for the first request that the proxy received."""
     key: str | None
-    """Its idempotency key."""
+    """The idempotency key."""
     message: bytes = field(repr=False)
-    """Its head and body."""
+    """Head and body."""
 
 
 End = Callable[["Proxy", socket.socket], Awaitable[None]]
-"""What becomes of the client's connection."""
+"""Ends the client's connection."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens to one request; the plan without arguments passes it on and its answer back."""
+    """What happens to one request. `Plan()` forwards the request, and the whole answer back."""
 
     sent: float = 1.0
     """The share of the request that reaches the server."""
     answered: float | None = 1.0
-    """The share of the answer that reaches the client; None does not wait for an answer."""
+    """The share of the answer that reaches the client. None: the proxy does not wait for an answer."""
     instead: bytes | None = None
-    """What the client gets in place of the server's answer."""
+    """What the client receives instead of the server's answer."""
     end: End | None = None
-    """How the connection ends; None keeps it open."""
+    """How the connection ends. None keeps it open."""
 
 
 async def close(_: "Proxy", client: socket.socket) -> None:
-    """Say goodbye in an orderly way: FIN, after all that was sent."""
+    """Close the connection in an orderly way: FIN after all data."""
     client.close()
 
 
 async def reset(_: "Proxy", client: socket.socket) -> None:
-    """Break the connection: RST."""
+    """Reset the connection: RST."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
     client.close()
 
 
 async def stall(_: "Proxy", client: socket.socket) -> None:
-    """Say nothing more until the client gives up."""
+    """Send nothing more until the client gives up."""
     while await _receive(client):
         pass
 
 
 async def refuse(proxy: "Proxy", client: socket.socket) -> None:
-    """Break the connection, and refuse new ones until `Proxy.open` is called."""
+    """Reset the connection, and refuse new ones until `Proxy.open` is called."""
     await reset(proxy, client)
     proxy.shut()
 
 
 @dataclass
 class Proxy:
-    """A running proxy, and what it saw."""
+    """A running proxy, and the requests that it received."""
 
     upstream: int
     port: int
@@ -88,14 +88,14 @@ class Proxy:
         return f"http://127.0.0.1:{self.port}"
 
     def open(self) -> None:
-        """Listen, from now on or again."""
+        """Accept connections, if the proxy does not yet."""
         if self._listener is None:
             self._listener = _bound(self.port)
             self._listener.listen(_BACKLOG)
             self._opened.set()
 
     def shut(self) -> None:
-        """Listen no more: whoever connects is refused."""
+        """Stop listening: new connections are refused."""
         if self._listener is not None:
             anyio.notify_closing(self._listener)
             self._listener.close()
@@ -103,7 +103,7 @@ class Proxy:
             self._opened = anyio.Event()
 
     async def run(self) -> None:
-        """Take connections while the proxy is open, for ever."""
+        """Accept connections whenever the proxy is open; never return."""
         accepted = 0
         async with anyio.create_task_group() as connections:
             while True:
@@ -120,7 +120,7 @@ class Proxy:
                             await reset(self, client)
 
     async def _serve(self, client: socket.socket) -> None:
-        """Carry out the plans of one connection's requests, one after the other."""
+        """Carry out the plans of one connection's requests, one at a time."""
         server = _unconnected()
         try:
             with client, server:
@@ -132,7 +132,7 @@ class Proxy:
                         forwarded = _KEY.sub(b"", message, count=1) if self.strip_keys else message
                         await _send(server, forwarded[: math.ceil(len(forwarded) * plan.sent)])
                         if plan.answered is not None and not (answer := await _receive_message(server)):
-                            break  # the server has hung up, and so do we
+                            break  # the server has closed the connection, so close the client's, too
                     if plan.instead is not None:
                         answer = plan.instead
                     await _send(client, answer[: math.ceil(len(answer) * (plan.answered or 0))])
@@ -140,7 +140,7 @@ class Proxy:
                         await plan.end(self, client)
                         break
         except OSError:
-            pass  # one side has gone, and `with` sends the other one away
+            pass  # one side has closed its connection, and `with` closes the other one
 
     def _note(self, message: bytes) -> Request:
         found = _KEY.search(message)
@@ -161,11 +161,11 @@ async def proxy(
 
     Args:
         upstream: The port of the server, on this machine.
-        decide: Says what happens to a request.
-        takes: Whether the connection of this number (1 is the first) is taken, or reset before it says anything.
-        strip_keys: Whether the server gets the requests without their idempotency keys.
+        decide: Returns the plan of a request.
+        takes: Returns whether to accept the connection with this number (1 is the first) or to reset it at once.
+        strip_keys: Whether to remove the idempotency keys from the requests.
     """
-    with _bound(0) as reserved:  # it never listens; it keeps the port ours while the proxy is shut
+    with _bound(0) as reserved:  # never listens, but reserves the port while the proxy is shut
         running = Proxy(upstream, reserved.getsockname()[1], decide, takes, strip_keys)
         running.open()
         try:
@@ -195,7 +195,7 @@ def _bound(port: int) -> socket.socket:
 
 
 async def _connect(sock: socket.socket, port: int) -> None:
-    """Connect, if that was not done before."""
+    """Connect the socket, if it is not connected."""
     try:
         sock.getpeername()
     except OSError:
@@ -225,7 +225,7 @@ async def _receive(sock: socket.socket) -> bytes:
 
 
 async def _receive_message(sock: socket.socket) -> bytes:
-    """Return one whole message, head and body; nothing if the other side ends before that."""
+    """Return one whole message, head and body; empty if the other side closes the connection before its end."""
     message = b""
     end = None
     while end is None or len(message) < end:

@@ -1,4 +1,4 @@
-"""The sandbox in a process of its own, and the ledger that it leaves behind."""
+"""The sandbox in a process of its own, and the ledger of the jobs that it created."""
 
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Mapping
@@ -18,7 +18,7 @@ from convertrilo.sandbox import Sandbox
 
 @dataclass(frozen=True)
 class Server:
-    """Where a running sandbox is, and who may use it."""
+    """The address and the API key of a running sandbox."""
 
     port: int
     api_key: str
@@ -26,7 +26,7 @@ class Server:
 
 @asynccontextmanager
 async def serving(state: Path, *options: str) -> AsyncGenerator[Server]:
-    """Run a sandbox that keeps its state in a folder, with videos in its Google Drive, a token in the environment."""
+    """Run a sandbox with its state in a folder and videos in its Google Drive, whose token is in the environment."""
     async with Sandbox(state=state) as sandbox:
         for name in VIDEOS:
             await sandbox.drive.add(FOLDER, name, b"not looked into by the instant encoder")
@@ -46,18 +46,18 @@ async def serving(state: Path, *options: str) -> AsyncGenerator[Server]:
 
 
 async def ledger(state: Path) -> dict[str, Answer]:
-    """Return the ids of the jobs that a sandbox, stopped since, has made for each wish, in order."""
+    """Return the job ids of each logical operation, in order, from the state of a sandbox that has stopped."""
     ids: dict[str, list[str]] = defaultdict(list)
     async with Sandbox(state=state) as sandbox:
         for job in sandbox.jobs:
             assert job.metadata is not None
-            ids[job.metadata["wish"]].append(job.id)
+            ids[job.metadata["operation"]].append(job.id)
     return {name: tuple(each) for name, each in ids.items()}
 
 
 def differences(
     told: Mapping[str, AbstractSet[Answer]], made: Mapping[str, Answer]
 ) -> dict[str, tuple[AbstractSet[Answer], Answer]]:
-    """Return the wishes whose callers were told anything but what the ledger has, each with both."""
+    """Return the operations whose callers received other ids than the ledger has, with both."""
     both = {name: (told.get(name, set[Answer]()), made.get(name, ())) for name in told.keys() | made.keys()}
     return {name: (answers, ids) for name, (answers, ids) in both.items() if answers != {ids}}

@@ -1,4 +1,4 @@
-"""The script that submits jobs in bulk, made to be killed and run again."""
+"""A script that submits jobs in bulk. The tests kill it and run it again."""
 
 import sys
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ IMPATIENT = httpx.Timeout(None, connect=1.0, read=0.5)
 
 
 async def main(base_url: str, journal: str, numbers: str, batch_size: str) -> None:
-    """Submit a job for each of the numbers, `0-99,5,7`, and print its name and id as soon as they are known."""
+    """Submit a job for each number in a list like `0-99,5,7`, and print its name and id as soon as they are known."""
 
     def jobs() -> Iterator[object]:
         for part in numbers.split(","):

@@ -1,6 +1,6 @@
-"""Thousands of keyed operations at once over connections that break: every job once, none lost, every id right.
+"""Thousands of concurrent keyed operations over failing connections: every job is created once, and every id is right.
 
-`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 of them.
+`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 operations.
 """
 
 import os
@@ -26,35 +26,35 @@ from workload import (
     by_operation,
     folder,
     on_demand,
-    wish_of,
+    operation_of,
 )
 
 from convertrilo import AsyncClient, RetryPolicy
 from convertrilo.events import AttemptEvent
 
-WISHES = 20_000 if os.environ.get("CHAOS_SCALE") == "full" else 2_000
-WISHES_WITHOUT_KEYS = 300
+OPERATIONS = 20_000 if os.environ.get("CHAOS_SCALE") == "full" else 2_000
+OPERATIONS_WITHOUT_KEYS = 300
 CONNECTIONS = 16
 SEED = 3
 FAULTY = 0.35
-"""The share of requests that something happens to."""
+"""The share of requests that meet a fault."""
 UNTAKEN = 0.05
 """The share of connections that are reset before they carry a request."""
 REPEATED = 0.1
-"""The share of operations that two or three tasks carry out at once."""
+"""The share of operations that two or three tasks carry out concurrently."""
 URGENT = RetryPolicy(max_attempts=100, initial_backoff=0.01, max_backoff=0.2, deadline=600, budget=0)
 IMPATIENT = httpx.Timeout(None, connect=1.0, read=0.3)
 
 
-# ---- what happens on the way
+# ---- faults
 
 
 AGAIN_IN_PROGRESS = 2
-"""How many further requests for a wish hear that the first one is in progress."""
+"""How many further requests of an operation are told that the first one is in progress."""
 
 
 class Chaos:
-    """Decides from a seed what happens to the nth request for a wish, in whatever order requests come."""
+    """Decides from a seed what happens to the nth request of an operation, in whatever order requests arrive."""
 
     def __init__(self) -> None:
         self.struck: Counter[str] = Counter()
@@ -62,7 +62,7 @@ class Chaos:
         self._in_progress: Counter[str] = Counter()
 
     def __call__(self, request: Request) -> Plan:
-        name = wish_of(request.message)
+        name = operation_of(request.message)
         self._requests[name] += 1
         random = Random(f"{SEED}/{name}/{self._requests[name]}")
         if self._in_progress[name]:
@@ -81,7 +81,7 @@ class Chaos:
         return Random(f"{SEED}/{connection}").random() >= UNTAKEN
 
 
-# ---- what is wanted
+# ---- operations
 
 
 KINDS: Mapping[Kind, int] = {
@@ -94,30 +94,30 @@ KINDS: Mapping[Kind, int] = {
     bulk_by_operation: 1,
     folder: 1,
 }
-"""What is wanted, and how often in relation to each other."""
+"""The kinds of operations, and their weights."""
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A logical operation, and how many tasks carry it out at once."""
+class LogicalOperation:
+    """A logical operation, and the number of tasks that carry it out concurrently."""
 
     name: str
     kind: Kind
     tasks: int
 
 
-def wishes(count: int) -> Iterator[Wish]:
+def operations(count: int) -> Iterator[LogicalOperation]:
     random = Random(SEED)
     for number in range(count):
         [kind] = random.choices(list(KINDS), weights=list(KINDS.values()))
         repeated = kind is not by_call and random.random() < REPEATED
-        yield Wish(f"wish-{number}", kind, random.choice((2, 3)) if repeated else 1)
+        yield LogicalOperation(f"operation-{number}", kind, random.choice((2, 3)) if repeated else 1)
 
 
 async def carry_out(
-    wanted: Iterable[Wish], state: Path, chaos: Chaos, *, strip_keys: bool = False
+    wanted: Iterable[LogicalOperation], state: Path, chaos: Chaos, *, strip_keys: bool = False
 ) -> tuple[dict[str, set[Answer]], Counter[str]]:
-    """Carry out all wishes at once; return what their callers were told, and how often attempts came to what."""
+    """Carry out all operations concurrently; return the ids that callers received, and the attempts by outcome."""
     answers: dict[str, set[Answer]] = defaultdict(set)
     outcomes: Counter[str] = Counter()
 
@@ -126,8 +126,8 @@ async def carry_out(
         if event.outcome == "not_sent":
             connections.open()
 
-    async def carry_out_one(wish: Wish) -> None:
-        answers[wish.name].add(await wish.kind(client, wish.name))
+    async def carry_out_one(operation: LogicalOperation) -> None:
+        answers[operation.name].add(await operation.kind(client, operation.name))
 
     async with (
         serving(state) as server,
@@ -142,27 +142,27 @@ async def carry_out(
         ) as client,
         anyio.create_task_group() as tasks,
     ):
-        for wish in wanted:
-            for _ in range(wish.tasks):
-                tasks.start_soon(carry_out_one, wish)
+        for operation in wanted:
+            for _ in range(operation.tasks):
+                tasks.start_soon(carry_out_one, operation)
     return answers, outcomes
 
 
 async def test_whatever_happens_on_the_way_every_job_is_made_once_and_every_caller_gets_its_id(tmp_path: Path) -> None:
     chaos = Chaos()
-    wanted = list(wishes(WISHES))
+    wanted = list(operations(OPERATIONS))
     answers, outcomes = await carry_out(wanted, tmp_path, chaos)
-    assert answers.keys() == {wish.name for wish in wanted}
+    assert answers.keys() == {each.name for each in wanted}
     assert differences(answers, await ledger(tmp_path)) == {}
     assert chaos.struck.keys() == FAULTS.keys()
     assert outcomes["not_sent"] > 0
 
 
 async def test_without_keys_the_same_makes_jobs_twice(tmp_path: Path) -> None:
-    wanted = list(wishes(WISHES_WITHOUT_KEYS))
+    wanted = list(operations(OPERATIONS_WITHOUT_KEYS))
     answers, _ = await carry_out(wanted, tmp_path, Chaos(), strip_keys=True)
     made = await ledger(tmp_path)
     assert made.keys() == answers.keys()
     twice = differences(answers, made)
-    wanted_by_one = [wish.name for wish in wanted if wish.tasks == 1]
+    wanted_by_one = [each.name for each in wanted if each.tasks == 1]
     assert len(twice.keys() & wanted_by_one) > len(wanted_by_one) / 20

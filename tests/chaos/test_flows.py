@@ -1,7 +1,7 @@
-"""Files up and down and waits between, under faults, kills and cancellation: whole files, one job, nothing left behind.
+"""Flows under faults, kills and cancellation: files are whole, each job is created once, and nothing is left behind.
 
 `CHAOS_SCALE=full` (`nox -s chaos`): every kind of fault at every step, 20 kills of each script, a cancellation at every
-await. By default three kinds of faults, two kills of the one with a journal, and every 13th await.
+await. By default: three kinds of faults, two kills of the script with a journal, and every 13th await.
 """
 
 import os
@@ -21,12 +21,12 @@ import anyio.abc
 import flows
 import psutil
 import pytest
+from fake_clock import FakeClock
 from faults import FAULTS
 from flows import FLOWS, IMPATIENT, JOBS, URGENT, content_of
-from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
+from killer import ANSWERED, LINGER, UNANSWERED, KillableScript, Killer
 from proxy import Plan, Request, proxy
 from sandbox_process import Server, serving
-from support import QuickClock
 
 from convertrilo import AsyncClient, Journal
 from convertrilo._base_client import DEFAULT_TIMEOUT
@@ -39,7 +39,7 @@ EVERYWHERE = [name for name in FAULTS if name not in ("in progress", "connection
 KINDS = EVERYWHERE if FULL else ["committed, and the answer lost", "stalled", "committed, and 500"]
 KILLS = 20 if FULL else 2
 REQUESTS = 25
-"""About as many as the script sends in one run."""
+"""About as many requests as the script sends in one run."""
 STRIDE = 1 if FULL else 13
 AT_ONCE = 6
 JOURNALED = {False: "without_journal", True: "with_journal"}
@@ -49,7 +49,7 @@ OUTPUT = content_of("output")
 
 
 def bigger_output(folder: Path) -> None:
-    """Put something bigger in the place of what the instant encoder makes, so that it can break off halfway."""
+    """Replace the instant encoder's output by a bigger file, so that its download can break off halfway."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "sample.mp4").write_bytes(OUTPUT)
 
@@ -59,13 +59,13 @@ def left_in(folder: Path) -> set[str]:
 
 
 def check(sandbox: Sandbox, folders: dict[str, Path]) -> None:
-    """See that the flows of these names have made each of their jobs once, and that every file is whole."""
+    """Check that the flows of these names created each of their jobs once, and that every file is whole."""
     jobs = sandbox.jobs
-    made = Counter(str((job.metadata or {})["wish"]) for job in jobs)
+    made = Counter(str((job.metadata or {})["operation"]) for job in jobs)
     assert made == {name: JOBS[name.rpartition("/")[2]] for name in folders}
     assert sandbox._read(lambda tx: tx.rows("SELECT job FROM uploads")) == []
     for job in jobs:
-        name = str((job.metadata or {})["wish"])
+        name = str((job.metadata or {})["operation"])
         folder = folders[name]
         if name.rpartition("/")[2] in ("upload", "upload_chunked"):
             assert (sandbox.folder / "in" / job.id).read_bytes() == content_of(name)
@@ -79,7 +79,7 @@ def check(sandbox: Sandbox, folders: dict[str, Path]) -> None:
 
 
 async def strike_every_step(server: Server, flow: str, kind: str, place: Path, done: dict[str, Path]) -> None:
-    """Run a flow again and again, with a fault at its first request, then at its second, until it has no more."""
+    """Run a flow with a fault at its first request, then with one at its second, and so on to its last."""
     step = 0
     while True:
         step += 1
@@ -94,7 +94,11 @@ async def strike_every_step(server: Server, flow: str, kind: str, place: Path, d
         async with (
             proxy(server.port, decide) as connections,
             AsyncClient(
-                server.api_key, base_url=connections.url, retry=URGENT, timeout=timeout, clock=QuickClock()
+                server.api_key,
+                base_url=connections.url,
+                retry=URGENT,
+                timeout=timeout,
+                clock=FakeClock(sleepers="hurry"),
             ) as client,
         ):
             await FLOWS[flow](client, name, folder)
@@ -121,7 +125,7 @@ async def test_a_fault_at_any_step_costs_nothing_but_time(tmp_path: Path, anyio_
         check(sandbox, done)
 
 
-# ---- kill -9
+# ---- killed
 
 
 @pytest.mark.parametrize("journaled", [True, False] if FULL else [True], ids=JOURNALED.get)
@@ -132,7 +136,7 @@ async def test_flows_killed_and_run_again_come_to_their_end(
     arguments = [str(tmp_path / "killed"), *([str(tmp_path / "journal.db")] if journaled else [])]
     bigger_output(tmp_path / "state" / "files")
     async with serving(tmp_path / "state") as server, proxy(server.port, killer) as connections:
-        script = Script(flows.__file__, anyio_backend, [connections.url, *arguments], server.api_key, killer)
+        script = KillableScript(flows.__file__, anyio_backend, [connections.url, *arguments], server.api_key, killer)
         kills = 0
         while kills < KILLS:
             killer.at = len(connections.requests) + random.randint(1, REQUESTS)
@@ -167,7 +171,7 @@ COUNTDOWN: ContextVar[Countdown | None] = ContextVar("COUNTDOWN", default=None)
 
 @types.coroutine
 def counted(work: Awaitable[Any], countdown: Countdown) -> Generator[Any, Any, Any]:
-    """Await something, and count whenever it gives up control."""
+    """Await something, and count each time it yields to the event loop."""
     steps = work.__await__()
     resume: Callable[[], Any] = partial(next, steps)
     while True:
@@ -178,7 +182,7 @@ def counted(work: Awaitable[Any], countdown: Countdown) -> Generator[Any, Any, A
         countdown.tick()
         try:
             value = yield waits_for
-        except BaseException as error:  # noqa: BLE001  # it is the work's to handle
+        except BaseException as error:  # noqa: BLE001  # the work handles it
             resume = partial(steps.throw, error)
         else:
             resume = partial(steps.send, value)
@@ -186,7 +190,7 @@ def counted(work: Awaitable[Any], countdown: Countdown) -> Generator[Any, Any, A
 
 @contextmanager
 def counting_child_tasks(group: type[anyio.abc.TaskGroup]) -> Iterator[None]:
-    """Let the awaits of child tasks count too."""
+    """Count the awaits of child tasks, too."""
     start_soon = group.start_soon
 
     def start(self: Any, func: Callable[..., Any], *args: Any, name: object = None) -> None:
@@ -220,7 +224,9 @@ async def test_cancelled_at_any_await_it_leaves_nothing_and_can_be_run_again(
 
     def client(name: str) -> AsyncClient:
         journal = Journal(tmp_path / f"{name.partition('/')[0]}.db") if journaled else None
-        return AsyncClient(sandbox.api_key, base_url=url, journal=journal, retry=URGENT, clock=QuickClock())
+        return AsyncClient(
+            sandbox.api_key, base_url=url, journal=journal, retry=URGENT, clock=FakeClock(sleepers="hurry")
+        )
 
     async with anyio.create_task_group() as group:
         kind = type(group)

@@ -1,6 +1,6 @@
-"""A folder in S3 under faults and kills: every video one job, the report says so, and the sandbox's ledger agrees.
+"""A folder in S3 under faults and kills: every video has one job, in the report and in the sandbox's ledger.
 
-`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 videos, killed with -9 thirty times, and 500 videos that come later.
+`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 videos, 30 kills, and 500 videos that are added later.
 """
 
 import json
@@ -22,7 +22,7 @@ import dask_folder
 import folder
 import pytest
 from faults import FAULTS
-from killer import UNANSWERED, Killer, Script
+from killer import UNANSWERED, KillableScript, Killer
 from object_store import ObjectStore, connect
 from proxy import Plan, Proxy, Request, proxy, refuse, stall
 from sandbox_process import serving
@@ -34,13 +34,13 @@ VIDEOS, BATCH, PAGE, KILLS, MORE = (20_000, 100, 1000, 30, 500) if FULL else (12
 BUCKET = "films"
 SEED = 3
 FAULTY = 0.2
-"""The share of requests that something happens to, to the service and to S3."""
+"""The share of requests, to the service and to S3, that meet a fault."""
 SERVER = Path(__file__).parents[1] / "bench" / "object_server.py"
 
 
 @contextmanager
 def objects(count: int) -> Iterator[ObjectStore]:
-    """Run an S3 server with so many videos, in a process of its own."""
+    """Run an S3 server with this number of videos in a process of its own."""
     environment = {**os.environ, "MOTO_S3_DEFAULT_MAX_KEYS": str(PAGE)}
     command = [sys.executable, str(SERVER), str(count)]
     with subprocess.Popen(
@@ -57,7 +57,7 @@ def objects(count: int) -> Iterator[ObjectStore]:
 
 
 class Mayhem:
-    """Decides from a seed what happens to the nth request; and at which one the script is killed."""
+    """Decides from a seed what happens to the nth request, and at which request the script is killed."""
 
     def __init__(self, name: str, faults: Mapping[str, Plan], killer: Killer) -> None:
         self.killer = killer
@@ -83,8 +83,8 @@ class Mayhem:
 
 
 @dataclass
-class Reporting(Script):
-    """The script that has a folder encoded."""
+class FolderScript(KillableScript):
+    """The script that has a folder encoded, and its report."""
 
     report: Path
 
@@ -92,7 +92,7 @@ class Reporting(Script):
         return await super().run(*more, str(self.report))
 
     async def run_and_kill(self, random: Random) -> bool:
-        """Kill it when it has sent so many requests, to S3 or to the service; return False if it had ended by then."""
+        """Kill the script after a random number of requests to S3 or the service. Return False if it ended before."""
         self.killer.at = random.randint(1, VIDEOS // PAGE + 2 * VIDEOS // BATCH // KILLS)
         self.killer.plan = random.choice((Plan(), *UNANSWERED))
         code = await self.run()
@@ -103,7 +103,7 @@ class Reporting(Script):
         return [json.loads(line) for line in (await anyio.Path(self.report).read_text()).splitlines()]
 
     async def reported(self) -> dict[str, str]:
-        """Return the job of each external id as the report says: all have succeeded."""
+        """Check that every job has succeeded, and return the job of each external id in the report."""
         rows = await self.rows()
         assert {row["status"] for row in rows} == {"success"}
         assert len({row["key"] for row in rows}) == len(rows)
@@ -113,7 +113,7 @@ class Reporting(Script):
 @asynccontextmanager
 async def script(
     tmp_path: Path, backend: str, store: ObjectStore, faults: Mapping[str, Plan] = FAULTS
-) -> AsyncGenerator[tuple[Reporting, Mayhem, Mayhem]]:
+) -> AsyncGenerator[tuple[FolderScript, Mayhem, Mayhem]]:
     killer = Killer()
     of_s3 = {name: faults[name] for name in faults.keys() - {"in progress", "connections refused"}}
     service, s3 = Mayhem("service", faults, killer), Mayhem("s3", of_s3, killer)
@@ -128,19 +128,19 @@ async def script(
         journal = str(tmp_path / "run.db")
         arguments = [connections.url, store_connections.url, BUCKET, str(BATCH), journal]
         report = tmp_path / "report.jsonl"
-        yield Reporting(folder.__file__, backend, arguments, server.api_key, killer, report), service, s3
+        yield FolderScript(folder.__file__, backend, arguments, server.api_key, killer, report), service, s3
         tasks.cancel_scope.cancel()
 
 
 async def open_again(connections: Proxy) -> None:
-    """Let those in again that were refused, a little later."""
+    """Open the proxy again shortly after it was shut."""
     while True:
         await anyio.sleep(0.05)
         connections.open()
 
 
 async def jobs_of(state: Path) -> dict[str, str]:
-    """Return the job of each external id, as a sandbox, stopped since, has them; every one has one."""
+    """Return the job of each external id from the state of a sandbox that has stopped; check that each has one job."""
     async with Sandbox(state=state) as sandbox:
         jobs = sandbox.jobs
     found = {str(job.external_id): job.id for job in jobs}
@@ -198,7 +198,7 @@ async def test_a_folder_on_a_cluster_that_loses_workers_has_every_video_encoded_
 async def test_two_processes_on_one_journal_share_the_work(tmp_path: Path, anyio_backend: str) -> None:
     codes: list[int] = []
 
-    async def run(one: Reporting) -> None:
+    async def run(one: FolderScript) -> None:
         codes.append(await one.run())
 
     with objects(VIDEOS) as store:

@@ -1,4 +1,4 @@
-"""A script killed with -9 at seeded random moments and run again to its end: every job once, journal or not."""
+"""Scripts killed at seeded random moments and run again: every job is created once, with and without a journal."""
 
 import signal
 from collections.abc import AsyncGenerator
@@ -11,29 +11,29 @@ import anyio
 import anyio.abc
 import pytest
 import workload
-from killer import ANSWERED, LINGER, UNANSWERED, Killer, Script
+from killer import ANSWERED, LINGER, UNANSWERED, KillableScript, Killer
 from proxy import Plan, Proxy, proxy
 from sandbox_process import Server, differences, ledger, serving
-from workload import WISHES, Answer
+from workload import OPERATIONS, Answer
 
 from convertrilo import Journal
 
 SEED = 3
 KILLS_IN_A_ROW = (3, 4, 5, 6, 7)
-"""For each script; 25 on each backend, so 50 with a journal and 50 without."""
+"""For each script. These are 25 kills on each backend, so 50 with a journal and 50 without."""
 AT_ONCE = 2
 
 
 @dataclass
-class Wishful(Script):
-    """The script that wants all kinds of jobs."""
+class WorkloadScript(KillableScript):
+    """The script that carries out logical operations of every kind."""
 
     connections: Proxy
     journal: Path | None
 
     async def run_and_kill(self, random: Random) -> None:
-        """Kill it at a random moment, as soon as it has sent a random number of requests."""
-        left = WISHES - len(await self.answered())
+        """Run the script and kill it at a random moment after a random number of requests."""
+        left = OPERATIONS - len(await self.answered())
         number = random.randint(1, left)
         self.killer.at = len(self.connections.requests) + number
         self.killer.linger = 0.0
@@ -44,7 +44,7 @@ class Wishful(Script):
         assert await self.run() == -signal.SIGKILL
 
     async def answered(self) -> set[str]:
-        """Return the keys of which the journal has the answer."""
+        """Return the keys whose answers are in the journal."""
         if self.journal is None:
             return set()
         async with Journal(self.journal) as journal:
@@ -54,11 +54,11 @@ class Wishful(Script):
 @asynccontextmanager
 async def script(
     name: str, backend: str, server: Server, journal: Path | None = None, *, strip_keys: bool = False
-) -> AsyncGenerator[Wishful]:
+) -> AsyncGenerator[WorkloadScript]:
     killer = Killer()
     async with proxy(server.port, killer, strip_keys=strip_keys) as connections:
         arguments = [connections.url, name, *([] if journal is None else [str(journal)])]
-        yield Wishful(workload.__file__, backend, arguments, server.api_key, killer, connections, journal)
+        yield WorkloadScript(workload.__file__, backend, arguments, server.api_key, killer, connections, journal)
 
 
 @pytest.mark.parametrize("journaled", [False, True], ids=["without_journal", "with_journal"])
@@ -83,7 +83,7 @@ async def test_a_script_killed_and_run_again_makes_every_job_once(
     async with serving(tmp_path / "state") as server, anyio.create_task_group() as tasks:
         for number, kills in enumerate(KILLS_IN_A_ROW):
             tasks.start_soon(torment, number, kills)
-    assert len(printed) == WISHES * len(KILLS_IN_A_ROW)
+    assert len(printed) == OPERATIONS * len(KILLS_IN_A_ROW)
     assert differences(printed, await ledger(tmp_path / "state")) == {}
 
 
@@ -96,7 +96,7 @@ async def test_with_a_journal_a_script_that_came_to_its_end_sends_nothing_when_i
     ):
         await finished.run_to_the_end()
         await finished.run_to_the_end()
-    assert len(finished.connections.requests) == len(finished.printed) == WISHES
+    assert len(finished.connections.requests) == len(finished.printed) == OPERATIONS
 
 
 async def test_without_keys_a_script_killed_and_run_again_makes_jobs_twice(tmp_path: Path, anyio_backend: str) -> None:

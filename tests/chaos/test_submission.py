@@ -1,6 +1,6 @@
-"""Jobs submitted in bulk under faults and kills: each exactly once in the ledger, and each result says its id.
+"""Bulk submission under faults and kills: each job is in the ledger exactly once, and each result has its id.
 
-`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 jobs, killed with -9 thirty times, and 500 jobs that come later.
+`CHAOS_SCALE=full` (`nox -s chaos`): 20,000 jobs, 30 kills, and 500 jobs that are added later.
 """
 
 import os
@@ -11,7 +11,7 @@ from random import Random
 import anyio
 import submission
 from faults import FAULTS
-from killer import UNANSWERED, Killer, Script
+from killer import UNANSWERED, KillableScript, Killer
 from proxy import Plan, proxy
 from sandbox_process import differences, ledger, serving
 from test_folder import Mayhem, open_again
@@ -32,9 +32,9 @@ async def test_jobs_submitted_in_bulk_are_made_once_whatever_is_killed(tmp_path:
     ):
         tasks.start_soon(open_again, connections)
         arguments = [connections.url, str(tmp_path / "run.db")]
-        script = Script(submission.__file__, anyio_backend, arguments, server.api_key, killer)
+        script = KillableScript(submission.__file__, anyio_backend, arguments, server.api_key, killer)
         for _ in range(KILLS):
-            killer.at = random.randint(1, JOBS // BATCH // KILLS)  # it has that many still to send
+            killer.at = random.randint(1, JOBS // BATCH // KILLS)  # a run has that many requests left to send
             killer.plan = random.choice((Plan(), *UNANSWERED))
             assert await script.run(f"0-{JOBS - 1}", str(BATCH)) == -signal.SIGKILL
         await script.run_to_the_end(f"0-{JOBS - 1}", str(BATCH))

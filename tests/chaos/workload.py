@@ -1,4 +1,4 @@
-"""What the chaos tests want done once, and the script that wants it, made to be killed and run again."""
+"""Logical operations of every kind, and a script that carries them out. The tests kill it and run it again."""
 
 import os
 import re
@@ -12,19 +12,19 @@ import anyio
 from convertrilo import AsyncClient, Journal
 
 Answer = tuple[str | None, ...]
-"""The ids of a wish's jobs, in order."""
+"""The ids of an operation's jobs, in order."""
 
 Kind = Callable[[AsyncClient, str], Awaitable[Answer]]
-"""Carries out the wish of this name; its jobs carry the name in their metadata."""
+"""Carries out the logical operation of this name. Its jobs have the name in their metadata."""
 
 
 def job(name: str, **rest: Any) -> dict[str, Any]:
-    return {"codec": "h264", "resolution": "720p", "fps": 30, "metadata": {"wish": name}, **rest}
+    return {"codec": "h264", "resolution": "720p", "fps": 30, "metadata": {"operation": name}, **rest}
 
 
-def wish_of(request: bytes) -> str:
-    """Return the name of the wish that a request is for."""
-    found = re.search(rb'"wish":"([^"]*)"', request)
+def operation_of(request: bytes) -> str:
+    """Return the name of the logical operation that a request belongs to."""
+    found = re.search(rb'"operation":"([^"]*)"', request)
     assert found is not None
     return found[1].decode()
 
@@ -46,7 +46,7 @@ async def by_call(client: AsyncClient, name: str) -> Answer:
 
 
 async def on_demand(client: AsyncClient, name: str) -> Answer:
-    body = {"sourceUrl": f"https://example.com/{name}.mp4", "externalId": name, "metadata": {"wish": name}}
+    body = {"sourceUrl": f"https://example.com/{name}.mp4", "externalId": name, "metadata": {"operation": name}}
     return ((await client.on_demand_encode(body)).job_id,)
 
 
@@ -63,12 +63,12 @@ async def bulk_by_operation(client: AsyncClient, name: str) -> Answer:
 
 FOLDER = "videos"
 VIDEOS = ("a.mp4", "b.mov", "c.webm")
-"""What lies in that folder of the sandbox's Google Drive; its token is in the environment, as the API key is."""
+"""The files in that folder of the sandbox's Google Drive. Its token is in the environment, like the API key."""
 
 
 async def folder(client: AsyncClient, name: str) -> Answer:
     place = {"folderId": FOLDER, "accessToken": os.environ["DRIVE_TOKEN"]}
-    body = {"sourceGoogleDrive": place, "externalIdPrefix": name, "metadata": {"wish": name}}
+    body = {"sourceGoogleDrive": place, "externalIdPrefix": name, "metadata": {"operation": name}}
     answer = await client.on_demand_ingest_folder(body)
     assert len(answer.jobs or ()) == len(VIDEOS)
     return tuple(item.job_id for item in answer.jobs or ())
@@ -81,14 +81,14 @@ STEPS: Sequence[Sequence[Kind]] = (
     (by_external_id, on_demand, bulk, by_operation, by_key, folder, bulk_by_operation) * 3,
     *((kind,) for kind in (by_external_id, bulk_by_operation)),
 )
-"""One after the other; what is in one step happens at once."""
+"""The steps run one after the other, and the operations of one step run concurrently."""
 
-WISHES = sum(map(len, STEPS))
+OPERATIONS = sum(map(len, STEPS))
 
 
 async def main(base_url: str, folder: str, journal: str | None = None) -> None:
-    """Carry out all wishes and print each one's name and ids as soon as they are known."""
-    numbers = iter(range(WISHES))
+    """Carry out all operations, and print the name and the job ids of each as soon as they are known."""
+    numbers = iter(range(OPERATIONS))
 
     async def carry_out(kind: Kind, name: str) -> None:
         sys.stdout.write(" ".join((name, *map(str, await kind(client, name)))) + "\n")

@@ -14,8 +14,8 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from bench.polled import Clock
 from cli_help import COMMAND, Terminal, convertrilo
+from fake_clock import FakeClock
 from loopback import until
 from support import names_in
 
@@ -340,7 +340,7 @@ def test_the_sandbox_serves_one_command_at_a_time(capsys: pytest.CaptureFixture[
 
 async def asked(*, interval: float | None) -> int:
     """How often a job of which nothing becomes is asked for, in twenty seconds of virtual time."""
-    clock = Clock()
+    clock = FakeClock(sleepers="wait")
     async with (
         Sandbox(clock=clock, encode_seconds=1e9) as sandbox,
         sandbox.client(clock=clock) as client,

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from fake_clock import FakeClock
 from loopback import until
-from webhook_help import NOW, Clock
+from webhook_help import NOW
 
 from convertrilo import MemoryDedupe, SQLiteDedupe
 from convertrilo.dedupe.memory import LEASE, DedupeStore, once
@@ -19,12 +20,12 @@ OTHER = ("j-1", "job.failed")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock(NOW)
+def clock() -> FakeClock:
+    return FakeClock(NOW, sleepers="wait")
 
 
 @pytest.fixture(params=["memory", "SQLite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> DedupeStore:
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> DedupeStore:
     return MemoryDedupe() if request.param == "memory" else SQLiteDedupe(tmp_path / "d.db", clock=clock)
 
 
@@ -68,7 +69,7 @@ async def test_a_job_id_can_be_any_text(text: str, store: DedupeStore) -> None:
         assert await store.unseen([text, "x"], [text]) == ["x"]
 
 
-async def test_whoever_comes_second_waits_for_the_first(store: DedupeStore, clock: Clock) -> None:
+async def test_whoever_comes_second_waits_for_the_first(store: DedupeStore, clock: FakeClock) -> None:
     gate, works, results = anyio.Event(), 0, []
 
     async def work() -> None:
@@ -93,7 +94,7 @@ async def test_whoever_comes_second_waits_for_the_first(store: DedupeStore, cloc
     assert works == 1
 
 
-async def test_whoever_comes_second_takes_over_when_the_first_fails(store: DedupeStore, clock: Clock) -> None:
+async def test_whoever_comes_second_takes_over_when_the_first_fails(store: DedupeStore, clock: FakeClock) -> None:
     async def fail() -> None:
         raise LookupError("no such video")
 
@@ -107,7 +108,7 @@ async def test_whoever_comes_second_takes_over_when_the_first_fails(store: Dedup
         assert not await once(store, KEY, fail, clock)
 
 
-async def test_work_that_is_cancelled_is_not_done(store: DedupeStore, clock: Clock) -> None:
+async def test_work_that_is_cancelled_is_not_done(store: DedupeStore, clock: FakeClock) -> None:
     started = anyio.Event()
 
     async def work() -> None:
@@ -123,7 +124,7 @@ async def test_work_that_is_cancelled_is_not_done(store: DedupeStore, clock: Clo
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio has no cancelling from outside
-async def test_a_task_that_asyncio_cancels_itself_ends_as_cancelled(store: DedupeStore, clock: Clock) -> None:
+async def test_a_task_that_asyncio_cancels_itself_ends_as_cancelled(store: DedupeStore, clock: FakeClock) -> None:
     started = anyio.Event()
 
     async def work() -> None:
@@ -153,7 +154,7 @@ async def test_memory_is_bounded_and_forgets_the_oldest() -> None:
 # ---- the file
 
 
-async def test_the_claim_of_a_process_that_died_runs_out(tmp_path: Path, clock: Clock) -> None:
+async def test_the_claim_of_a_process_that_died_runs_out(tmp_path: Path, clock: FakeClock) -> None:
     async with (
         SQLiteDedupe(tmp_path / "d.db", clock=clock) as dead,
         SQLiteDedupe(tmp_path / "d.db", clock=clock) as one,
@@ -174,7 +175,7 @@ async def test_the_claim_of_a_process_that_died_runs_out(tmp_path: Path, clock: 
 
 
 async def test_what_was_handled_long_ago_is_forgotten(
-    tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convertrilo.dedupe.sqlite._PRUNE_EVERY", 3)
     for number in range(2):  # in one long run, and after a restart
@@ -193,7 +194,7 @@ async def test_what_was_handled_long_ago_is_forgotten(
             assert await store.claim(OTHER) == "done"
 
 
-async def test_the_queue_gives_what_is_due_for_the_longest(tmp_path: Path, clock: Clock) -> None:
+async def test_the_queue_gives_what_is_due_for_the_longest(tmp_path: Path, clock: FakeClock) -> None:
     async with SQLiteDedupe(tmp_path / "d.db", clock=clock) as store:
         assert await store.take() == (None, None)
         await store.put(KEY, b"one")
@@ -219,7 +220,7 @@ async def test_the_queue_gives_what_is_due_for_the_longest(tmp_path: Path, clock
         assert await store.claim(KEY) == "mine"
 
 
-async def test_what_is_queued_while_it_is_handled_comes_up_if_that_fails(tmp_path: Path, clock: Clock) -> None:
+async def test_what_is_queued_while_it_is_handled_comes_up_if_that_fails(tmp_path: Path, clock: FakeClock) -> None:
     for works in (True, False):
         key = (f"j-{works}", "job.completed")
         async with SQLiteDedupe(tmp_path / "d.db", clock=clock) as store:
@@ -266,7 +267,7 @@ async def test_many_can_enter_a_store_and_the_last_one_closes_it(tmp_path: Path)
         assert await store.claim(KEY) == "done"
 
 
-async def test_many_stores_can_make_one_file_at_once(tmp_path: Path, clock: Clock) -> None:
+async def test_many_stores_can_make_one_file_at_once(tmp_path: Path, clock: FakeClock) -> None:
     claims: list[str] = []
 
     async def claim() -> None:

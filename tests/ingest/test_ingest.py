@@ -18,8 +18,8 @@ import attrs
 import httpx
 import pytest
 from botocore.credentials import RefreshableCredentials
+from fake_clock import FakeClock
 from object_store import ObjectStore
-from support import Clock, Quick
 
 from convertrilo import (
     AsyncClient,
@@ -59,7 +59,7 @@ ODD = [
 SECRET = "moto-takes-any-secret"
 
 
-QUICK: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy(deadline=1e6)}
+QUICK: dict[str, Any] = {"clock": FakeClock(sleepers="hurry"), "retry": RetryPolicy(deadline=1e6)}
 
 
 @pytest.fixture
@@ -658,7 +658,7 @@ async def test_a_service_that_fails_ends_the_run_and_the_next_one_goes_on(
 ) -> None:
     bucket = object_store.bucket(**videos(40))
     sandbox.faults.reset("createJobsBulk", times=None, probability=0.5)
-    options: dict[str, Any] = {"clock": Quick(), "retry": RetryPolicy.none()}
+    options: dict[str, Any] = {"clock": FakeClock(sleepers="hurry"), "retry": RetryPolicy.none()}
     failed = 0
     while failed < 200:
         async with sandbox.client(**options) as client:
@@ -804,7 +804,7 @@ async def test_the_time_to_wait_is_that_of_all_jobs_together(tmp_path: Path, mon
     service = OnDemand(
         [{"jobId": name, "fileName": f"{name}.mp4"} for name in names], **dict.fromkeys(names, "running")
     )
-    clock = Clock()
+    clock = FakeClock()
     how: dict[str, Any] = {"journal": tmp_path / "run.db", "on_demand": True, "anonymous": True, "wait": True}
     async with AsyncClient("key", base_url="https://api.test", transport=service, clock=clock) as client:
         began = clock.now

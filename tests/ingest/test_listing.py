@@ -13,11 +13,11 @@ import anyio.lowlevel
 import httpx
 import pytest
 from botocore.credentials import RefreshableCredentials
+from fake_clock import FakeClock
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Received, answer, loopback, sockets_to
 from object_store import ObjectStore
-from support import Clock
 
 from convertrilo import AsyncClient, ConfigurationError, RetryPolicy, S3FolderSource, TransferError, ValidationError
 from convertrilo.ingest import listing, s3_requests
@@ -62,7 +62,7 @@ def _no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 async def client() -> AsyncIterator[AsyncClient]:
-    async with AsyncClient("key", base_url="https://api.test", clock=Clock()) as client:
+    async with AsyncClient("key", base_url="https://api.test", clock=FakeClock()) as client:
         yield client
 
 
@@ -332,7 +332,7 @@ async def test_a_store_that_goes_round_in_a_wider_circle_ends_the_listing(
 async def test_a_store_that_stays_busy_ends_the_listing(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(monkeypatch, [BUSY] * 3)
     retry = RetryPolicy(max_attempts=3)
-    async with AsyncClient("key", base_url="https://api.test", clock=Clock(), retry=retry) as client:
+    async with AsyncClient("key", base_url="https://api.test", clock=FakeClock(), retry=retry) as client:
         with pytest.raises(TransferError, match=r"503 \(SlowDown"):
             await listed(client, await open_folder("s3://films"))
     assert len(store.requests) == 3

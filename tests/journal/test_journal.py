@@ -23,7 +23,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import psutil
 import pytest
-from support import Clock
+from fake_clock import FakeClock
 
 from convertrilo._store import sqlite as _sqlite
 from convertrilo.errors import (
@@ -123,7 +123,7 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_what_was_begun_and_answered_is_there_when_the_file_is_opened_again(path: Path) -> None:
-    clock = Clock()
+    clock = FakeClock()
     start = clock.now
     async with Journal(path, clock=clock) as journal:
         entry = await journal.begin(
@@ -268,7 +268,7 @@ async def test_a_key_used_for_something_else_is_a_conflict(path: Path, operation
 
 
 async def test_past_the_replay_window_only_a_person_can_decide(path: Path) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with Journal(path, replay_window=DAY, clock=clock) as journal:
         for key in ("answered", "dropped", "rescued"):
             await begin(journal, key)
@@ -303,7 +303,7 @@ async def test_past_the_replay_window_only_a_person_can_decide(path: Path) -> No
 async def test_a_clock_that_was_set_back_does_not_open_the_window_again(
     path: Path, window: float, seconds: float, state: str
 ) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with Journal(path, replay_window=window, clock=clock) as journal:
         await begin(journal, "k")
         clock.now -= seconds
@@ -1008,7 +1008,7 @@ async def test_a_journal_is_for_one_service(path: Path) -> None:
 
 
 async def test_a_clock_that_was_far_ahead_does_not_open_the_window_again(path: Path) -> None:
-    clock = Clock()
+    clock = FakeClock()
     async with Journal(path, replay_window=60.0, clock=clock) as journal:
         now = clock.now
         clock.now = now + 30 * 86400

@@ -13,10 +13,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from fake_clock import FakeClock
 from jsonschema import Draft202012Validator
 from mcp import Client, MCPError
 from mcp.types import CallToolResult, Tool
-from support import Clock, Script, client_of, ok, problem
+from support import Script, client_of, ok, problem
 
 from convertrilo import AsyncClient, ConfigurationError, ValidationError
 from convertrilo._base_client import engine_of
@@ -376,21 +377,12 @@ async def test_cancelling_what_has_ended_says_so(talking: Client) -> None:
 
 async def test_a_wait_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) -> None:
     status = {"jobId": "j-1", "status": "running", "progress": 5}
-    script = Script(ok(status))
-    reading = anyio.Event()
-
-    class Standing(Clock):
-        async def sleep(self, seconds: float) -> None:  # noqa: ARG002  # it never ends
-            reading.set()
-            await anyio.sleep_forever()
-
-    script.clock = Standing()
+    script = Script(ok(status), clock=FakeClock(sleepers="wait"))
     client = client_of(script)
     async with agent(client, WatchedJournal(tmp_path / "mcp.db")) as talking:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talking.call_tool, "wait_for_job", {"jobId": "j-1"})
-            with anyio.fail_after(60):
-                await reading.wait()
+            await script.clock.until_asleep()
             tasks.cancel_scope.cancel()
         poller = engine_of(client)[0].shared(Poller)
         assert poller is not None

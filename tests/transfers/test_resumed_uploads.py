@@ -8,7 +8,8 @@ from typing import Any
 
 import anyio
 import pytest
-from support import Clock, raised_by
+from fake_clock import FakeClock
+from support import raised_by
 
 from convertrilo import (
     AsyncClient,
@@ -43,7 +44,7 @@ class Uploads:
     @asynccontextmanager
     async def client(self, journal: str | None = "journal.db", **options: Any) -> AsyncIterator[AsyncClient]:
         opened = None if journal is None else Journal(self.folder / journal)
-        async with self.sandbox.client(journal=opened, clock=Clock(), **options) as client:
+        async with self.sandbox.client(journal=opened, clock=FakeClock(), **options) as client:
             yield client
 
     async def run(self, source: Any = None, *, part_size: int = PART, **options: Any) -> list[int]:

@@ -21,9 +21,10 @@ import anyio.lowlevel
 import httpx
 import psutil
 import pytest
+from fake_clock import FakeClock
 from loopback import Received, loopback
 from loopback import answer as on_the_wire
-from support import API_KEY, TOKEN, Answer, Clock, Script, Sent, Step, client_of, names_in, ok, problem, raised_by
+from support import API_KEY, TOKEN, Answer, Script, Sent, Step, client_of, names_in, ok, problem, raised_by
 
 from convertrilo import (
     AsyncClient,
@@ -1372,7 +1373,7 @@ async def test_cancelling_a_download_ends_whatever_the_transport(
 async def test_the_sandboxs_faults_cost_nothing_but_time(fault: str, step: str, tmp_path: Path) -> None:
     patience = 0.2 if fault == "stall" else 60
     retry = RetryPolicy(max_attempts=10)  # what is not stalled may be slow, too
-    async with Sandbox(seed=1) as sandbox, sandbox.client(clock=Clock(), timeout=patience, retry=retry) as client:
+    async with Sandbox(seed=1) as sandbox, sandbox.client(clock=FakeClock(), timeout=patience, retry=retry) as client:
         getattr(sandbox.faults, fault)(step, times=2)
         job = await client.create_job({"codec": "h264", "resolution": "480p", "fps": 30})
         await client.upload(job, path_to(tmp_path))

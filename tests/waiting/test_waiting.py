@@ -11,10 +11,11 @@ import anyio.lowlevel
 import attrs
 import httpx
 import pytest
-from bench.polled import START, Clock, Job, Service, refusal
+from fake_clock import START, FakeClock
+from fake_service import FakeJob, FakeService, refusal
 from hypothesis import given
 from hypothesis import strategies as st
-from support import API_KEY, BASE_URL, raised_by
+from support import API_KEY, BASE_URL, raised_by, set_jitter
 
 from convertrilo import (
     AsyncClient,
@@ -40,12 +41,12 @@ from convertrilo.waiting.watch import MAX_INTERVAL, interval
 
 @asynccontextmanager
 async def serving(
-    jobs: dict[str, Job] | None = None, **options: Any
-) -> AsyncIterator[tuple[AsyncClient, Service, Clock]]:
-    clock = Clock()
-    service = Service(clock, jobs if jobs is not None else {"j-1": Job()})
+    jobs: dict[str, FakeJob] | None = None, **options: Any
+) -> AsyncIterator[tuple[AsyncClient, FakeService, FakeClock]]:
+    clock = FakeClock(sleepers="wait")
+    service = FakeService(clock, jobs if jobs is not None else {"j-1": FakeJob()})
     client = AsyncClient(API_KEY, base_url=BASE_URL, transport=service, clock=clock, **options)
-    client._engine.random = random.Random(1).random
+    set_jitter(client, random.Random(1).random)
     async with client, anyio.create_task_group() as tasks:
         tasks.start_soon(clock.run)
         with anyio.fail_after(60):
@@ -53,8 +54,8 @@ async def serving(
         tasks.cancel_scope.cancel()
 
 
-def many(count: int, **facts: Any) -> dict[str, Job]:
-    return {f"j-{number}": Job(**facts) for number in range(count)}
+def many(count: int, **facts: Any) -> dict[str, FakeJob]:
+    return {f"j-{number}": FakeJob(**facts) for number in range(count)}
 
 
 # ---- how a wait ends
@@ -62,7 +63,7 @@ def many(count: int, **facts: Any) -> dict[str, Job]:
 
 @pytest.mark.parametrize("on_demand", [False, True])
 async def test_a_wait_ends_with_the_last_status(on_demand: bool) -> None:
-    async with serving({"j-1": Job(on_demand=on_demand)}) as (client, service, clock):
+    async with serving({"j-1": FakeJob(on_demand=on_demand)}) as (client, service, clock):
         status = await (client.wait_for_on_demand if on_demand else client.wait_for_job)("j-1")
         assert 10 <= clock.time() - START < 13
     assert isinstance(status, OnDemandStatusResponse if on_demand else StatusResponse)
@@ -72,7 +73,7 @@ async def test_a_wait_ends_with_the_last_status(on_demand: bool) -> None:
 
 @pytest.mark.parametrize("on_demand", [False, True])
 async def test_a_job_that_failed_says_why(on_demand: bool) -> None:
-    async with serving({"j-1": Job(ends_as="failed", on_demand=on_demand)}) as (client, _, _):
+    async with serving({"j-1": FakeJob(ends_as="failed", on_demand=on_demand)}) as (client, _, _):
         error = await raised_by((client.wait_for_on_demand if on_demand else client.wait_for_job)("j-1"))
     assert isinstance(error, JobFailedError)
     assert (error.job_id, error.failure_message) == ("j-1", "no moov atom")
@@ -80,14 +81,14 @@ async def test_a_job_that_failed_says_why(on_demand: bool) -> None:
 
 
 async def test_a_job_that_was_canceled_is_no_success() -> None:
-    async with serving({"j-1": Job(ends_as="canceled")}) as (client, _, _):
+    async with serving({"j-1": FakeJob(ends_as="canceled")}) as (client, _, _):
         error = await raised_by(client.wait_for_job("j-1"))
     assert isinstance(error, JobCanceledError)
     assert error.status.status == "canceled"
 
 
 async def test_a_status_of_the_future_is_waited_through() -> None:
-    async with serving({"j-1": Job(5, ends_as="polishing")}) as (client, _, clock):
+    async with serving({"j-1": FakeJob(5, ends_as="polishing")}) as (client, _, clock):
         error = await raised_by(client.wait_for_job("j-1", timeout=60))
         assert clock.time() - START == 60
     assert isinstance(error, WaitTimeoutError)
@@ -95,7 +96,7 @@ async def test_a_status_of_the_future_is_waited_through() -> None:
 
 
 async def test_a_wait_ends_when_its_time_is_up_and_hands_over_the_last_status() -> None:
-    async with serving({"j-1": Job(1000)}) as (client, _, clock):
+    async with serving({"j-1": FakeJob(1000)}) as (client, _, clock):
         error = await raised_by(client.wait_for_job("j-1", timeout=7.5))
         assert clock.time() - START == 7.5
     assert isinstance(error, WaitTimeoutError)
@@ -134,7 +135,7 @@ async def test_what_is_no_job_id_is_refused(job_id: str) -> None:
 
 async def test_progress_is_told_when_there_is_news() -> None:
     seen: list[StatusResponse] = []
-    async with serving({"j-1": Job(20, shows_percent=True)}) as (client, _, _):
+    async with serving({"j-1": FakeJob(20, shows_percent=True)}) as (client, _, _):
         await client.wait_for_job("j-1", on_progress=seen.append)
     percents = [each.pct or 0.0 for each in seen]
     assert percents == sorted(set(percents))
@@ -211,7 +212,7 @@ async def test_a_waiter_that_is_cancelled_disappears_and_the_others_go_on(leader
         scopes = [anyio.CancelScope() for _ in range(3)]
         for number, scope in enumerate(scopes):
             tasks.start_soon(wait, f"j-{number}", scope)
-            await clock.sleep(0)
+            await clock.settle()
         await clock.sleep(4)
         scopes[0 if leader else 1].cancel()
         gone, at = f"j-{0 if leader else 1}", clock.time() - START
@@ -237,13 +238,13 @@ async def test_a_leader_that_is_cancelled_in_the_middle_of_a_request_loses_nobod
         tasks.start_soon(lead)
         await asked.wait()
         tasks.start_soon(client.wait_for_job, "j-1")
-        await clock.sleep(0)
+        await clock.settle()
         service.answering = anyio.lowlevel.checkpoint
         leader.cancel()
 
 
 async def test_nobody_is_asked_for_when_nobody_waits() -> None:
-    async with serving({"j-1": Job(1000)}) as (client, service, clock):
+    async with serving({"j-1": FakeJob(1000)}) as (client, service, clock):
         await raised_by(client.wait_for_job("j-1", timeout=5))
         asked = len(service.asked)
         await clock.sleep(100)
@@ -254,7 +255,7 @@ async def test_nobody_is_asked_for_when_nobody_waits() -> None:
 
 async def test_each_wait_has_its_own_time() -> None:
     ends: dict[float, float] = {}
-    async with serving({"j-1": Job(1000)}) as (client, _, clock), anyio.create_task_group() as tasks:
+    async with serving({"j-1": FakeJob(1000)}) as (client, _, clock), anyio.create_task_group() as tasks:
 
         async def wait(timeout: float) -> None:
             assert isinstance(await raised_by(client.wait_for_job("j-1", timeout=timeout)), WaitTimeoutError)
@@ -262,13 +263,13 @@ async def test_each_wait_has_its_own_time() -> None:
 
         for timeout in (50, 3, 20):
             tasks.start_soon(wait, timeout)
-            await clock.sleep(0)
+            await clock.settle()
     assert ends == {3: 3, 20: 20, 50: 50}
 
 
 @pytest.mark.parametrize("shows_percent", [False, True])
 async def test_a_thousand_jobs_cost_a_fiftieth_of_asking_for_each_every_five_seconds(shows_percent: bool) -> None:
-    jobs = {f"j-{number}": Job((number + 1) * 0.06, shows_percent=shows_percent) for number in range(1000)}
+    jobs = {f"j-{number}": FakeJob((number + 1) * 0.06, shows_percent=shows_percent) for number in range(1000)}
     late: list[float] = []
     async with serving(jobs) as (client, service, clock):
         async for result in client.wait_for_jobs(jobs):
@@ -284,11 +285,11 @@ async def test_a_thousand_jobs_cost_a_fiftieth_of_asking_for_each_every_five_sec
 
 async def test_jobs_come_as_they_finish_each_with_what_became_of_it() -> None:
     jobs = {
-        "slow": Job(30),
-        "quick": Job(1),
-        "failed": Job(5, ends_as="failed"),
-        "canceled": Job(10, ends_as="canceled"),
-        "endless": Job(1e9),
+        "slow": FakeJob(30),
+        "quick": FakeJob(1),
+        "failed": FakeJob(5, ends_as="failed"),
+        "canceled": FakeJob(10, ends_as="canceled"),
+        "endless": FakeJob(1e9),
     }
     results: list[JobResult] = []
     async with serving(jobs) as (client, _, clock):
@@ -309,7 +310,7 @@ async def test_jobs_come_as_they_finish_each_with_what_became_of_it() -> None:
 
 async def test_errors_are_raised_if_that_is_wanted() -> None:
     seen: list[str] = []
-    async with serving({"a": Job(1), "b": Job(5, ends_as="failed"), "c": Job(9)}) as (client, _, _):
+    async with serving({"a": FakeJob(1), "b": FakeJob(5, ends_as="failed"), "c": FakeJob(9)}) as (client, _, _):
         results = client.wait_for_jobs(["a", "b", "c"], raise_errors=True)
         seen.append((await anext(results)).job_id)
         assert isinstance(await raised_by(anext(results)), JobFailedError)
@@ -331,7 +332,7 @@ async def test_who_leaves_the_loop_waits_for_nothing_any_more() -> None:
         async for _ in client.wait_for_jobs(service.jobs):
             break
         service.asked.clear()
-        service.jobs["other"] = Job(60)
+        service.jobs["other"] = FakeJob(60)
         await client.wait_for_job("other")
     assert {job_id for _, _, ids in service.asked for job_id in ids} == {"other"}
 
@@ -345,7 +346,7 @@ async def test_a_loop_whose_callback_fails_waits_for_nothing_any_more() -> None:
         assert isinstance(await raised_by(anext(results)), LookupError)
         assert await anext(results, None) is None
         service.asked.clear()
-        service.jobs["other"] = Job(60)
+        service.jobs["other"] = FakeJob(60)
         await client.wait_for_job("other")
     assert {job_id for _, _, ids in service.asked for job_id in ids} == {"other"}
 
@@ -365,7 +366,7 @@ async def test_tasks_may_share_out_the_jobs_of_one_loop() -> None:
 
 
 async def test_others_go_on_while_a_loop_is_busy_with_a_job() -> None:
-    jobs = {"a": Job(1), "b": Job(2), "other": Job(5)}
+    jobs = {"a": FakeJob(1), "b": FakeJob(2), "other": FakeJob(5)}
     async with serving(jobs) as (client, _, clock), anyio.create_task_group() as tasks:
 
         async def wait() -> None:
@@ -382,7 +383,7 @@ async def test_others_go_on_while_a_loop_is_busy_with_a_job() -> None:
 
 async def test_a_batch_that_is_too_big_is_halved_for_good() -> None:
     async with serving(many(100)) as (client, service, _):
-        service.max_ids = 30
+        service.bulk_status.max_ids = 30
         results = [each async for each in client.wait_for_jobs(service.jobs)]
         refused = [ids for _, _, ids in service.asked if len(ids) > 30]
         assert len(results) == 100
@@ -395,7 +396,7 @@ async def test_a_batch_that_is_too_big_is_halved_for_good() -> None:
 
 async def test_one_bad_id_spoils_no_batch_but_the_first() -> None:
     async with serving(many(100, seconds=30)) as (client, service, _):
-        service.bad_ids = {"j-37"}
+        service.bulk_status.bad_ids = {"j-37"}
         del service.jobs["j-37"]
         results = [each async for each in client.wait_for_jobs([*service.jobs, "j-37"])]
         sizes = [len(ids) for _, _, ids in service.asked]
@@ -406,7 +407,7 @@ async def test_one_bad_id_spoils_no_batch_but_the_first() -> None:
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 501])
 async def test_without_bulk_status_each_job_is_read_alone_and_that_is_remembered(status: int) -> None:
     async with serving(many(20)) as (client, service, _):
-        service.bulk_status = status
+        service.bulk_status.status = status
         results = [each async for each in client.wait_for_jobs(service.jobs)]
         assert {each.error for each in results} == {None}
         assert len(results) == 20
@@ -420,7 +421,7 @@ async def test_without_bulk_status_each_job_is_read_alone_and_that_is_remembered
 @pytest.mark.parametrize("known", [True, False])
 async def test_on_demand_jobs_go_in_bulk_if_that_knows_them(known: bool) -> None:
     async with serving(many(10, on_demand=True, seconds=30)) as (client, service, _):
-        service.bulk_knows_on_demand = known
+        service.bulk_status.knows_on_demand = known
         for _ in range(2):
             async with anyio.create_task_group() as tasks:
                 for job_id in service.jobs:
@@ -467,17 +468,17 @@ PASSING = [
 @pytest.mark.parametrize("failure", PASSING, ids=str)
 async def test_a_read_that_fails_is_no_end(failure: Any, count: int) -> None:
     async with serving(many(count)) as (client, service, _):
-        service.failures = [failure] * 5
+        service.faults = [failure] * 5
         results = [each async for each in client.wait_for_jobs(service.jobs)]
     assert [each.error for each in results] == [None] * count
 
 
 async def test_retry_after_is_waited_for_by_all_and_told_jobs_too() -> None:
     async with serving(many(3)) as (client, service, clock), anyio.create_task_group() as tasks:
-        service.failures = [refusal(429, "rate_limit_exceeded", **{"retry-after": "20"})]
+        service.faults = [refusal(429, "rate_limit_exceeded", **{"retry-after": "20"})]
         for job_id in service.jobs:
             tasks.start_soon(client.wait_for_job, job_id)
-        await clock.sleep(0)
+        await clock.settle()
         client.notify("j-1")
     times = [at for at, _, _ in service.asked]
     assert times[0] == 0
@@ -502,7 +503,7 @@ async def test_a_pace_that_a_good_answer_asks_for_is_kept() -> None:
 )
 async def test_a_wait_that_was_never_answered_says_so(failure: Any, kind: type[Exception]) -> None:
     async with serving() as (client, service, clock):
-        service.failures = [failure] * 1000
+        service.faults = [failure] * 1000
         error = await raised_by(client.wait_for_job("j-1", timeout=300))
         assert clock.time() - START == 300
     assert isinstance(error, WaitTimeoutError)
@@ -515,7 +516,7 @@ async def test_a_wait_that_was_never_answered_says_so(failure: Any, kind: type[E
 async def test_an_error_that_stands_reaches_everybody(status: int, kind: type[ConvertriloError]) -> None:
     errors: list[ConvertriloError] = []
     async with serving(many(5)) as (client, service, clock), anyio.create_task_group() as tasks:
-        service.failures = [refusal(status, "no") for _ in range(100)]
+        service.faults = [refusal(status, "no") for _ in range(100)]
 
         async def wait(job_id: str) -> None:
             errors.append(await raised_by(client.wait_for_job(job_id)))
@@ -531,9 +532,9 @@ async def test_an_error_of_the_callers_own_token_source_reaches_the_caller() -> 
     async def get_token() -> str:
         raise LookupError("no vault")
 
-    clock = Clock()
+    clock = FakeClock(sleepers="wait")
     async with AsyncClient(
-        get_token=get_token, base_url=BASE_URL, transport=Service(clock, many(1)), clock=clock
+        get_token=get_token, base_url=BASE_URL, transport=FakeService(clock, many(1)), clock=clock
     ) as client:
         assert isinstance(await raised_by(client.wait_for_job("j-0")), LookupError)
 
@@ -563,7 +564,7 @@ class Event:
 @pytest.mark.parametrize("event", ["j-1", Event("j-1")])
 async def test_a_notified_wait_ends_at_once_after_one_read(event: Any) -> None:
     ended: list[float] = []
-    jobs = {**many(300, seconds=500), "j-1": Job(100)}
+    jobs = {**many(300, seconds=500), "j-1": FakeJob(100)}
     async with serving(jobs) as (client, service, clock), anyio.create_task_group() as tasks:
 
         async def wait() -> None:
@@ -581,7 +582,7 @@ async def test_a_notified_wait_ends_at_once_after_one_read(event: Any) -> None:
         await clock.sleep(100.01)
         before = len(service.asked)
         client.notify(event)
-        await clock.sleep(0)
+        await clock.settle()
         assert ended == [pytest.approx(100.01)]
         assert len(service.asked) == before + 1
         theirs.cancel()
@@ -590,7 +591,7 @@ async def test_a_notified_wait_ends_at_once_after_one_read(event: Any) -> None:
 @pytest.mark.parametrize("how", ["a read that fails", "a leader that is cancelled"])
 async def test_what_was_notified_is_not_forgotten_with(how: str) -> None:
     ended: list[float] = []
-    jobs = {"j-1": Job(100), "other": Job(1000)}
+    jobs = {"j-1": FakeJob(100), "other": FakeJob(1000)}
     async with serving(jobs) as (client, service, clock), anyio.create_task_group() as tasks:
         leader, asked = anyio.CancelScope(), anyio.Event()
 
@@ -607,11 +608,11 @@ async def test_what_was_notified_is_not_forgotten_with(how: str) -> None:
             await anyio.sleep_forever()
 
         tasks.start_soon(lead)
-        await clock.sleep(0)
+        await clock.settle()
         tasks.start_soon(wait)
         await clock.sleep(100.01)
         if how == "a read that fails":
-            service.failures = [refusal(503, "down")]
+            service.faults = [refusal(503, "down")]
             client.notify("j-1")
         else:
             service.answering = hang
@@ -632,12 +633,15 @@ async def test_an_event_of_no_concern_changes_nothing(event: Any) -> None:
             await clock.sleep(1.2)
             asked = len(service.asked)
             client.notify(event)
-            await clock.sleep(0)
+            await clock.settle()
             assert len(service.asked) == asked
 
 
 async def test_an_app_with_webhooks_polls_almost_never() -> None:
-    async with serving({"a": Job(5), "b": Job(600)}) as (client, service, clock), anyio.create_task_group() as tasks:
+    async with (
+        serving({"a": FakeJob(5), "b": FakeJob(600)}) as (client, service, clock),
+        anyio.create_task_group() as tasks,
+    ):
         tasks.start_soon(client.wait_for_job, "a")
         tasks.start_soon(client.wait_for_job, "b")
         await clock.sleep(5)
@@ -676,7 +680,7 @@ def test_intervals_follow_age_and_progress(age: float, quiet: float, left: float
 
 @pytest.mark.parametrize("rules", [Rules(), Rules(max_bulk_ids=7), Rules(bulk_status_on_demand=True)])
 async def test_the_sandboxs_jobs_are_waited_for_whatever_breaks(rules: Rules) -> None:
-    clock = Clock()
+    clock = FakeClock(sleepers="wait")
     sandbox = Sandbox(clock=clock, seed=3, rules=rules, encode_seconds=30)
     async with sandbox, sandbox.client(clock=clock) as client, anyio.create_task_group() as tasks:
         body = {"codec": "h264", "resolution": "480p", "fps": 30, "sourceUrl": "https://a.test/in.mp4", "confirm": True}
