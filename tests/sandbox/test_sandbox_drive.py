@@ -59,7 +59,7 @@ async def test_the_sources_are_read_from_drive(clock: VirtualClock) -> None:
         place = {"folderId": "in", "accessToken": sandbox.drive.access_token}
         answer = await http.post("/ondemand/ingest/folder", json={"sourceGoogleDrive": place})
         job = answer.json()["jobs"][0]["jobId"]
-        await sandbox._worker.measure(sandbox.jobs[0])
+        await sandbox._encoder.measure(sandbox.jobs[0])
         assert (sandbox.folder / "in" / job).read_bytes() == VIDEO
         clock.advance(5)
         await sandbox.wait_until_idle()

@@ -136,14 +136,14 @@ async def test_a_job_may_be_cancelled_in_the_moment_in_which_its_output_is_there
         client_of(sandbox) as http,
     ):
 
-        async def encode(job: Job, _running: object) -> Any:
-            output = sandbox._worker._files.output(job.id)
+        async def encode(job: Job, _on_progress: object) -> Any:
+            output = sandbox._encoder._files.output(job.id)
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_bytes(b"film")
-            sandbox._worker.moved([sandbox._store.read(lambda tx: lifecycle.cancel(tx, job))])
+            sandbox._worker.jobs_changed([sandbox._store.read(lambda tx: lifecycle.cancel(tx, job))])
             return functools.partial(lifecycle.succeed, output_size=4, duration=1.0)
 
-        monkeypatch.setattr(sandbox._worker, "_encode_really", encode)
+        monkeypatch.setattr(sandbox._encoder, "_encode_with_ffmpeg", encode)
         await http.post("/ondemand/encode", json=ON_DEMAND)
         await sandbox.wait_until_idle()
         await until(lambda: not files_of(sandbox))

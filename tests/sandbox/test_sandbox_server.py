@@ -16,7 +16,7 @@ from sandbox_help import JOB, URL_JOB, client_of
 from support import encoders_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock, serve, serve_in_thread
-from convertrilo.sandbox.encoding.ffmpeg import probe
+from convertrilo.sandbox.encoding.probe import probe
 
 WORKERS = ("AnyIO worker thread", "Trio thread")
 """Threads that the event loop keeps for whoever needs one next, by how their names begin."""

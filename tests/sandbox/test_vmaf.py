@@ -122,7 +122,7 @@ async def test_a_score_that_cannot_be_is_come_near_to_in_few_trials(
     settings, info = EncodeSettings("h264", "480p", 5), await probe(source)
     said = await vmaf.encode_to_score(source, tmp_path / "out", settings, target, info=info, on_progress=nothing)
     assert said >= 90
-    assert len(encodes) <= vmaf._TRIALS + vmaf._WHOLES
+    assert len(encodes) <= vmaf._TRIALS + vmaf._FULL_ENCODES
 
 
 @one_backend
