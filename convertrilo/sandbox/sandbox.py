@@ -20,14 +20,14 @@ from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.encoding.job_encoder import Encoder, JobEncoder
 from convertrilo.sandbox.encoding.process import end_orphans
 from convertrilo.sandbox.encoding.worker import Worker
-from convertrilo.sandbox.outside import deliveries
+from convertrilo.sandbox.outside.deliveries import Deliverer
 from convertrilo.sandbox.outside.drive import Drive
 from convertrilo.sandbox.outside.drive_standin import DriveStandIn
 from convertrilo.sandbox.outside.network import Network
 from convertrilo.sandbox.outside.places import Places
 from convertrilo.sandbox.outside.s3 import S3
 from convertrilo.sandbox.outside.sources import Sources
-from convertrilo.sandbox.state import books, inspect, recovery
+from convertrilo.sandbox.state import books, inspect, outbox, recovery
 from convertrilo.sandbox.state.faults import Faults
 from convertrilo.sandbox.state.files import Files
 from convertrilo.sandbox.state.inspect import Delivery
@@ -210,7 +210,7 @@ class Sandbox:
             self._store, self.clock, files, places, encoder=settings.encoder, seconds=settings.encode_seconds
         )
         self._worker = Worker(self._store, self._encoder, limit=settings.max_encodes)
-        self._deliverer = deliveries.Deliverer(self._store, self.clock, settings.webhook_transport)
+        self._deliverer = Deliverer(self._store, self.clock, settings.webhook_transport)
         backend = Backend(
             store=self._store,
             clock=self.clock,
@@ -223,7 +223,7 @@ class Sandbox:
             secret=secret,
         )
         self.app: ASGIApp = make_app(backend, self._requests.append, [*self.drive.routes(), *web.routes(backend)])
-        self._store.before_commit = deliveries.emit
+        self._store.before_commit = outbox.emit
         self._store.on_commit = self._committed
 
     def _committed(self, tx: Tx) -> None:

@@ -177,9 +177,7 @@ class _AsgiExchange:
         except Exception as error:  # noqa: BLE001 - raised again in the client's task
             self._error = self._error or error
         finally:
-            if (
-                not self._finished and self._error is None
-            ):  # like a server that ended early
+            if not self._finished and self._error is None:  # like a server that ended early
                 self._error = (_reset if self._head is None else _BROKEN["cut_response"])(self._request)
             self._finished = True
             self._notify()

@@ -13,7 +13,7 @@ from convertrilo.models import (
     WebhookUpdateRequest,
 )
 from convertrilo.sandbox.api.call import ApiCall, Handler
-from convertrilo.sandbox.outside import deliveries
+from convertrilo.sandbox.state import outbox
 from convertrilo.sandbox.state.clock import timestamp, to_datetime
 from convertrilo.sandbox.state.problem import Problem
 from convertrilo.sandbox.state.store import Tx
@@ -62,7 +62,7 @@ def update_webhook(call: ApiCall, tx: Tx) -> WebhookResponse:
     if body.is_active is not None:
         tx.run("UPDATE webhooks SET is_active = ? WHERE id = ?", body.is_active, webhook.id)
         if not body.is_active:
-            deliveries.drop_waiting(tx, call.path["id"])
+            outbox.drop_waiting(tx, call.path["id"])
     if body.is_active and not webhook.is_active:
         tx.run("UPDATE webhooks SET failure_count = 0 WHERE id = ?", webhook.id)
     return _find(call, tx, call.path["id"])
@@ -82,7 +82,7 @@ def test_webhook(call: ApiCall, tx: Tx) -> None:
     assert webhook.url is not None
     data = {"webhookId": webhook.id, "userId": call.account}
     body = dumps({"event": "webhook.test", "timestamp": timestamp(tx.now), "data": data})
-    deliveries.add(tx, webhook.id, webhook.url, "webhook.test", None, body, tx.now)
+    outbox.add(tx, webhook.id, webhook.url, "webhook.test", None, body, tx.now)
 
 
 def get_webhook_deliveries(call: ApiCall, tx: Tx) -> WebhookDeliveryListResponse:

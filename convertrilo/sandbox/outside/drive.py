@@ -114,10 +114,8 @@ class Drive:
 
 
 async def _is_valid(client: httpx.AsyncClient, token: str) -> bool:
-    params, headers = (
-        {"fields": "user"},
-        {b"authorization": f"Bearer {token}".encode()},
-    )  # as bytes: a token need not be ASCII
+    headers = {b"authorization": f"Bearer {token}".encode()}  # as bytes: a token need not be ASCII
+    params = {"fields": "user"}
     return (await client.get("/drive/v3/about", params=params, headers=headers)).status_code != 401
 
 

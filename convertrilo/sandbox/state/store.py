@@ -175,9 +175,7 @@ class Store:
             if isinstance(error, sqlite3.DatabaseError):
                 raise RuntimeError(f"the state cannot be read ({error}): give another folder, or remove it") from None
             raise
-        self._ids = Ids(
-            None if seed is None else f"{seed}/{runs}"
-        )  # a restart must not repeat ids
+        self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a restart must not repeat ids
 
     def _open(self) -> int:
         """Create or check the schema, and return how many times the database was opened before."""
