@@ -20,7 +20,7 @@ from convertrilo.sandbox.encoding.probe import probe
 from convertrilo.sandbox.state.problem import MediaError
 from convertrilo.sandbox.state.settings import unsupported
 
-BUNNY = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
+BUNNY = Path(__file__).parents[3] / "examples" / "media" / "big-buck-bunny-5s.mp4"
 CODECS = ("h264", "h265", "av1")
 CONTAINERS = ("mp4", "mkv", "webm", "mov")
 ALLOWED = [(codec, box) for codec in CODECS for box in CONTAINERS if unsupported(codec, box) is None]

@@ -12,7 +12,7 @@ from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
 
-OPENAPI = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text(encoding="utf-8"))
+OPENAPI = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text(encoding="utf-8"))
 DOCUMENTED: list[str] = OPENAPI["components"]["schemas"]["ErrorResponse"]["properties"]["code"]["enum"]
 LOGIN = {"email": "someone@example.com", "password": "sandbox-password"}
 WEBHOOK = {"url": "https://hooks.example/", "events": ["job.completed"]}
