@@ -1,4 +1,4 @@
-"""Assertions that explain themselves: what is wrong, and the requests that led there."""
+"""The assertions print what is wrong, and the requests that led there."""
 
 import pytest
 

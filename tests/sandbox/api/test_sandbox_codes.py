@@ -1,4 +1,4 @@
-"""Every error code of the contract can be had from the sandbox, and reads as openapi.yaml says."""
+"""The sandbox can produce every error code of the contract, in the shape that openapi.yaml defines."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -107,7 +107,7 @@ async def endless() -> Any:
 
 @attrs.frozen
 class Case:
-    """How to come by a code: what to do, with which rules and options of the sandbox."""
+    """How to provoke an error code: a request, and the rules and options of the sandbox."""
 
     status: int
     act: Act

@@ -1,4 +1,4 @@
-"""Real encodes by the wheel's ffmpeg: what comes out, what is refused, and that nothing stays behind."""
+"""Real encodes with the wheel's ffmpeg: the outputs, the refusals, and that nothing is left behind."""
 
 import os
 import subprocess
@@ -26,13 +26,13 @@ CONTAINERS = ("mp4", "mkv", "webm", "mov")
 ALLOWED = [(codec, box) for codec in CODECS for box in CONTAINERS if unsupported(codec, box) is None]
 SMALL = EncodeSettings("h264", "480p", 25)
 
-# Where only the bits differ from row to row and the road to them is the same, one backend is enough: encoding is what
-# these tests cost, and every kind of run is on both backends elsewhere in this file.
+# Tests whose rows differ only in their media run on one backend: encoding is expensive, and other tests in this file
+# run every kind of encode on both backends.
 one_backend = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
 def make(target: Path, *arguments: str) -> Path:
-    """Have ffmpeg make a test clip."""
+    """Create a test clip with ffmpeg."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-y", "-loglevel", "error", *arguments, str(target)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return target
@@ -51,7 +51,7 @@ H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the clips that the tests read, once."""
+    """Create the clips that the tests read, once."""
     folder = tmp_path_factory.mktemp("clips")
     clip = make(folder / "clip.mp4", *picture(), *sound(), *H264, "-c:a", "aac", "-metadata", "title=/home/alice/a.mp4")
     make(folder / "large.mp4", *picture("640x512"), *sound(), *H264, "-c:a", "aac")
@@ -81,7 +81,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_stays(tmp_path: Path) -> Iterator[None]:
-    """Hold every test to it: no ffmpeg process and no working folder outlives an encode."""
+    """Check after every test that no ffmpeg process and no working folder is left."""
     yield
     assert psutil.Process().children(recursive=True) == []
     assert not list(tmp_path.rglob("*.encoding"))
@@ -105,7 +105,7 @@ def kind_of(path: Path) -> str:
     return "webm" if b"webm" in head else "mkv"
 
 
-# What comes out
+# Outputs
 
 
 @one_backend
@@ -156,7 +156,7 @@ async def test_bitrate_tier_is_a_ceiling(tmp_path: Path, passes: int) -> None:
         settings = attrs.evolve(SMALL, quality="best", bitrate_tier=tier, passes=passes)
         made = await encode(noise, tmp_path / tier, settings)
         sizes.append((tmp_path / tier).stat().st_size)
-        # Two seconds of buffer may come on top of the three of the clip.
+        # The buffer may add two seconds of bits to the three of the clip.
         ceiling = max(100_000, ffmpeg._CEILING[tier] * 320 * 240 * 25)
         assert sizes[-1] * 8 <= ceiling * (made.duration + 2) * 1.1
     assert sizes == sorted(set(sizes))
@@ -243,7 +243,7 @@ def test_resolution_names_the_shorter_side(source: tuple[int, int], resolution: 
     assert ffmpeg.output_size(*source, resolution) == expected
 
 
-# Which encoder
+# Choice of the encoder
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_combination_that_the_container_forbids_is_refused(
             await encode(clips / "clip.mp4", tmp_path / "out", EncodeSettings(codec, "480p", 25, container))
 
 
-# What is refused
+# Refusals
 
 
 def concat(clips: Path) -> bytes:
@@ -419,7 +419,7 @@ def test_failure_says_the_last_errors_without_local_paths(status: int, log: str,
     assert process.Finished(status, log).reason(Path("/srv/in.mp4")) == expected
 
 
-# How it ends
+# Cancellation and cleanup
 
 SLOW = EncodeSettings("h264", "720p", 60, preset="slow", passes=2)
 
