@@ -1,4 +1,4 @@
-"""The sandbox: assembles state, encoder, outside world, API and web pages, and runs them."""
+"""`Sandbox`: assembles the state, the encoder, the outside connections, the API and the web pages, and runs them."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Sandbox:
 
     async def __aenter__(self) -> Self:
         if self._exit is not None:
-            raise RuntimeError("the sandbox is entered already: make another one")
+            raise RuntimeError("the sandbox was entered already: create another one")
         async with AsyncExitStack() as stack:
             files = self._open_state(stack)
             account: tuple[str, str, str] = await self._store.transaction(self._prepare)
@@ -291,7 +291,9 @@ class Sandbox:
 
     def _check_entered(self) -> None:
         if self._exit is None:
-            raise RuntimeError("the sandbox is not entered: use it within its `async with`, or that of its server")
+            raise RuntimeError(
+                "the sandbox is not entered: use it inside its `async with` block, or inside its server's"
+            )
 
     # ---- control
 

@@ -121,7 +121,7 @@ class _AsgiExchange:
                     with anyio.move_on_after(timeout) as scope:
                         await self._until(lambda: not self._sent or self._answered)
                     if scope.cancelled_caught:
-                        raise httpx.WriteTimeout("the sandbox does not read", request=self._request)
+                        raise httpx.WriteTimeout("the sandbox does not read the request body", request=self._request)
                     if self._answered:
                         break
         finally:

@@ -70,7 +70,7 @@ def authenticate(tx: Tx, operation: Operation[object], headers: Mapping[str, str
     if scheme.lower() == "bearer":
         return _by_token(tx, token.strip())
     takes = "an access token" if operation.auth is Auth.BEARER else "an API key or an access token"
-    raise _unauthorized(f"This operation takes {takes}, and the request carries none.")
+    raise _unauthorized(f"This operation needs {takes}, and the request has none.")
 
 
 def _by_api_key(tx: Tx, operation: Operation[object], api_key: str) -> Caller:

@@ -82,7 +82,9 @@ async def _check(call: ApiCall, item: Any, settings: Mapping[str, Any], hosts: s
         merged = settings_of(item, settings)
         await jobs.check_creation(call, item, merged, hosts)
         if settings.get("confirm") and body.source_url is None and body.source_s3 is None:
-            refuse([Issue("sourceUrl", "is required with confirm: an upload is confirmed once it is there")])
+            refuse(
+                [Issue("sourceUrl", "is required with confirm; an upload can only be confirmed after it was uploaded")]
+            )
     except ValidationError as error:
         return _reason(invalid_body(error.issues))
     except Problem as problem:
@@ -157,7 +159,7 @@ def bulk_status(call: ApiCall, tx: Tx) -> BulkStatusResponse:
     ids = list(dict.fromkeys(each for part in call.query["ids"].split(",") if (each := part.strip())))
     limit = call.backend.rules.max_bulk_ids
     if not 1 <= len(ids) <= limit:
-        raise invalid_request(f"ids takes 1 to {limit} job ids, not {len(ids)}.")
+        raise invalid_request(f"ids must have 1 to {limit} job ids, not {len(ids)}.")
     found: list[Job] = []
     missing: list[str] = []
     for job_id in ids:

@@ -86,7 +86,7 @@ def _location_issues(wire: Mapping[str, Any]) -> list[Issue]:
     issues: list[Issue] = []
     source, to = wire.get("sourceS3"), wire.get("outputDestination")
     if (source is None) == (wire.get("sourceGoogleDrive") is None):
-        issues.append(Issue("sourceS3", "is required, or sourceGoogleDrive is, and not both"))
+        issues.append(Issue("sourceS3", "is required unless sourceGoogleDrive is given; exactly one of them must be"))
     elif source is not None:
         issues += place_issues(source, "sourceS3", needs_key=False)
     if to == "s3" and wire.get("outputS3") is None:

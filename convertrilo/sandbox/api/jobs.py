@@ -51,7 +51,9 @@ async def check_creation(
         if url is not None:
             issues.append(Issue("sourceS3", "cannot be given together with sourceUrl"))
     elif url is None and wire.get("confirm"):
-        issues.append(Issue("confirm", "needs a sourceUrl or a sourceS3: an upload is confirmed once it is there"))
+        issues.append(
+            Issue("confirm", "needs a sourceUrl or a sourceS3; an upload can only be confirmed after it was uploaded")
+        )
     refuse(issues)
     if url is not None:
         await call.backend.places.web.check_url(url, hosts)

@@ -150,8 +150,8 @@ def refuse_dropbox(call: ApiCall, *places: Model | None) -> None:
     """
     if any(place is not None for place in places):
         if call.backend.rules.dropbox == "not_connected":
-            raise Problem(401, "dropbox_not_connected", "There is no Dropbox connected to this account.")
-        raise Problem(410, "deprecated_dropbox", "Dropbox is no longer offered.")
+            raise Problem(401, "dropbox_not_connected", "No Dropbox is connected to this account.")
+        raise Problem(410, "deprecated_dropbox", "Dropbox is no longer supported.")
 
 
 HANDLERS: Mapping[str, Handler] = {

@@ -50,7 +50,7 @@ def claim(tx: Tx, rules: Rules, caller: Caller, operation: str, key: str, body: 
             while its first request runs, 400 if the key is empty or too long.
     """
     if not 1 <= len(key) <= _MAX_LENGTH:
-        raise invalid_request(f"An Idempotency-Key has 1 to {_MAX_LENGTH} characters, not {len(key)}.")
+        raise invalid_request(f"An Idempotency-Key must have 1 to {_MAX_LENGTH} characters, not {len(key)}.")
     scope = caller.account if rules.key_scope == "account" else (caller.api_key or caller.account)
     fingerprint = _fingerprint(rules, operation, body)
     found = tx.row("SELECT fingerprint, claimed_at, status, body FROM answers WHERE scope = ? AND key = ?", scope, key)

@@ -37,7 +37,7 @@ async def _storage(backend: Backend, request: Request) -> Response:
     method = "PUT" if request.method == "PUT" else "GET"
     # S3 refuses a second authentication, too. Here it reveals a client that leaks its credentials to a storage host.
     if any(name in request.headers for name in _CREDENTIALS):
-        raise invalid_request("A presigned URL takes no API credentials.")
+        raise invalid_request("A request to a presigned URL must not carry API credentials.")
     if not backend.is_signed(method, key, query.get("expires", ""), query.get("signature", "")):
         raise Problem(403, "forbidden", "The signature of the URL is not valid, or has expired.")
     job = await backend.store.transaction(lambda tx: tx.job(key.split("/")[1]))
@@ -77,9 +77,9 @@ def _get(backend: Backend, job: Job) -> Response:
 
 def _check_open(job: Job) -> None:
     if job.kind != "upload":
-        raise invalid_request("The job names its source, and takes no upload.")
+        raise invalid_request("The job has a source already; nothing can be uploaded.")
     if job.status != CREATED:
-        raise invalid_request(f"The job is {job.status} already, and takes no source any more.")
+        raise invalid_request(f"The job is {job.status} already; only a created job takes a source.")
 
 
 def _mark_uploaded(tx: Tx, job: Job) -> None:
@@ -118,7 +118,7 @@ async def upload_chunk(call: ApiCall) -> Work:
     index = call.path["index"]
     number = int(index) if index.isascii() and index.isdigit() and len(index) < 6 else 0
     if not 1 <= number <= _MAX_PARTS:
-        raise invalid_request(f"The number of a part is from 1 to {_MAX_PARTS}, not {index}.")
+        raise invalid_request(f"A part number must be from 1 to {_MAX_PARTS}, not {index}.")
     backend, files = call.backend, call.backend.files
     job, received = await backend.store.transaction(lambda tx: _upload(call, tx)), files.arrival()
     written = await write_stream(call.chunks(), received, limit=backend.rules.max_source_bytes)

@@ -53,7 +53,7 @@ def update_webhook(call: ApiCall, tx: Tx) -> WebhookResponse:
     body = call.body_as(WebhookUpdateRequest)
     webhook = _find(call, tx, call.path["id"])
     if body.url is None and body.events is None and body.is_active is None:
-        raise Problem(400, "no_updates_provided", "The body changes nothing.")
+        raise Problem(400, "no_updates_provided", "The body contains no changes.")
     if body.url is not None:
         _check_url(body.url)
         tx.run("UPDATE webhooks SET url = ? WHERE id = ?", body.url, webhook.id)
@@ -145,7 +145,7 @@ def _webhook(row: tuple[Any, ...], secret: str | None = None) -> WebhookResponse
 
 def _check_url(url: str) -> None:
     if not url.lower().startswith(("http://", "https://")):
-        raise Problem(400, "invalid_url", "A webhook's URL is http or https.")
+        raise Problem(400, "invalid_url", "A webhook URL must be http or https.")
 
 
 HANDLERS: Mapping[str, Handler] = {

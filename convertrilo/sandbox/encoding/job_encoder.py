@@ -49,7 +49,7 @@ class JobEncoder:
 
     @property
     def name(self) -> str | None:
-        """The encoder that a job has from its start; None if that is chosen during the encode."""
+        """The encoder's name at the start of a job; None if the encoder is chosen during the encode."""
         return INSTANT if self._is_instant else None
 
     @property
@@ -113,7 +113,7 @@ class JobEncoder:
             return NOMINAL_DURATION if self._is_instant else (await probe(self._files.source(job.id))).duration
         finally:
             now = self._store.read(lambda tx: tx.job(job.id))
-            if now is not None and now.ended:  # the job ended before the source was there, so nobody has dropped it
+            if now is not None and now.ended:  # the job ended before its source arrived, so the source was not dropped
                 self.drop_source(now)
 
     async def encode(self, job: Job, on_progress: Callable[[float], Awaitable[None]]) -> Ending:

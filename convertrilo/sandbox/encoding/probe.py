@@ -91,9 +91,8 @@ def parse(log: str) -> MediaInfo:
     container = _FORMAT.search(log)
     assert container is not None
     header, *streams = _sections(log)
-    by_index = sorted(
-        streams, key=lambda section: int(_matched(_STREAM, section)[1])
-    )  # files with programs list streams out of order
+    # Sorted, because files with programs list their streams out of order.
+    by_index = sorted(streams, key=lambda section: int(_matched(_STREAM, section)[1]))
     video = next((s for s in by_index if _kind(s) == "Video" and not _PICTURE.search(s)), None)
     audio = next((s for s in by_index if _kind(s) == "Audio"), None)
     if video is None:

@@ -47,7 +47,7 @@ def place_issues(place: Mapping[str, Any], field: str, *, needs_key: bool) -> li
     if not bucket:
         issues.append(Issue(f"{field}.bucket", "is required"))
     elif not _BUCKET.fullmatch(bucket):
-        issues.append(Issue(f"{field}.bucket", "is not the name of a bucket"))
+        issues.append(Issue(f"{field}.bucket", "is not a valid bucket name"))
     if needs_key and not place.get("key"):
         issues.append(Issue(f"{field}.key", "is required"))
     issues += [
@@ -58,12 +58,12 @@ def place_issues(place: Mapping[str, Any], field: str, *, needs_key: bool) -> li
     if endpoint is not None and not _is_endpoint(endpoint):
         issues.append(Issue(f"{field}.endpoint", "must be an http or https URL of a host"))
     if place.get("region") is not None and not _LABEL.fullmatch(place["region"]):
-        issues.append(Issue(f"{field}.region", "is not the name of a region"))
+        issues.append(Issue(f"{field}.region", "is not a valid region name"))
     if not (place.get("accessKeyId") or "").isascii():
         issues.append(Issue(f"{field}.accessKeyId", "must be ASCII: it goes into a header"))
     if (place.get("accessKeyId") is None) != (place.get("secretAccessKey") is None):
         missing = "accessKeyId" if place.get("accessKeyId") is None else "secretAccessKey"
-        issues.append(Issue(f"{field}.{missing}", "is required with the other half of the credentials"))
+        issues.append(Issue(f"{field}.{missing}", "is required together with the other credential"))
     return issues
 
 
@@ -246,7 +246,7 @@ async def _xml(response: httpx.Response) -> ET.Element:
 
 
 def _no_listing() -> MediaError:
-    return MediaError("the object store's answer is no listing: is the endpoint right?")
+    return MediaError("the object store's answer is not a listing; check the endpoint")
 
 
 def _text(element: ET.Element, name: str) -> str:

@@ -63,7 +63,9 @@ class Sources:
         except (ValueError, httpx.InvalidURL):
             host, parts = None, urlsplit("")
         if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
-            raise Problem(400, "invalid_url", "A source URL is http or https, and has a host and no user name.")
+            raise Problem(
+                400, "invalid_url", "A source URL must be http or https, with a host and without a user name."
+            )
         if host.lower().removesuffix(".") in rules.blocked_hosts:
             raise Problem(400, "url_host_blocked", f"Sources on {host} are not allowed.")
         if rules.signed_urls_only and not any(mark in parts.query.lower() for mark in _SIGNATURES):
@@ -134,4 +136,4 @@ class Sources:
             raise Problem(400, "missing_content_length", "The source's server does not say how long it is.")
         if int(length) > self._rules.max_source_bytes:
             limit = self._rules.max_source_bytes
-            raise Problem(400, "file_too_large", f"The source has {length} bytes, and {limit} are allowed.")
+            raise Problem(400, "file_too_large", f"The source has {length} bytes; at most {limit} are allowed.")

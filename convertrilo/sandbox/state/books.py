@@ -101,7 +101,7 @@ def insufficient(amount: int, available: int) -> Problem:
     return Problem(
         402,
         "insufficient_tokens",
-        f"This takes {amount} tokens, and {available} are available.",
+        f"This needs {amount} tokens; {available} are available.",
         required=amount,
         available=available,
     )

@@ -45,7 +45,7 @@ class VirtualClock:
         Call this from the sandbox's event loop.
         """
         if seconds < 0:
-            raise ValueError(f"time does not go back: {seconds} s")
+            raise ValueError(f"the clock cannot go back: {seconds} s")
         self._now += seconds
         for due, event in self._sleepers:
             if due <= self._now:

@@ -39,7 +39,7 @@ class MediaError(Exception):
 def invalid_body(issues: Iterable[Issue]) -> Problem:
     """Return the response to a body that violates the contract."""
     listed = [{"path": issue.path, "message": issue.message} for issue in issues]
-    return Problem(400, "invalid_body", "The body is not what the contract allows.", issues=listed)
+    return Problem(400, "invalid_body", "The body does not match the contract.", issues=listed)
 
 
 def invalid_request(message: str) -> Problem:
