@@ -246,7 +246,7 @@ async def _xml(response: httpx.Response) -> ET.Element:
 
 
 def _no_listing() -> MediaError:
-    return MediaError("the object store's answer is not a listing; check the endpoint")
+    return MediaError("the object store's answer is not a listing: is the endpoint right?")
 
 
 def _text(element: ET.Element, name: str) -> str:
