@@ -16,6 +16,7 @@ import httpx
 from convertrilo._clock import SYSTEM_CLOCK, Clock
 from convertrilo.sandbox.api import accounts, replay
 from convertrilo.sandbox.api.app import make_app
+from convertrilo.sandbox.api.authentication import secret_hash
 from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.encoding.job_encoder import Encoder, JobEncoder
 from convertrilo.sandbox.encoding.process import end_orphans
@@ -189,7 +190,7 @@ class Sandbox:
 
     @staticmethod
     def _open_account(tx: Tx, email: str, password: str, tokens: int) -> tuple[Account, str]:
-        account = books.open_account(tx, email, accounts.secret_hash(password), tokens)
+        account = books.open_account(tx, email, secret_hash(password), tokens)
         key = accounts.make_api_key(tx, account.id, "sandbox").key
         assert key is not None
         return account, key

@@ -18,7 +18,19 @@ from convertrilo.codec import to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import BulkCreateRequest
 from convertrilo.operations import OPERATIONS, Operation, Repeat
-from convertrilo.sandbox.api import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, webhooks
+from convertrilo.sandbox.api import (
+    accounts,
+    authentication,
+    bulk,
+    folders,
+    jobs,
+    ondemand,
+    replay,
+    storage,
+    tokens,
+    uploads,
+    webhooks,
+)
 from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.api.call import ApiCall, Handler, Work, read_body
 from convertrilo.sandbox.api.limits import RateLimit
@@ -55,8 +67,8 @@ def make_app(backend: Backend, record: _Record, other_routes: Sequence[Route]) -
         other_routes: routes that are not operations of the contract.
     """
 
-    async def storage(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await uploads.storage(backend, Request(scope, receive))
+    async def answer_storage(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await storage.answer(backend, Request(scope, receive))
         await response(scope, receive, send)
 
     limit = RateLimit(backend.rules, backend.clock)
@@ -70,8 +82,8 @@ def make_app(backend: Backend, record: _Record, other_routes: Sequence[Route]) -
             )
             for row in rows
         ),
-        Route("/storage/{key:path}", _Observed(backend, PUT_OBJECT, storage, record), methods=["PUT"]),
-        Route("/storage/{key:path}", _Observed(backend, GET_OBJECT, storage, record), methods=["GET"]),
+        Route("/storage/{key:path}", _Observed(backend, PUT_OBJECT, answer_storage, record), methods=["PUT"]),
+        Route("/storage/{key:path}", _Observed(backend, GET_OBJECT, answer_storage, record), methods=["GET"]),
         *other_routes,
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
@@ -222,8 +234,8 @@ class _OperationEndpoint:
         raw = b"" if operation.body is bytes else await read_stream(request.stream(), _MAX_BODY)
         key = request.headers.get("idempotency-key") if operation.repeat is Repeat.KEYED else None
 
-        def open_call(tx: Tx) -> tuple[accounts.Caller | None, replay.Claim | None]:
-            caller = accounts.authenticate(tx, operation, request.headers)
+        def open_call(tx: Tx) -> tuple[authentication.Caller | None, replay.Claim | None]:
+            caller = authentication.authenticate(tx, operation, request.headers)
             name = caller.account if caller is not None else f"from {request.client.host if request.client else ''}"
             self._limit.count(name, headers)
             if key is None or caller is None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import attrs
 
 from convertrilo._json import loads
-from convertrilo.sandbox.api.accounts import Caller
+from convertrilo.sandbox.api.authentication import Caller
 from convertrilo.sandbox.state.problem import Problem, invalid_request
 from convertrilo.sandbox.state.records import CREDENTIALS
 from convertrilo.sandbox.state.rules import Rules

@@ -1,100 +1,24 @@
-"""Presigned uploads and downloads, and the handlers of uploads in parts."""
+"""Handlers of uploads in parts, and the checks that they share with presigned uploads."""
 
-import mimetypes
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio.to_thread
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
 
 from convertrilo.errors import Issue
 from convertrilo.models import StreamFinalizeRequest, StreamInitResponse
-from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.api.call import ApiCall, Handler, Work
-from convertrilo.sandbox.state import lifecycle
-from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request, not_found
-from convertrilo.sandbox.state.records import CREATED, INSTANT, SUCCESS, Job
+from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request
+from convertrilo.sandbox.state.records import CREATED, Job
 from convertrilo.sandbox.state.store import Tx
 from convertrilo.sandbox.state.streams import write_stream
 
 _MAX_PARTS = 10_000
-_CREDENTIALS = ("authorization", "x-api-key")
-
-
-# ---- presigned URLs
-
-
-async def storage(backend: Backend, request: Request) -> Response:
-    """Answer a request to a presigned URL: PUT a source, GET an output."""
-    try:
-        return await _storage(backend, request)
-    except Problem as problem:
-        return JSONResponse(problem.wire, problem.status)
-
-
-async def _storage(backend: Backend, request: Request) -> Response:
-    key, query = request.path_params["key"], request.query_params
-    method = "PUT" if request.method == "PUT" else "GET"
-    # S3 refuses a second authentication, too. Here it reveals a client that leaks its credentials to a storage host.
-    if any(name in request.headers for name in _CREDENTIALS):
-        raise invalid_request("A request to a presigned URL must not carry API credentials.")
-    if not backend.is_signed(method, key, query.get("expires", ""), query.get("signature", "")):
-        raise Problem(403, "forbidden", "The signature of the URL is not valid, or has expired.")
-    job = await backend.store.transaction(lambda tx: tx.job(key.split("/")[1]))
-    if job is None:
-        raise not_found("object")
-    return await _put(backend, request, job) if method == "PUT" else _get(backend, job)
-
-
-async def _put(backend: Backend, request: Request, job: Job) -> Response:
-    _check_open(job)
-    files, received = backend.files, backend.files.arrival()
-    try:
-        written = await write_stream(request.stream(), received, limit=backend.rules.max_source_bytes)
-    except ClientDisconnect:
-        return Response(status_code=400)  # the client is gone and does not read it
-
-    def work(tx: Tx) -> None:
-        with files.moving(received, files.source(job.id)):
-            now = tx.job(job.id)
-            assert now is not None
-            _mark_uploaded(tx, now)
-
-    await backend.store.transaction(work)
-    return Response(headers={"etag": f'"{written.etag}"'})
-
-
-def _get(backend: Backend, job: Job) -> Response:
-    if job.status != SUCCESS or lifecycle.output_gone(job, backend.clock.time()):
-        raise lifecycle.no_output()
-    path = backend.encoder.sample() if job.encoder == INSTANT else backend.files.output(job.id)
-    if not path.exists():
-        raise lifecycle.no_output()
-    name = job.output_filename or f"output.{job.settings['container']}"
-    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return FileResponse(path, headers={"etag": f'"{job.id}"'}, filename=name, media_type=media_type)
-
-
-def _check_open(job: Job) -> None:
-    if job.kind != "upload":
-        raise invalid_request("The job has a source already; nothing can be uploaded.")
-    if job.status != CREATED:
-        raise invalid_request(f"The job is {job.status} already; only a created job takes a source.")
-
-
-def _mark_uploaded(tx: Tx, job: Job) -> None:
-    """Record that a job has a new source of unknown duration, if the job still waits for one."""
-    _check_open(job)
-    tx.change_job(job, uploaded=True, duration=None)
-
-
-# ---- uploads in parts
 
 
 def init_stream(call: ApiCall, tx: Tx) -> StreamInitResponse:
     """Answer `initStream`; an open upload is continued."""
     job = call.job(tx)
-    _check_open(job)
+    check_open(job)
     tx.run("INSERT OR IGNORE INTO uploads VALUES (?, ?)", job.id, tx.ids.uuid())
     row = tx.row("SELECT id FROM uploads WHERE job = ?", job.id)
     assert row is not None
@@ -103,7 +27,7 @@ def init_stream(call: ApiCall, tx: Tx) -> StreamInitResponse:
 
 def _upload(call: ApiCall, tx: Tx) -> Job:
     job = call.job(tx)
-    _check_open(job)
+    check_open(job)
     if tx.row("SELECT 1 FROM uploads WHERE job = ?", job.id) is None:
         raise _no_open_upload()
     return job
@@ -154,7 +78,7 @@ async def finalize_stream(call: ApiCall) -> Work:
         with files.moving(received, files.source(job.id)):
             now = _upload(call, tx)
             _close(tx, now)
-            _mark_uploaded(tx, now)
+            mark_uploaded(tx, now)
 
     return work
 
@@ -192,6 +116,24 @@ def _drop_parts(call: ApiCall, job: Job) -> Callable[[], Awaitable[None]]:
 def _close(tx: Tx, job: Job) -> None:
     tx.run("DELETE FROM uploads WHERE job = ?", job.id)
     tx.run("DELETE FROM parts WHERE job = ?", job.id)
+
+
+def check_open(job: Job) -> None:
+    """Check that a job waits for an upload.
+
+    Raises:
+        Problem: 400 if the job does not take a source, or no longer takes one.
+    """
+    if job.kind != "upload":
+        raise invalid_request("The job has a source already; nothing can be uploaded.")
+    if job.status != CREATED:
+        raise invalid_request(f"The job is {job.status} already; only a created job takes a source.")
+
+
+def mark_uploaded(tx: Tx, job: Job) -> None:
+    """Record that a job has a new source of unknown duration, if the job still waits for one."""
+    check_open(job)
+    tx.change_job(job, uploaded=True, duration=None)
 
 
 HANDLERS: Mapping[str, Handler] = {

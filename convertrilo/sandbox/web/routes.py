@@ -14,7 +14,7 @@ from convertrilo._json import dumps
 from convertrilo._openapi import openapi, openapi_yaml
 from convertrilo.codec import to_wire
 from convertrilo.operations import OPERATIONS
-from convertrilo.sandbox.api import accounts, jobs
+from convertrilo.sandbox.api import authentication, jobs
 from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.api.call import ApiCall
 from convertrilo.sandbox.state.problem import Problem
@@ -54,7 +54,7 @@ def routes(backend: Backend) -> list[Route]:
 
 def _jobs(backend: Backend, request: Request, tx: Tx) -> Mapping[str, Any]:
     """Return the account's latest jobs, newest first."""
-    caller = accounts.authenticate(tx, _STATUS, request.headers)
+    caller = authentication.authenticate(tx, _STATUS, request.headers)
     assert caller is not None
     call = ApiCall(
         backend=backend,
