@@ -53,7 +53,7 @@ def s3(session: nox.Session) -> None:
     session.install("-e", ".[all]", *GROUPS(PROJECT, "test"))
     files = [
         f"tests/{name}.py"
-        for name in ("sandbox/test_sandbox_s3", "sandbox/test_sandbox_s3_signed", "ingest/test_listing")
+        for name in ("sandbox/outside/test_sandbox_s3", "sandbox/outside/test_sandbox_s3_signed", "ingest/test_listing")
     ]
     session.run("pytest", *files, *session.posargs, env={"OBJECT_STORE": "radosgw"})
 

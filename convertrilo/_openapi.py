@@ -1,4 +1,4 @@
-"""The package's own copy of openapi.yaml: its bytes, and what it says."""
+"""The package's own copy of openapi.yaml, as bytes and parsed."""
 
 import importlib.resources
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any, cast
 
 
 def find_openapi(package: Traversable) -> Traversable:
-    """Return openapi.yaml: in a wheel it is in the package, in a checkout beside it."""
+    """Find openapi.yaml: in a wheel it is inside the package, in a checkout it is beside the package."""
     for place in (package / "openapi.yaml", package / ".." / "openapi.yaml"):
         if place.is_file():
             return place
@@ -17,14 +17,14 @@ def find_openapi(package: Traversable) -> Traversable:
 
 @cache
 def openapi_yaml() -> bytes:
-    """Return the file as it is."""
+    """Return the bytes of openapi.yaml."""
     return find_openapi(importlib.resources.files("convertrilo")).read_bytes()
 
 
 @cache
 def openapi() -> Mapping[str, Any]:
-    """Return what the file says; it needs PyYAML, which extras bring."""
+    """Return openapi.yaml, parsed with PyYAML, which the extras bring."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where it was compiled
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # if compiled, ten times faster
     return cast("Mapping[str, Any]", yaml.load(openapi_yaml(), loader))  # noqa: S506  # both are safe loaders

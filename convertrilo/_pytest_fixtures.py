@@ -1,8 +1,8 @@
-"""What the fixtures `convertrilo_sandbox`, `convertrilo_client` and `convertrilo_server` do, under three async plugins.
+"""The implementation of `convertrilo_sandbox`, `convertrilo_client` and `convertrilo_server` under three async plugins.
 
 A sandbox has tasks, so it lives in the event loop of the test, which belongs to anyio's plugin, pytest-trio or
-pytest-asyncio. Each of them runs async fixtures in its own way and refuses the others', so there is one fixture for
-each way, and `open_sandbox` asks for the one that fits the test.
+pytest-asyncio. Each plugin runs async fixtures in its own way and refuses those of the others. There is one fixture
+per way, and `open_sandbox` requests the fixture that fits the test.
 """
 
 import asyncio
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 _NATIVE = "_convertrilo_sandbox_in_this_task"
 _ASYNCIO = "_convertrilo_sandbox_in_the_loop_of_a_"
-_QUIET_TURNS = 25  # of the event loop: more than any step of the client or the sandbox takes between two waits
-_PAUSE = 0.001  # seconds of real time, for a sandbox that is busy: a source is fetched, an output taken away
-_PAUSES = 1_000  # and no more, because it may be waiting for the client
+_QUIET_TURNS = 25  # turns of the event loop: more than any step of client or sandbox takes between two waits
+_PAUSE = 0.001  # seconds of real time, while the sandbox is busy fetching a source or delivering an output
+_PAUSES = 1_000  # the maximum, because a busy sandbox may be waiting for the client
 _LOOP_SCOPES = ("function", "class", "module", "package", "session")
 
 
 def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
-    """Return the sandbox of a test, entered in the test's event loop; `convertrilo_sandbox` is this."""
+    """Return the sandbox of a test, entered in the test's event loop: the fixture `convertrilo_sandbox`."""
     plugins = request.config.pluginmanager
     if not plugins.has_plugin(_NATIVE):
         plugins.register(_fixtures(), _NATIVE)
@@ -42,7 +42,7 @@ def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 
 
 def client_of(sandbox: "Sandbox") -> AsyncClient:
-    """Return a client on the sandbox's time; `convertrilo_client` is this. In process there is nothing to close."""
+    """Return a client on the sandbox's time: the fixture `convertrilo_client`. In process, it need not be closed."""
     from convertrilo.sandbox import VirtualClock
     from convertrilo.sandbox.transport import InProcessTransport
 
@@ -53,20 +53,20 @@ def client_of(sandbox: "Sandbox") -> AsyncClient:
     sleepers = sandbox.clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     clock = AutojumpClock(sandbox.clock, lambda: worker.busy > len(sleepers) - deliverer.is_asleep)
 
-    async def counted(*arguments: Any) -> None:
+    async def counting_app(*arguments: Any) -> None:
         clock.requests += 1
         try:
             await sandbox.app(*arguments)
         finally:
             clock.requests -= 1
 
-    transport = InProcessTransport(counted, sandbox.task_group, sandbox.base_url)
+    transport = InProcessTransport(counting_app, sandbox.task_group, sandbox.base_url)
     return sandbox.client(clock=clock, transport=transport)
 
 
 @contextmanager
 def open_server(request: pytest.FixtureRequest) -> "Generator[SandboxServer]":
-    """Serve a sandbox on a free port; `convertrilo_server` is this."""
+    """Serve a sandbox on a free port: the fixture `convertrilo_server`."""
     module = _sandbox_module()
     sandbox = module.Sandbox(**{"seed": 0, **_options(request)})
     with module.serve_in_thread(sandbox) as base_url:
@@ -74,16 +74,16 @@ def open_server(request: pytest.FixtureRequest) -> "Generator[SandboxServer]":
 
 
 class AutojumpClock:
-    """The client's view of a sandbox's clock: when nothing else is left to do, it jumps to the next end of a sleep.
+    """The client's view of a sandbox's clock: when every task waits, the clock jumps to the end of the next sleep.
 
     Args:
-        clock: the sandbox's.
-        is_busy: whether the sandbox is doing anything that does not wait for the clock: time stands still meanwhile.
+        clock: the sandbox's clock.
+        is_busy: returns whether the sandbox is doing work that does not wait for the clock; time stands still then.
     """
 
     def __init__(self, clock: "VirtualClock", is_busy: Callable[[], bool]) -> None:
         self.requests = 0
-        """How many the sandbox is working on: time stands still until they are answered."""
+        """How many requests the sandbox is processing; time stands still until they are answered."""
         self._clock = clock
         self._is_busy = is_busy
         self._due: list[float] = []
@@ -97,7 +97,7 @@ class AutojumpClock:
         return self._clock.time()
 
     async def sleep(self, seconds: float) -> None:
-        """Let the other tasks run until all of them wait, and jump to the end of this sleep if it is the next."""
+        """Let the other tasks run until all of them wait, then jump to the end of this sleep if it is the next."""
         due = self._clock.time() + seconds
         if math.isinf(due):
             await anyio.sleep_forever()
@@ -116,11 +116,11 @@ class AutojumpClock:
             self._due.remove(due)
 
 
-# ---- one fixture for each way of running async tests
+# ---- one fixture per way of running async tests
 
 
 def _fixture_for(request: pytest.FixtureRequest) -> str:
-    """Return the name of the fixture that the plugin of this test runs in the loop of this test."""
+    """Return the name of the fixture that the test's async plugin runs in the test's event loop."""
     plugins, node = request.config.pluginmanager, request.node
     if "anyio_backend" in request.fixturenames:
         return _NATIVE
@@ -129,7 +129,7 @@ def _fixture_for(request: pytest.FixtureRequest) -> str:
     marker = node.get_closest_marker("asyncio")
     if plugins.has_plugin("asyncio") and marker:
         found = version("pytest-asyncio")
-        if tuple(map(int, found.split(".")[:2])) < (1, 1):  # it runs those fixtures only that it collected
+        if tuple(map(int, found.split(".")[:2])) < (1, 1):  # older versions run only fixtures that they collected
             pytest.fail(f"{request.fixturename} needs pytest-asyncio 1.1 or later, not {found}", pytrace=False)
         default = request.config.getini("asyncio_default_test_loop_scope")
         return f"{_ASYNCIO}{marker.kwargs.get('loop_scope') or marker.kwargs.get('scope') or default}"
@@ -141,12 +141,12 @@ def _fixture_for(request: pytest.FixtureRequest) -> str:
 
 
 def _fixtures() -> ModuleType:
-    """Return the fixtures as a plugin; those for pytest-asyncio only where it runs."""
+    """Return the fixtures as a pytest plugin; those for pytest-asyncio only if it is loaded."""
     plugin = ModuleType(_NATIVE)
     setattr(plugin, _NATIVE, pytest.fixture(_sandbox_in_this_task))
     pytest_asyncio = sys.modules.get("pytest_asyncio")
     if pytest_asyncio is not None:
-        for scope in _LOOP_SCOPES:  # of the loop: a sandbox is each test's own
+        for scope in _LOOP_SCOPES:  # the scope of the loop; every test has its own sandbox
             setattr(plugin, _ASYNCIO + scope, pytest_asyncio.fixture(_held_sandbox(), loop_scope=scope))
     return plugin
 
@@ -157,10 +157,10 @@ async def _sandbox_in_this_task(request: pytest.FixtureRequest) -> AsyncIterator
 
 
 def _held_sandbox() -> Callable[[pytest.FixtureRequest], AsyncIterator["Sandbox"]]:
-    """Return a function of its own, because pytest-asyncio writes the loop's scope on it."""
+    """Return a new function for each fixture, because pytest-asyncio stores the loop's scope on the function."""
 
     async def fixture(request: pytest.FixtureRequest) -> AsyncIterator["Sandbox"]:
-        # pytest-asyncio sets up and tears down in two tasks, and a task group is entered and left by one.
+        # A task group must be entered and left by one task, but pytest-asyncio sets up and tears down in two.
         entered, leave = asyncio.Event(), asyncio.Event()
 
         async def hold(sandbox: "Sandbox") -> None:
@@ -189,14 +189,14 @@ def _sandbox(request: pytest.FixtureRequest) -> "Sandbox":
     module = _sandbox_module()
     options = _options(request)
     given: dict[str, Any] = {"seed": 0, "webhook_transport": httpx.MockTransport(lambda _: httpx.Response(200))}
-    if options.get("encoder") != "ffmpeg":  # which takes real time: the client would be done with waiting before
+    if options.get("encoder") != "ffmpeg":  # ffmpeg takes real time: the client's waits would end first
         given["clock"] = module.VirtualClock()
     sandbox: Sandbox = module.Sandbox(**{**given, **options})
     return sandbox
 
 
 def _options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """Return the options of the markers `convertrilo`, the closest first."""
+    """Return the options of the `convertrilo` markers; the closest marker wins."""
     options: dict[str, Any] = {}
     for marker in request.node.iter_markers("convertrilo"):
         if marker.args:

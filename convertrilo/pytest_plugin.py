@@ -1,6 +1,6 @@
-"""The pytest fixtures, loaded by pytest in every suite of an environment that has the SDK.
+"""The pytest fixtures. pytest loads this module in every environment that has the SDK installed.
 
-So nothing is imported here but names; what a fixture needs is imported when a test asks for it.
+The module therefore imports nothing of the SDK. Each fixture imports what it needs when a test requests it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say which marker there is."""
+    """Register the marker `convertrilo`."""
     config.addinivalue_line("markers", "convertrilo(**options): options of `Sandbox` for the convertrilo_* fixtures.")
 
 
@@ -30,7 +30,7 @@ def convertrilo_sandbox(request: pytest.FixtureRequest) -> Sandbox:
 
 @pytest.fixture
 def convertrilo_client(convertrilo_sandbox: Sandbox) -> AsyncClient:
-    """An `AsyncClient` of `convertrilo_sandbox`; its retries and waits advance the clock and take no time."""
+    """An `AsyncClient` of `convertrilo_sandbox`; its retries and waits advance the clock instead of taking time."""
     from convertrilo import _pytest_fixtures
 
     return _pytest_fixtures.client_of(convertrilo_sandbox)
@@ -38,7 +38,7 @@ def convertrilo_client(convertrilo_sandbox: Sandbox) -> AsyncClient:
 
 @pytest.fixture
 def convertrilo_server(request: pytest.FixtureRequest) -> Iterator[SandboxServer]:
-    """A local Convertrilo on a port of its own: `base_url`, `api_key`, `sandbox`. For any test, async or not."""
+    """A local Convertrilo on its own port, with `base_url`, `api_key` and `sandbox`; for any test, async or not."""
     from convertrilo import _pytest_fixtures
 
     with _pytest_fixtures.open_server(request) as server:

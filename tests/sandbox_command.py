@@ -1,4 +1,4 @@
-"""`convertrilo sandbox` in a process of its own, and how its settings are read."""
+"""The command `convertrilo sandbox` in its own process, and how to read its settings."""
 
 import re
 import sys
@@ -6,10 +6,10 @@ import sys
 COMMAND = [sys.executable, "-m", "convertrilo.cli", "sandbox"]
 
 LINES = 2
-"""How many lines it prints once it serves."""
+"""The number of lines that the command prints once it serves."""
 
 
 def settings_in(printed: str) -> tuple[str, str]:
-    """Return the base URL and the API key that it has printed."""
+    """Return the base URL and the API key from the printed lines."""
     found = dict(re.findall(r"export (\w+)=(\S+)", printed))
     return found["CONVERTRILO_BASE_URL"], found["CONVERTRILO_API_KEY"]

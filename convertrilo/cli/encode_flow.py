@@ -259,7 +259,8 @@ async def _probed(path: Path) -> dict[str, Any]:
     """Return what ffmpeg finds in the output; nothing, where there is no ffmpeg."""
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         return {}
-    from convertrilo.sandbox.encoding.probe import MediaError, probe
+    from convertrilo.sandbox.encoding.probe import probe
+    from convertrilo.sandbox.state.problem import MediaError
 
     try:
         info = await probe(path)

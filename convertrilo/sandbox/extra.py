@@ -1,4 +1,4 @@
-"""Imported before the rest of the sandbox, to say what is missing and how to install it."""
+"""Check that the extra `sandbox` is installed; imported before the rest of the sandbox."""
 
 from importlib.util import find_spec
 

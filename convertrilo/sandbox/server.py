@@ -1,4 +1,4 @@
-"""The sandbox over a port: uvicorn inside the running event loop, or in a thread of its own."""
+"""Serve a sandbox on a port: uvicorn in the running event loop, or in a thread with its own loop."""
 
 import asyncio
 import socket
@@ -19,33 +19,36 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from convertrilo.sandbox.api.app import ABORT
 
 if TYPE_CHECKING:
-    from convertrilo.sandbox import Sandbox
+    from convertrilo.sandbox.sandbox import Sandbox
 
 
 @attrs.frozen
 class SandboxServer:
-    """A sandbox that is served on a port, from a thread of its own."""
+    """A sandbox that is served on a port, from its own thread."""
 
     base_url: str
-    """Where it is, on loopback."""
+    """The base URL, on loopback."""
     api_key: str = attrs.field(repr=False)
-    """A key with all scopes."""
+    """An API key with all scopes."""
     sandbox: "Sandbox"
-    """For `jobs`, `requests`, `tokens`, `webhooks`, `faults` and the assertions; its clock is its thread's."""
+    """The sandbox, for `jobs`, `requests`, `tokens`, `webhooks`, `faults` and the assertions.
+
+    Its clock belongs to the sandbox's thread.
+    """
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 whose connections can be broken on purpose."""
+    """HTTP/1.1 with connections that faults can break."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
-        # asyncio does it for sockets made as IPPROTO_TCP only; head and body go out apart: without it that takes 40 ms.
+        # Without it, sending head and body takes 40 ms; asyncio sets it only for sockets created as IPPROTO_TCP.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inner: ASGIApp = self.app
 
         def abort(how: str) -> None:
             if how == "cut_response":
-                transport.close()  # what was sent still arrives
+                transport.close()  # the bytes sent before still arrive
             else:
                 transport.abort()
 
@@ -53,15 +56,15 @@ class _Protocol(H11Protocol):
             scope["extensions"] = {**scope.get("extensions", {}), ABORT: abort}
             try:
                 await inner(scope, receive, send)
-            except asyncio.CancelledError:  # the server ends: uvicorn would answer 500, and log a traceback
+            except asyncio.CancelledError:  # the server ends; uvicorn would respond with 500 and log a traceback
                 transport.abort()
-                await asyncio.sleep(0)  # until it knows that the connection is lost
+                await asyncio.sleep(0)  # let the protocol notice the lost connection
 
         self.app = app
 
 
 class _Server(uvicorn.Server):
-    """uvicorn as a guest: signals are the host's, beginning and end are events."""
+    """A uvicorn server that leaves signals to its host, and has events for its start and end."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -74,14 +77,14 @@ class _Server(uvicorn.Server):
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve, and say when it is over."""
+        """Serve, and set `ended` afterwards."""
         try:
             await super().serve(sockets)
         finally:
             self.ended.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and set `ready`."""
         await super().startup(sockets)
         self.ready.set()
 
@@ -90,8 +93,8 @@ class _Server(uvicorn.Server):
 async def serve(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -> AsyncGenerator[str]:
     """Serve an entered sandbox on a port, in this event loop, and yield its base URL.
 
-    On asyncio only, because uvicorn is; `serve_in_thread` serves any program. Who may connect to `host` may do with the
-    sandbox whatever its credentials allow, hence loopback.
+    This needs asyncio, because uvicorn does; `serve_in_thread` works beside any event loop. The default host is
+    loopback, so that other machines cannot use the sandbox.
 
     Args:
         sandbox: an entered sandbox.
@@ -99,7 +102,7 @@ async def serve(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -
         port: the port; 0 takes a free one.
 
     Raises:
-        RuntimeError: not on asyncio.
+        RuntimeError: the event loop is not asyncio.
         OSError: the port is taken.
     """
     try:
@@ -136,22 +139,22 @@ async def serve(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -
 async def serve_until_stopped(
     sandbox: "Sandbox", announce: Callable[[str], None], *, host: str = "127.0.0.1", port: int = 0
 ) -> None:
-    """Enter a sandbox and serve it until Ctrl-C or SIGTERM; then end its encodes, and remove what they were writing.
+    """Enter a sandbox and serve it until Ctrl-C or SIGTERM; then stop its encodes and remove unfinished outputs.
 
     Args:
         sandbox: a sandbox that is not entered yet.
-        announce: told the base URL once requests are answered; the sandbox then has its `api_key`.
-        host: the address to bind to; others than loopback let other machines in.
+        announce: called with the base URL once the server is ready; the sandbox then has its `api_key`.
+        host: the address to bind to; an address other than loopback admits other machines.
         port: the port; 0 takes a free one.
 
     Raises:
-        RuntimeError: not on asyncio, or another sandbox runs on the same state.
+        RuntimeError: the event loop is not asyncio, or another sandbox uses the same state.
         OSError: the port is taken.
     """
     async with AsyncExitStack() as stack:
         signals: AsyncIterator[Signals] | None = None
         with suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels the main task
-            # Before anything is open: a signal from now on ends the block, and not the process.
+            # First of all: from now on, a signal ends the block instead of the process.
             signals = stack.enter_context(open_signal_receiver(SIGINT, SIGTERM))
         await stack.enter_async_context(sandbox)
         announce(await stack.enter_async_context(serve(sandbox, host=host, port=port)))
@@ -163,14 +166,14 @@ async def serve_until_stopped(
 
 @contextmanager
 def serve_in_thread(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -> Generator[str]:
-    """Run a sandbox that is not entered yet in a thread with its own event loop, and yield its base URL.
+    """Run a sandbox in a thread with its own event loop, and yield its base URL.
 
-    For programs on trio, or on no event loop at all. `sandbox.jobs`, `.requests`, `.tokens` and `.faults` may be used
-    from the caller's thread; its clock and its awaitable methods may not. Two busy threads of one process wait for each
-    other's GIL: for load, run `convertrilo sandbox`, a process of its own.
+    For programs on trio, or without an event loop. `sandbox.jobs`, `.requests`, `.tokens` and `.faults` may be used
+    from the caller's thread; the clock and the awaitable methods may not. Two busy threads of one process compete for
+    the GIL: for load tests, run `convertrilo sandbox` as a separate process.
 
     Args:
-        sandbox: the sandbox; it is entered and left in the thread.
+        sandbox: a sandbox that is not entered yet; it is entered and left in the thread.
         host: the address to bind to.
         port: the port; 0 takes a free one.
 

@@ -1,7 +1,7 @@
-"""The in-process bridge: an httpx transport that hands requests to the ASGI app, without a socket in between.
+"""An httpx transport that passes requests to the sandbox's ASGI app in process, without a socket.
 
-Both directions stream, as over a connection: a body is passed on piece by piece and waits for its reader. The app runs
-in the sandbox's own tasks, so a caller who gives up leaves the server working, as a real one would be.
+Both directions stream as over a connection: a body is passed on piece by piece, and each piece waits for its reader.
+The app runs in the sandbox's own tasks, so it goes on when a caller gives up, as a real server would.
 """
 
 from collections import deque
@@ -29,9 +29,9 @@ class InProcessTransport(httpx.AsyncBaseTransport):
     """Sends requests for the sandbox's host to the sandbox, and refuses all others.
 
     Args:
-        app: the sandbox's app.
-        tasks: where requests are worked on.
-        base_url: whose host is served.
+        app: the sandbox's ASGI app.
+        tasks: the task group that runs the app.
+        base_url: the URL whose host is served.
     """
 
     def __init__(self, app: ASGIApp, tasks: anyio.abc.TaskGroup, base_url: str) -> None:
@@ -40,12 +40,12 @@ class InProcessTransport(httpx.AsyncBaseTransport):
         self._base = httpx.URL(base_url)
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Answer a request."""
+        """Send a request to the app and return the response."""
         url = request.url
         if (url.host, url.port) != (self._base.host, self._base.port):
             raise httpx.ConnectError(f"the sandbox serves {self._base.host} only, not {url.host}", request=request)
         timeout: dict[str, float | None] = request.extensions.get("timeout", {})
-        exchange = _Exchange(request, timeout.get("read"))
+        exchange = _AsgiExchange(request, timeout.get("read"))
         try:
             self._tasks.start_soon(exchange.run, self._app)
         except RuntimeError:
@@ -56,15 +56,15 @@ class InProcessTransport(httpx.AsyncBaseTransport):
         except BaseException:
             exchange.hang_up()
             raise
-        return httpx.Response(status, headers=headers, stream=_Body(exchange), request=request)
+        return httpx.Response(status, headers=headers, stream=_ResponseBody(exchange), request=request)
 
 
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, exchange: "_Exchange") -> None:
+class _ResponseBody(httpx.AsyncByteStream):
+    def __init__(self, exchange: "_AsgiExchange") -> None:
         self._exchange = exchange
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self  # no generator, which would have to be closed where iteration is left early
+        return self  # not a generator: that would have to be closed when iteration ends early
 
     async def __anext__(self) -> bytes:
         if chunk := await self._exchange.next_chunk():
@@ -76,11 +76,11 @@ class _Body(httpx.AsyncByteStream):
 
 
 class _HungUpError(OSError):
-    """The client is gone, so nothing can be sent: what ASGI asks servers to raise."""
+    """The client is gone, so nothing can be sent; ASGI asks servers to raise an OSError."""
 
 
-class _Exchange:
-    """One request and its answer, between the client's task and the app's."""
+class _AsgiExchange:
+    """One request and its response, between the client's task and the app's."""
 
     def __init__(self, request: httpx.Request, read_timeout: float | None) -> None:
         self._request = request
@@ -93,49 +93,49 @@ class _Exchange:
         self._finished = False
         self._error: BaseException | None = None
         self._gone = False
-        self._moved: anyio.Event | None = None  # made only when somebody waits
+        self._changed: anyio.Event | None = None  # created only when a task waits
 
-    def _move(self) -> None:
-        if self._moved is not None:
-            self._moved.set()
-            self._moved = None
+    def _notify(self) -> None:
+        if self._changed is not None:
+            self._changed.set()
+            self._changed = None
 
     async def _until(self, condition: Callable[[], Any]) -> None:
         while not condition():
-            if self._moved is None:
-                self._moved = anyio.Event()
-            await self._moved.wait()
+            if self._changed is None:
+                self._changed = anyio.Event()
+            await self._changed.wait()
 
     # ---- the client's side
 
     async def send_body(self, timeout: float | None) -> None:
-        """Pass the request's body on; an answer that comes early ends it, as it ends a connection's."""
+        """Pass the request body on, until all is sent or a response arrives early."""
         stream = self._request.stream
         assert isinstance(stream, httpx.AsyncByteStream)
         pieces = stream.__aiter__()
         try:
             async for chunk in pieces:
                 self._sent.append(chunk)
-                self._move()
+                self._notify()
                 if not isinstance(stream, httpx.ByteStream):
                     with anyio.move_on_after(timeout) as scope:
                         await self._until(lambda: not self._sent or self._answered)
                     if scope.cancelled_caught:
-                        raise httpx.WriteTimeout("the sandbox does not read", request=self._request)
+                        raise httpx.WriteTimeout("the sandbox does not read the request body", request=self._request)
                     if self._answered:
                         break
         finally:
-            if isinstance(pieces, AsyncGenerator):  # httpx's own, left early
+            if isinstance(pieces, AsyncGenerator):  # httpx's generator; the loop may end early
                 await pieces.aclose()
         self._sent_all = True
-        self._move()
+        self._notify()
 
     @property
     def _answered(self) -> bool:
         return self._head is not None or self._error is not None
 
     async def head(self) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Wait for the answer's status and headers."""
+        """Wait for the status and headers of the response."""
         await self._read(lambda: self._answered)
         if self._head is None:
             assert self._error is not None
@@ -143,11 +143,11 @@ class _Exchange:
         return self._head
 
     async def next_chunk(self) -> bytes:
-        """Return the next piece of the answer's body; an empty one is its end."""
+        """Return the next piece of the response body; an empty piece is the end."""
         await self._read(lambda: self._chunks or self._finished or self._error)
         if self._chunks:
             chunk = self._chunks.popleft()
-            self._move()
+            self._notify()
             return chunk
         if self._error is not None:
             raise self._error
@@ -162,25 +162,25 @@ class _Exchange:
             raise httpx.ReadTimeout("the sandbox did not answer in time", request=self._request)
 
     def hang_up(self) -> None:
-        """The client is gone."""
+        """Tell the app that the client is gone."""
         self._gone = True
-        self._move()
+        self._notify()
 
     # ---- the app's side
 
     async def run(self, app: ASGIApp) -> None:
-        """Work on the request; an exception of the app's is raised in the client, where it is seen."""
+        """Run the app for the request; an exception in the app is raised in the client."""
         try:
             await app(self._scope(), self._receive, self._send)
         except _HungUpError:
             pass
-        except Exception as error:  # noqa: BLE001 - it is raised again, where the caller sees it
+        except Exception as error:  # noqa: BLE001 - raised again in the client's task
             self._error = self._error or error
         finally:
-            if not self._finished and self._error is None:  # as the end of a server looks in the middle of an answer
+            if not self._finished and self._error is None:  # like a server that ended early
                 self._error = (_reset if self._head is None else _BROKEN["cut_response"])(self._request)
             self._finished = True
-            self._move()
+            self._notify()
 
     def _scope(self) -> dict[str, Any]:
         url = self._request.url
@@ -203,7 +203,7 @@ class _Exchange:
     def _abort(self, how: str) -> None:
         self._error = _BROKEN.get(how, _reset)(self._request)
         self._gone = True
-        self._move()
+        self._notify()
 
     async def _receive(self) -> Message:
         await self._until(lambda: self._gone or (not self._read_all and (self._sent or self._sent_all)))
@@ -211,7 +211,7 @@ class _Exchange:
             return {"type": "http.disconnect"}
         chunk = self._sent.popleft() if self._sent else b""
         self._read_all = self._sent_all and not self._sent
-        self._move()
+        self._notify()
         return {"type": "http.request", "body": chunk, "more_body": not self._read_all}
 
     async def _send(self, message: Message) -> None:
@@ -223,6 +223,6 @@ class _Exchange:
             self._chunks.append(bytes(body))
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self._finished = True
-        self._move()
+        self._notify()
         if message.get("more_body"):
             await self._until(lambda: not self._chunks or self._gone)

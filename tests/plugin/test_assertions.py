@@ -1,4 +1,4 @@
-"""Assertions that explain themselves: what is wrong, and the requests that led there."""
+"""The assertions print what is wrong, and the requests that led there."""
 
 import pytest
 
@@ -67,7 +67,7 @@ async def test_a_key_that_was_forgotten_in_between_is_a_duplicate(
     await convertrilo_client.create_job(nameless, idempotency_key="k")
     convertrilo_sandbox.clock.advance(61)
     await convertrilo_client.create_job(nameless, idempotency_key="k")
-    with pytest.raises(AssertionError, match="2 requests were worked on anew") as caught:
+    with pytest.raises(AssertionError, match="2 requests were processed again") as caught:
         convertrilo_sandbox.assert_no_duplicates()
     assert str(caught.value).count("createJob  key k  200") == 2
 

@@ -1,4 +1,4 @@
-"""The fixtures in suites of their own: each runs as somebody's project does, in a process and a folder of its own."""
+"""The fixtures in complete suites, each run like a user's project: in its own process and folder."""
 
 import os
 import subprocess
@@ -134,10 +134,10 @@ WAYS = {
 
 
 def run(folder: Path, suite: str, *options: str) -> tuple[int, str]:
-    """Run a suite with warnings as errors, and return its exit status and what it printed."""
+    """Run a suite with warnings as errors, and return its exit status and output."""
     (folder / "test_suite.py").write_text(suite, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers", "-W", "error", "-p", "no:cacheprovider"]
-    foreign = [f"-pno:{each}" for each in ("schemathesis", "xdist", "faker", "hypothesispytest")]  # not shown, and slow
+    foreign = [f"-pno:{each}" for each in ("schemathesis", "xdist", "faker", "hypothesispytest")]  # slow
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [*command, *foreign, *options],

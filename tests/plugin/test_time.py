@@ -1,4 +1,4 @@
-"""The clock of `convertrilo_client` moves when nothing is left to do, and not before."""
+"""The clock of `convertrilo_client` moves when every task waits, and not before."""
 
 import anyio
 import anyio.to_thread
@@ -17,13 +17,13 @@ async def test_time_stands_still_while_a_source_is_fetched(hook: int) -> None:
 
     async def serve(request: httpx.Request) -> httpx.Response:
         nonlocal fetched
-        for _ in range(50):  # real time, of which the event loop sees nothing
+        for _ in range(50):  # real time, in threads that the event loop does not see
             await anyio.to_thread.run_sync(lambda: None)
         fetched += 1
         return httpx.Response(200, headers={"content-type": "video/mp4"}, content=b"film")
 
     clock = VirtualClock()
-    hooks = httpx.MockTransport(lambda _: httpx.Response(hook))  # one that fails is asked again a minute later
+    hooks = httpx.MockTransport(lambda _: httpx.Response(hook))  # a failed delivery is retried after a minute
     async with Sandbox(
         clock=clock, seed=0, source_transport=httpx.MockTransport(serve), webhook_transport=hooks
     ) as sandbox:
@@ -32,8 +32,8 @@ async def test_time_stands_still_while_a_source_is_fetched(hook: int) -> None:
         job = await client.on_demand_encode(SOURCE)
         began = clock.time()
         assert (await client.wait_for_on_demand(job.job_id, timeout=60)).status == "success"
-        assert clock.time() - began < 1  # one wait between two looks
-    assert fetched == 2  # looked at, and encoded
+        assert clock.time() - began < 1  # one wait between two polls
+    assert fetched == 2  # once to estimate its duration, once to encode it
 
 
 async def test_a_source_may_wait_for_the_clock_itself() -> None:

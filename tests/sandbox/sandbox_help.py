@@ -1,4 +1,4 @@
-"""Bodies to send, and how to talk to a sandbox with raw httpx."""
+"""Request bodies, and a raw httpx client for a sandbox."""
 
 from typing import Any
 
@@ -12,6 +12,6 @@ ON_DEMAND: dict[str, Any] = {"sourceUrl": "https://media.example/holiday.mov"}
 
 
 def client_of(sandbox: Sandbox, **headers: str) -> httpx.AsyncClient:
-    """Return raw httpx with the sandbox's key (or other headers), in process."""
+    """Return an in-process httpx client with the sandbox's API key, or with other headers."""
     given = headers or {"x-api-key": sandbox.api_key}
     return httpx.AsyncClient(transport=sandbox.transport(), base_url=sandbox.base_url, headers=given, timeout=60)

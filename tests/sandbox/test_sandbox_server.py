@@ -1,4 +1,4 @@
-"""The sandbox over a port, with real encodes and nothing left behind."""
+"""The sandbox on a port: real encodes, and no processes, files, threads or ports left behind."""
 
 import os
 import re
@@ -16,10 +16,10 @@ from sandbox_help import JOB, URL_JOB, client_of
 from support import encoders_of
 
 from convertrilo.sandbox import Sandbox, VirtualClock, serve, serve_in_thread
-from convertrilo.sandbox.encoding.ffmpeg import probe
+from convertrilo.sandbox.encoding.probe import probe
 
 WORKERS = ("AnyIO worker thread", "Trio thread")
-"""Threads that the event loop keeps for whoever needs one next, by how their names begin."""
+"""Name prefixes of threads that the event loop keeps for reuse."""
 
 
 async def ended(http: httpx.AsyncClient, path: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ async def ended(http: httpx.AsyncClient, path: str) -> dict[str, Any]:
                 assert seen == sorted(seen)
                 return status
             seen.append(status["pct"])
-            await anyio.sleep(0.05)  # over a port there is no event to wait for
+            await anyio.sleep(0.05)  # a client has no event to wait for
 
 
 async def test_a_real_video_is_uploaded_encoded_and_downloaded_over_a_port(clip: Path, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_a_source_that_is_no_video_fails_with_a_reason(clip: Path, content
 
 
 def listening() -> set[int]:
-    """Return the ports on which this process listens: another one may have taken a port that it has left."""
+    """Return the ports on which this process listens; another process may have taken a port that was closed."""
     sockets = psutil.Process().net_connections("tcp")
     return {each.laddr.port for each in sockets if each.status == psutil.CONN_LISTEN}
 
@@ -96,7 +96,7 @@ def ffmpegs() -> set[int]:
 
 
 async def slow_job(http: httpx.AsyncClient, sandbox: Sandbox) -> str:
-    """Start an encode that takes long, and wait until ffmpeg is at it."""
+    """Start a long encode, and wait until ffmpeg runs."""
     body = {"sourceUrl": "https://media.example/clip.mp4", "resolution": "1080p", "codec": "av1", "preset": "slow"}
     job: str = (await http.post("/ondemand/encode", json=body)).json()["jobId"]
     await until(lambda: bool(ffmpegs()) and bool(list(sandbox.folder.glob("out/.*.encoding"))))
@@ -128,7 +128,7 @@ async def test_leaving_ends_ffmpeg_and_removes_the_files(clip: Path) -> None:
         folder = sandbox.folder
     assert not ffmpegs()
     assert not folder.exists()
-    # asyncio's thread that waits for a process may end a moment after it has told that it is over.
+    # asyncio's thread that waits for a process may end a moment after it has reported the end.
     await until(lambda: all(each.name.startswith(WORKERS) for each in set(threading.enumerate()) - before))
 
 
@@ -166,7 +166,7 @@ def test_serving_in_a_thread_needs_no_event_loop_and_leaves_no_thread() -> None:
     with serve_in_thread(sandbox) as base_url:
         httpx.post(f"{base_url}/jobs", json=URL_JOB, headers={"x-api-key": sandbox.api_key}, timeout=60)
         assert [job.kind for job in sandbox.jobs] == ["url"]
-    assert set(threading.enumerate()) <= before  # idle ones of other tests may end meanwhile
+    assert set(threading.enumerate()) <= before  # idle threads of other tests may end meanwhile
 
 
 def test_a_request_that_is_open_at_the_end_breaks_and_no_traceback_is_logged(caplog: pytest.LogCaptureFixture) -> None:

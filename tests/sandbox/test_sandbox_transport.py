@@ -1,4 +1,4 @@
-"""The in-process bridge behaves as a connection does."""
+"""The in-process transport behaves like a connection."""
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ from convertrilo.sandbox.transport import InProcessTransport
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Send every piece of the request back before the next is read."""
+    """Echo every piece of the request before reading the next."""
     await send({"type": "http.response.start", "status": 200, "headers": [(b"x-path", scope["path"].encode())]})
     more = True
     while more:
@@ -53,7 +53,7 @@ async def test_other_hosts_are_refused(bare: httpx.AsyncClient) -> None:
 
 
 async def begun(app: ASGIApp, tasks: TaskGroup) -> tuple[httpx.Response, AsyncIterator[bytes]]:
-    """Return an answer of which nothing was read yet, and the pieces of its body."""
+    """Return a response whose body is unread, and the pieces of the body."""
     transport = InProcessTransport(app, tasks, "http://a.example")
     answer = await transport.handle_async_request(httpx.Request("GET", "http://a.example/"))
     assert isinstance(answer.stream, httpx.AsyncByteStream)
@@ -66,7 +66,7 @@ async def test_an_answers_pieces_arrive_one_by_one_and_wait_for_their_reader() -
         for _ in range(3):
             assert await anext(pieces) == b"x" * 1000
         await answer.aclose()
-        # Nobody cancels the app: it ends because its reader has gone.
+        # The app is not cancelled: it ends because its reader is gone.
 
 
 async def test_a_request_is_read_piece_by_piece() -> None:

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know: ids, tokens, passwords, and what goes together. Most of the valid cases get them."""
+"""Hooks that put values which schemathesis cannot know into most valid cases: ids, tokens, passwords, combinations."""
 
 import json
 import os
@@ -8,17 +8,17 @@ from typing import Any
 import schemathesis
 
 KNOWN: dict[str, Any] = json.loads(os.environ["CONVERTRILO_KNOWN"])
-"""For an operation: `ids` that it can work with and use up, `query`, `body` to put in, and `without`, to leave out."""
+"""For each operation: `ids` for it to use up, `query` and `body` to put in, and `without`, the fields to leave out."""
 
 
 @schemathesis.hook
 def map_case(context: Any, case: Any) -> Any:
-    """Put what is known into three of four cases that are valid."""
+    """Put known values into three of four valid cases."""
     known = KNOWN.get(case.operation.definition.raw["operationId"])
     number = zlib.crc32(repr((case.path_parameters, case.query, case.headers, case.body)).encode(errors="replace"))
     if known is None or case.meta is None or not case.meta.generation.mode.is_positive or number % 4 == 0:
         return case
-    if case.meta.phase.name.value == "stateful":  # it goes on with what it has made itself
+    if case.meta.phase.name.value == "stateful":  # this phase uses the objects that it created itself
         return case
     one = known["ids"][number // 4 % len(known["ids"])] if "ids" in known else None
     if case.path_parameters and one:

@@ -1,4 +1,4 @@
-"""The books always balance, whatever is asked for in whatever order: a state machine over all operations."""
+"""The books balance after any sequence of requests: a state machine over all operations."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -14,7 +14,7 @@ from convertrilo.operations import OPERATIONS, Auth
 from convertrilo.sandbox import Sandbox, VirtualClock
 from convertrilo.sandbox.encoding.sample import SAMPLE_MP4
 
-GRANTED = 40  # so few that they run out
+GRANTED = 40  # few enough to run out
 SOURCE = "https://media.example/holiday.mov"
 KINDS = st.fixed_dictionaries(
     {"codec": st.sampled_from(["h264", "av1"]), "resolution": st.sampled_from(["480p", "2160p"]), "fps": st.just(30)}
@@ -25,16 +25,16 @@ LIVE = ("queued", "running")
 
 
 async def settle() -> None:
-    """Let the sandbox's own tasks go on until they wait for the clock."""
+    """Let the sandbox's own tasks run until they wait for the clock."""
     for _ in range(20):
         await asyncio.sleep(0)
 
 
 class Books(RuleBasedStateMachine):
-    """One account with few tokens, its jobs at every stage, encodes that take a minute, and answers that get lost."""
+    """One account with few tokens, jobs in every state, encodes of a minute, and lost responses."""
 
     asked: ClassVar[set[str]] = set()
-    """The operations that were asked for, in all runs together."""
+    """The operations that were requested, in all runs together."""
 
     jobs = Bundle("jobs")
     on_demand = Bundle("on_demand")
@@ -50,7 +50,7 @@ class Books(RuleBasedStateMachine):
         self.run(self._open())
 
     async def _open(self) -> None:
-        # One task enters and leaves the sandbox, as a task group wants it.
+        # One task enters and leaves the sandbox, as task groups require.
         ready, self.leave = asyncio.Event(), asyncio.Event()
 
         async def live() -> None:
@@ -85,7 +85,7 @@ class Books(RuleBasedStateMachine):
     def run(self, work: Coroutine[Any, Any, Any] | asyncio.Task[None]) -> Any:
         return self.loop.run_until_complete(work)
 
-    # ---- how a request is made
+    # ---- requests
 
     async def _ask(self, name: str, *, body: Any = None, key: str | None = None, **path: str) -> httpx.Response:
         row = OPERATIONS[name]
@@ -100,7 +100,7 @@ class Books(RuleBasedStateMachine):
         return await self.http.request(row.method, url, params=query, headers=headers, **content)
 
     def ask(self, name: str, **given: Any) -> Any:
-        """Return what an operation answers; a refusal, or an answer that gets lost, is None."""
+        """Return the response to an operation; None if it is refused or its response is lost."""
 
         async def ask() -> httpx.Response | None:
             try:
@@ -114,7 +114,7 @@ class Books(RuleBasedStateMachine):
         assert answer is None or answer.status_code < 500, answer.text
         return answer.json() if answer is not None and answer.is_success and answer.content else None
 
-    # ---- what happens
+    # ---- rules
 
     @rule(times=st.integers(1, 2))
     def lose_answers(self, times: int) -> None:
@@ -251,7 +251,7 @@ class Books(RuleBasedStateMachine):
     def revoke_a_key(self, key: str) -> None:
         self.ask("revokeApiKey", id=key)
 
-    # ---- what always holds
+    # ---- invariants
 
     @invariant()
     def the_books_balance(self) -> None:

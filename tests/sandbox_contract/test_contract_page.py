@@ -1,6 +1,6 @@
-"""How the API behaves beyond its schemas, sentence by sentence, in the order in which the contract tells it.
+"""The contract's rules beyond its schemas, in the order of the contract, and the tests that show them.
 
-Most sentences are shown where their part of the sandbox is tested; those are named here, and the others are below.
+Most rules are tested with their part of the sandbox. The table names those tests; the other rules are tested below.
 
 | the contract says | shown by |
 |---|---|

@@ -1,7 +1,7 @@
-"""schemathesis against a sandbox on a port, from our `openapi.yaml`: every operation, all checks, nothing found.
+"""schemathesis finds nothing in a sandbox on a port, with `openapi.yaml`, every operation and all checks.
 
-Its coverage phase tries every bound and every kind of violation, some 2,000 cases; beyond them it makes up 8 cases for
-each operation, or as many as `CONVERTRILO_CONTRACT_EXAMPLES` says.
+The coverage phase tries every bound and every kind of violation, about 2,000 cases. The fuzzing phase adds 8 cases per
+operation, or as many as `CONVERTRILO_CONTRACT_EXAMPLES` says.
 """
 
 import json
@@ -33,14 +33,14 @@ LISTING = (
 
 
 def everywhere(request: httpx.Request) -> httpx.Response:
-    """Answer for all hosts that a case may name: a video, a bucket with a video in it, a bucket to write to."""
+    """Respond for every host in a case: with a video, a bucket that has a video, or a bucket to write to."""
     if "list-type" in request.url.params:
         return httpx.Response(200, content=LISTING % len(SAMPLE_MP4), headers={"content-type": "application/xml"})
     return httpx.Response(200, content=SAMPLE_MP4, headers={"content-type": "video/mp4", "etag": '"1"'})
 
 
 class Known:
-    """Makes what the cases may name, and tells it to the hooks."""
+    """Creates the objects that cases may use, and passes them to the hooks."""
 
     def __init__(self, sandbox: Sandbox, http: httpx.Client) -> None:
         self.http = http
@@ -114,7 +114,7 @@ class Known:
 
 
 def schema(path: Path) -> None:
-    """Write `openapi.yaml` with what its text says in words: every operation may answer any error of that form."""
+    """Write `openapi.yaml` with a rule that it states only in prose: every operation may return any error."""
     document = yaml.safe_load((HERE.parents[1] / "openapi.yaml").read_text(encoding="utf-8"))
     error = {"schema": {"$ref": "#/components/schemas/ErrorResponse"}}
     for item in document["paths"].values():
@@ -134,11 +134,11 @@ api_key = {api_key}
 [auth.openapi.BearerAuth]
 bearer = {bearer}
 
-# What no schema can say: hosts, codecs and containers that go together, prices, sources that are there, Dropbox.
+# Rules that no schema can express: hosts, valid codecs for a container, prices, existing sources, Dropbox.
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", 400, 401, 402, 403, 404, 409, 410]
 
-# A wrong job of a batch is answered in its item, and the batch with 200.
+# A wrong job of a bulk request is reported in its item; the response is 200.
 [[operations]]
 include-operation-id = ["createJobsBulk", "bulkConfirm"]
 checks.negative_data_rejection.expected-statuses = ["2xx", "4xx"]

@@ -1,4 +1,4 @@
-"""The ASGI app: routes walked from the table of operations, authentication, keys, error answers, and faults."""
+"""The ASGI app: routes from the table of operations, authentication, idempotency keys, error responses and faults."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -18,18 +18,30 @@ from convertrilo.codec import to_wire
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import BulkCreateRequest
 from convertrilo.operations import OPERATIONS, Operation, Repeat
-from convertrilo.sandbox.api import accounts, bulk, folders, jobs, ondemand, replay, tokens, uploads, webhooks
-from convertrilo.sandbox.api.call import Call, Handler, Work, read_all, read_body
+from convertrilo.sandbox.api import (
+    accounts,
+    authentication,
+    bulk,
+    folders,
+    jobs,
+    ondemand,
+    replay,
+    storage,
+    tokens,
+    uploads,
+    webhooks,
+)
+from convertrilo.sandbox.api.backend import Backend
+from convertrilo.sandbox.api.call import ApiCall, Handler, Work, read_body
 from convertrilo.sandbox.api.limits import RateLimit
-from convertrilo.sandbox.api.service import Service
 from convertrilo.sandbox.state.faults import Fault, of_the_future
 from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request
 from convertrilo.sandbox.state.records import GET_OBJECT, PUT_OBJECT, RequestRecord
 from convertrilo.sandbox.state.store import Tx
-from convertrilo.sandbox.web import routes as web
+from convertrilo.sandbox.state.streams import read_stream
 
 ABORT = "convertrilo.abort"
-"""The ASGI extension that breaks the connection, given by our own servers; its argument says how."""
+"""The ASGI extension that breaks the connection, provided by the sandbox's servers; called with the kind of fault."""
 
 HANDLERS: Mapping[str, Handler] = {
     **accounts.HANDLERS,
@@ -46,24 +58,33 @@ _MAX_BODY = 64 * 1024**2
 _Record = Callable[[RequestRecord], None]
 
 
-def make_app(service: Service, record: _Record, further: Sequence[Route]) -> ASGIApp:
-    """Return the app; `record` is told of every request, and `further` are routes that are no operations."""
+def make_app(backend: Backend, record: _Record, other_routes: Sequence[Route]) -> ASGIApp:
+    """Return the ASGI app.
 
-    async def storage(scope: Scope, receive: Receive, send: Send) -> None:
-        response = await uploads.storage(service, Request(scope, receive))
+    Args:
+        backend: the sandbox behind the API.
+        record: called with every request.
+        other_routes: routes that are not operations of the contract.
+    """
+
+    async def answer_storage(scope: Scope, receive: Receive, send: Send) -> None:
+        response = await storage.answer(backend, Request(scope, receive))
         await response(scope, receive, send)
 
-    limit = RateLimit(service.rules, service.clock)
+    limit = RateLimit(backend.rules, backend.clock)
     rows = sorted(OPERATIONS.values(), key=_literal_first)
     routes = [
         *(
-            Route(row.path, _Observed(service, row.id, _Endpoint(service, row, limit), record), methods=[row.method])
+            Route(
+                row.path,
+                _Observed(backend, row.id, _OperationEndpoint(backend, row, limit), record),
+                methods=[row.method],
+            )
             for row in rows
         ),
-        Route("/storage/{key:path}", _Observed(service, PUT_OBJECT, storage, record), methods=["PUT"]),
-        Route("/storage/{key:path}", _Observed(service, GET_OBJECT, storage, record), methods=["GET"]),
-        *further,
-        *web.routes(service),
+        Route("/storage/{key:path}", _Observed(backend, PUT_OBJECT, answer_storage, record), methods=["PUT"]),
+        Route("/storage/{key:path}", _Observed(backend, GET_OBJECT, answer_storage, record), methods=["GET"]),
+        *other_routes,
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
@@ -84,25 +105,25 @@ def _no_route(request: Request, error: Exception) -> JSONResponse:
     return answer
 
 
-# ---- every request: what goes wrong on purpose, and what is written down
+# ---- every request: faults and records
 
 
 class _Observed:
-    """Records a request, and lets the fault strike that waits for it."""
+    """Records each request, and applies the fault planned for it."""
 
-    def __init__(self, service: Service, name: str, inner: ASGIApp, record: _Record) -> None:
-        self._service = service
+    def __init__(self, backend: Backend, name: str, inner: ASGIApp, record: _Record) -> None:
+        self._backend = backend
         self._name = name
         self._inner = inner
         self._record = record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        fault = self._service.faults.take(self._name)
+        fault = self._backend.faults.take(self._name)
         held: list[Message] = []
         cut = _cutting(send)
 
         async def watch(message: Message) -> None:
-            # Written down before it is sent, so that who has the answer finds the record.
+            # Recorded before sending, so that a client with a response finds the record.
             if message["type"] == "http.response.start":
                 self._record(self._recorded(scope, message["status"], fault))
             if fault is None or fault.kind == "status":
@@ -135,7 +156,7 @@ class _Observed:
             status=status,
             replayed=bool(scope.get("convertrilo.replayed")),
             fault=None if fault is None else fault.kind,
-            at=self._service.clock.time(),
+            at=self._backend.clock.time(),
         )
 
 
@@ -159,7 +180,7 @@ async def _send_later_version(answer: Sequence[Message], send: Send) -> None:
 
 
 def _cutting(send: Send) -> Send:
-    """Return what passes on the head of an answer and the first half of its body, in however many pieces that comes."""
+    """Return a `send` that passes on the head of a response and the first half of its body."""
     left = 0
 
     async def cut(message: Message) -> None:
@@ -183,25 +204,25 @@ async def _until_gone(receive: Receive) -> None:
 # ---- every operation
 
 
-class _Endpoint:
-    """Answers one operation: who asks, is it new, is it well formed, do it."""
+class _OperationEndpoint:
+    """Answers one operation: authenticate the caller, claim the idempotency key, validate, run the handler."""
 
-    def __init__(self, service: Service, operation: Operation[Any], limit: RateLimit) -> None:
-        self._service = service
+    def __init__(self, backend: Backend, operation: Operation[Any], limit: RateLimit) -> None:
+        self._backend = backend
         self._limit = limit
         self._operation = operation
         self._handler = HANDLERS[operation.id]
-        self._waits = inspect.iscoroutinefunction(self._handler)
+        self._is_async = inspect.iscoroutinefunction(self._handler)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        headers = {"x-request-id": self._service.request_id()}
+        headers = {"x-request-id": self._backend.request_id()}
         try:
             status, body = await self._answer(request, headers)
         except Problem as problem:
-            status, body = problem.status, canonical(problem.wire)  # it may repeat a number that orjson refuses
+            status, body = problem.status, canonical(problem.wire)  # a problem may repeat a number that orjson refuses
         except ClientDisconnect:
-            return  # in the middle of its request; nobody waits for an answer
+            return  # the client hung up during its request
         if body:
             headers["content-type"] = "application/json"
         if status != 204:
@@ -209,24 +230,24 @@ class _Endpoint:
         await _send(send, status, headers, body)
 
     async def _answer(self, request: Request, headers: dict[str, str]) -> tuple[int, bytes]:
-        operation, service = self._operation, self._service
-        raw = b"" if operation.body is bytes else await read_all(request, _MAX_BODY)
+        operation, backend = self._operation, self._backend
+        raw = b"" if operation.body is bytes else await read_stream(request.stream(), _MAX_BODY)
         key = request.headers.get("idempotency-key") if operation.repeat is Repeat.KEYED else None
 
-        def open_call(tx: Tx) -> tuple[accounts.Caller | None, replay.Claim | None]:
-            caller = accounts.authenticate(tx, operation, request.headers)
-            who = caller.account if caller is not None else f"from {request.client.host if request.client else ''}"
-            self._limit.count(who, headers)
+        def open_call(tx: Tx) -> tuple[authentication.Caller | None, replay.Claim | None]:
+            caller = authentication.authenticate(tx, operation, request.headers)
+            name = caller.account if caller is not None else f"from {request.client.host if request.client else ''}"
+            self._limit.count(name, headers)
             if key is None or caller is None:
                 return caller, None
-            return caller, replay.claim(tx, service.rules, caller, operation.id, key, raw)
+            return caller, replay.claim(tx, backend.rules, caller, operation.id, key, raw)
 
-        caller, claim = await service.store.transaction(open_call)
+        caller, claim = await backend.store.transaction(open_call)
         if claim is not None and claim.answer is not None:
             request.scope["convertrilo.replayed"] = True
             return claim.answer
-        call = Call(
-            service=service,
+        call = ApiCall(
+            backend=backend,
             operation=operation,
             origin=f"{request.url.scheme}://{request.url.netloc}",
             path=request.path_params,
@@ -244,9 +265,9 @@ class _Endpoint:
                     await self._close_claim(claim, error)
             raise
 
-    async def _perform(self, call: Call, raw: bytes, claim: replay.Claim | None) -> tuple[int, bytes]:
+    async def _perform(self, call: ApiCall, raw: bytes, claim: replay.Claim | None) -> tuple[int, bytes]:
         self._validate(call, raw)
-        work = await cast("Any", self._handler)(call) if self._waits else cast("Work", self._handler)
+        work = await cast("Any", self._handler)(call) if self._is_async else cast("Work", self._handler)
 
         def perform(tx: Tx) -> tuple[int, bytes]:
             model = work(call, tx)
@@ -255,22 +276,22 @@ class _Endpoint:
                 claim.keep(tx, self._operation.status, body)
             return self._operation.status, body
 
-        answer = await self._service.store.transaction(perform)
-        if call.afterwards is not None:
-            await call.afterwards()
+        answer = await self._backend.store.transaction(perform)
+        if call.after_commit is not None:
+            await call.after_commit()
         return answer
 
     async def _close_claim(self, claim: replay.Claim, error: BaseException) -> None:
         def close(tx: Tx) -> None:
-            if isinstance(error, Problem) and replay.is_remembered(self._service.rules, error.status):
+            if isinstance(error, Problem) and replay.is_remembered(self._backend.rules, error.status):
                 claim.keep(tx, error.status, canonical(error.wire))
             else:
                 claim.drop(tx)
 
-        await self._service.store.transaction(close)
+        await self._backend.store.transaction(close)
 
-    def _validate(self, call: Call, raw: bytes) -> None:
-        """Read the body as the operation's model, and see that the query is whole."""
+    def _validate(self, call: ApiCall, raw: bytes) -> None:
+        """Convert the body to the operation's model, and check that the query is complete."""
         operation = self._operation
         for name in operation.query:
             if name not in call.query:
@@ -283,13 +304,13 @@ class _Endpoint:
             return
         try:
             call.wire = loads(raw)
-            # json.loads takes half a surrogate pair, which neither the database nor an answer can carry.
+            # json.loads accepts lone surrogates, which neither the database nor a response can hold.
             dumps(call.wire)
         except (ValueError, TypeError, RecursionError):
             raise invalid_body([Issue("", "is not JSON")]) from None
         model = cast("type[Model]", operation.body)
         try:
-            # The jobs of a bulk are judged one by one, by its handler.
+            # The handler of a bulk request validates its jobs one by one.
             call.body = read_body(model, bulk.without_items(call.wire) if model is BulkCreateRequest else call.wire)
         except ValidationError as error:
             raise invalid_body(error.issues) from None

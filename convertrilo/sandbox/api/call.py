@@ -1,10 +1,7 @@
-"""One authenticated request on its way to the operation's handler, and what handlers share."""
-
-from __future__ import annotations
+"""One authenticated request on its way to its handler, and how its body becomes a model."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import attrs
 
@@ -12,26 +9,23 @@ from convertrilo._model import Model, field_specs
 from convertrilo.codec import from_request, to_wire, wire_name
 from convertrilo.errors import Issue
 from convertrilo.operations import Operation
-from convertrilo.sandbox.state.problem import invalid_body, invalid_request, not_found
-from convertrilo.sandbox.state.records import Job
+from convertrilo.sandbox.api.backend import Backend
+from convertrilo.sandbox.state import lifecycle
+from convertrilo.sandbox.state.problem import invalid_body, not_found
+from convertrilo.sandbox.state.records import Job, JobKind
 from convertrilo.sandbox.state.store import Tx
-
-if TYPE_CHECKING:
-    from starlette.requests import Request
-
-    from convertrilo.sandbox.api.service import Service
 
 M = TypeVar("M", bound=Model)
 
 
 @attrs.define(eq=False, kw_only=True)
-class Call:
-    """A request that may do what it asks for."""
+class ApiCall:
+    """A request whose caller is authenticated and authorized."""
 
-    service: Service
+    backend: Backend
     operation: Operation[Any]
     origin: str
-    """Scheme and host that the caller used: URLs in the answer begin with it."""
+    """The scheme and host that the caller used; URLs in the response begin with them."""
     path: Mapping[str, str]
     query: Mapping[str, str]
     idempotency_key: str | None
@@ -39,79 +33,85 @@ class Call:
     wire: Any = None
     """The body as parsed JSON."""
     chunks: Callable[[], AsyncGenerator[bytes]]
-    """The body of an upload, as it comes."""
+    """Streams the body of an upload."""
     account_id: str | None = None
     headers: dict[str, str] = attrs.field(factory=dict[str, str])
-    """Further headers of the answer."""
-    afterwards: Callable[[], Awaitable[object]] | None = None
-    """What is done once the work is committed."""
+    """Further headers of the response."""
+    after_commit: Callable[[], Awaitable[object]] | None = None
+    """Awaited after the transaction is committed."""
 
     @property
     def account(self) -> str:
-        """The id of the account that asks; public operations have none."""
+        """The id of the caller's account; public operations have none."""
         assert self.account_id is not None
         return self.account_id
 
     def body_as(self, cls: type[M]) -> M:
-        """Return the body as the operation's model; one that was left out is empty."""
+        """Return the body as the operation's model; an omitted body is an empty model."""
         if self.body is None:
             return cls()
         assert isinstance(self.body, cls)
         return self.body
 
     def job(self, tx: Tx, job_id: str | None = None) -> Job:
-        """Return the caller's job that the path, or an id, names; of another account or none it is not found."""
+        """Return the caller's job with an id, by default the id in the path.
+
+        Raises:
+            Problem: 404 `not_found`; also for a job of another account.
+        """
         found = tx.job(self.path["id"] if job_id is None else job_id)
         if found is None or found.account != self.account_id:
             raise not_found()
         return found
 
+    def new_job(
+        self,
+        tx: Tx,
+        kind: JobKind,
+        settings: Mapping[str, Any],
+        source_filename: str | None,
+        **fields: Unpack[lifecycle.JobFields],
+    ) -> Job:
+        """Return a new job of the caller, which `tx.add_job` stores."""
+        return lifecycle.new_job(
+            tx,
+            kind,
+            settings,
+            source_filename,
+            account=self.account_id,
+            idempotency_key=self.idempotency_key,
+            **fields,
+        )
 
-Work = Callable[[Call, Tx], Model | None]
-"""What an operation does inside one transaction, and answers."""
 
-Handler = Work | Callable[[Call], Awaitable[Work]]
-"""An operation's work, or, asynchronous, what must be waited for before: it returns the work."""
+Work = Callable[[ApiCall, Tx], Model | None]
+"""The part of an operation that runs in one transaction; returns the response body."""
+
+Handler = Work | Callable[[ApiCall], Awaitable[Work]]
+"""An operation's work; or an async function that first waits for something, such as an upload, and returns the work."""
 
 
 def refuse(issues: list[Issue]) -> None:
-    """Answer 400 `invalid_body` if there is anything wrong."""
+    """Raise 400 `invalid_body` if there are issues."""
     if issues:
         raise invalid_body(issues)
 
 
-async def read_all(request: Request, limit: int) -> bytes:
-    """Read the whole body of a request.
-
-    Raises:
-        Problem: it has more than `limit` bytes.
-    """
-    chunks: list[bytes] = []
-    size = 0
-    async with aclosing(request.stream()) as stream:
-        async for chunk in stream:
-            size += len(chunk)
-            if size > limit:
-                raise invalid_request(f"The body has more than {limit} bytes.")
-            chunks.append(chunk)
-    return b"".join(chunks)
-
-
 def read_body(model: type[M], wire: Any) -> M:
-    """Read a body, or one of the jobs in it, as its model.
+    """Convert a body, or one of the jobs in it, to its model.
 
     Raises:
-        ValidationError: the contract does not allow it.
-        Problem: the same, for a null.
+        ValidationError: the body violates the contract.
+        Problem: a field of the body is null.
     """
     body = from_request(model, wire)
     refuse(list(_nulls(model, wire, "")))
-    to_wire(body)  # raises for metadata that no answer and no event could repeat, because it is nested too deep
+    to_wire(body)  # raises for metadata that is nested too deep for responses and events
     return body
 
 
 def _nulls(model: type[Model], wire: dict[str, Any], path: str) -> Iterator[Issue]:
-    """Find the fields of a body that are null: clients may mean "not set" by that, the contract does not."""
+    """Find the fields of a body that are null. The contract does not say that null means "not set"."""
     for spec in field_specs(model):
         name = wire_name(spec.name)
         if name not in wire:

@@ -1,4 +1,4 @@
-"""Folder ingest: one on-demand job for each video under an S3 prefix or in a Google Drive folder."""
+"""The handler of folder ingest: one on-demand job per video under an S3 prefix or in a Google Drive folder."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -10,18 +10,19 @@ import attrs
 
 from convertrilo.errors import Issue
 from convertrilo.models import OnDemandFolderIngestItem, OnDemandFolderIngestRequest, OnDemandFolderIngestResponse
-from convertrilo.sandbox.api.call import Call, Handler, Work, refuse
+from convertrilo.sandbox.api.call import ApiCall, Handler, Work, refuse
 from convertrilo.sandbox.api.ondemand import OUTPUT_SECONDS, refuse_dropbox
-from convertrilo.sandbox.encoding.probe import MediaError
-from convertrilo.sandbox.outside.s3 import issues_of
+from convertrilo.sandbox.outside.s3 import place_issues
 from convertrilo.sandbox.outside.sources import duration_of
 from convertrilo.sandbox.state import lifecycle
-from convertrilo.sandbox.state.problem import Problem, invalid_request
+from convertrilo.sandbox.state.filenames import source_name
+from convertrilo.sandbox.state.problem import MediaError, Problem, invalid_request
+from convertrilo.sandbox.state.settings import settings_issues, settings_of
 from convertrilo.sandbox.state.store import Tx
 
 _MAX_FILES = 1_000
 _MAX_LISTED = 100_000
-"""How many objects are looked at in the search for videos."""
+"""The maximum number of objects examined in the search for videos."""
 _VIDEOS = frozenset(
     f".{extension}"
     for extension in (
@@ -33,20 +34,20 @@ _VIDEOS = frozenset(
 
 @attrs.frozen
 class _Video:
-    """One video of the folder: `name` as its owner sees it there, `source` as the place that its job reads."""
+    """One video in the folder: `name` is relative to the folder, `source` is the place that its job reads."""
 
     name: str
     size: int
     source: Mapping[str, Any] = attrs.field(repr=False)
 
 
-async def on_demand_ingest_folder(call: Call) -> Work:
-    """Answer `onDemandIngestFolder`: either every video found is queued, or none."""
+async def on_demand_ingest_folder(call: ApiCall) -> Work:
+    """Answer `onDemandIngestFolder`: queue all videos that were found, or none."""
     body = call.body_as(OnDemandFolderIngestRequest)
     refuse_dropbox(call, body.source_dropbox, body.output_dropbox)
-    settings = lifecycle.settings_of(call.wire, {"quality": "better"})
-    refuse([*lifecycle.misfits(settings), *_misplaced(call.wire)])
-    places = call.service.places
+    settings = settings_of(call.wire, {"quality": "better"})
+    refuse([*settings_issues(settings), *_location_issues(call.wire)])
+    places = call.backend.places
     if body.output_destination == "s3":
         await places.s3.check(call.wire["outputS3"])
     if body.output_destination == "google-drive":
@@ -56,15 +57,14 @@ async def on_demand_ingest_folder(call: Call) -> Work:
         raise Problem(404, "no_video_files_found", "No video files were found in the folder.")
     outputs = output_names([video.name for video in videos], settings["container"])
 
-    def work(call: Call, tx: Tx) -> OnDemandFolderIngestResponse:
+    def work(call: ApiCall, tx: Tx) -> OnDemandFolderIngestResponse:
         items: list[OnDemandFolderIngestItem] = []
         for video, output in zip(videos, outputs, strict=True):
-            job = lifecycle.new_job(
+            job = call.new_job(
                 tx,
-                call,
                 "ondemand",
                 settings,
-                lifecycle.filename_of(video.name, None),
+                source_name(video.name, None),
                 external_id=f"{body.external_id_prefix}:{video.name}" if body.external_id_prefix else None,
                 metadata=body.metadata,
                 source=video.source,
@@ -81,25 +81,25 @@ async def on_demand_ingest_folder(call: Call) -> Work:
     return work
 
 
-def _misplaced(wire: Mapping[str, Any]) -> list[Issue]:
-    """Return what is wrong with where the folder is and where its outputs shall go."""
+def _location_issues(wire: Mapping[str, Any]) -> list[Issue]:
+    """Return what is wrong with the source folder and the output destination."""
     issues: list[Issue] = []
     source, to = wire.get("sourceS3"), wire.get("outputDestination")
     if (source is None) == (wire.get("sourceGoogleDrive") is None):
-        issues.append(Issue("sourceS3", "is required, or sourceGoogleDrive is, and not both"))
+        issues.append(Issue("sourceS3", "is required unless sourceGoogleDrive is given; exactly one of them must be"))
     elif source is not None:
-        issues += issues_of(source, "sourceS3", needs_key=False)
+        issues += place_issues(source, "sourceS3", needs_key=False)
     if to == "s3" and wire.get("outputS3") is None:
         issues.append(Issue("outputS3", "is required with outputDestination s3"))
     elif to == "s3":
-        issues += issues_of(wire["outputS3"], "outputS3", needs_key=False)
+        issues += place_issues(wire["outputS3"], "outputS3", needs_key=False)
     if to == "google-drive" and wire.get("outputGoogleDrive") is None:
         issues.append(Issue("outputGoogleDrive", "is required with outputDestination google-drive"))
     return issues
 
 
-async def _videos(call: Call, limit: int) -> list[_Video]:
-    """List the folder up to so many videos."""
+async def _videos(call: ApiCall, limit: int) -> list[_Video]:
+    """Return the videos in the folder, at most `limit`."""
     wire = call.wire
     listed = (
         _in_bucket(call, {"forcePathStyle": True, **wire["sourceS3"]})
@@ -121,8 +121,8 @@ async def _videos(call: Call, limit: int) -> list[_Video]:
     return videos
 
 
-async def _in_bucket(call: Call, place: Mapping[str, Any]) -> AsyncGenerator[_Video]:
-    s3, prefix = call.service.places.s3, place.get("prefix") or ""
+async def _in_bucket(call: ApiCall, place: Mapping[str, Any]) -> AsyncGenerator[_Video]:
+    s3, prefix = call.backend.places.s3, place.get("prefix") or ""
     await s3.check(place)
     folder = "".join(prefix.rpartition("/")[:2])
     base = {name: value for name, value in place.items() if name != "prefix"}
@@ -131,15 +131,18 @@ async def _in_bucket(call: Call, place: Mapping[str, Any]) -> AsyncGenerator[_Vi
             yield _Video(each.key.removeprefix(folder), each.size, {**base, "key": each.key})
 
 
-async def _in_drive(call: Call, place: Mapping[str, Any]) -> AsyncGenerator[_Video]:
+async def _in_drive(call: ApiCall, place: Mapping[str, Any]) -> AsyncGenerator[_Video]:
     base = {name: value for name, value in place.items() if name != "folderId"}
-    async with aclosing(call.service.places.drive.files(place)) as files:
+    async with aclosing(call.backend.places.drive.files(place)) as files:
         async for each in files:
             yield _Video(each.name, each.size, {**base, "fileId": each.id})
 
 
 def output_names(names: Sequence[str], container: str) -> list[str]:
-    """Return a name for each output: its source's with the container's extension, added where two would be one."""
+    """Return a unique name per output.
+
+    The container's extension replaces the source's; it is appended instead if two outputs would have the same name.
+    """
     shorter = [f"{splitext(name)[0]}.{container}" for name in names]
     longer = [f"{name}.{container}" for name in names]
     times = Counter([*shorter, *longer])

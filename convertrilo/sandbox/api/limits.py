@@ -1,4 +1,4 @@
-"""The rate limit: so many requests a minute for each account, and what the answers' headers say of it."""
+"""The rate limit: requests per minute of each account, and the response headers about it."""
 
 import math
 from datetime import UTC, datetime
@@ -12,11 +12,11 @@ _MINUTE = 60
 
 
 class RateLimit:
-    """Counts requests in minutes of the clock.
+    """Counts requests per minute of the clock.
 
     Args:
-        rules: how many a minute has room for, and how a refusal says when to come again.
-        clock: what tells one minute from the next.
+        rules: the limit, and the form of `Retry-After`.
+        clock: tells the minutes.
     """
 
     def __init__(self, rules: Rules, clock: Clock) -> None:
@@ -25,8 +25,8 @@ class RateLimit:
         self._minute = 0
         self._counts: dict[str, int] = {}
 
-    def count(self, who: str, headers: dict[str, str]) -> None:
-        """Count a request, and write into the answer's headers how many more there may be.
+    def count(self, caller: str, headers: dict[str, str]) -> None:
+        """Count a request of a caller, and add the rate limit to the response headers.
 
         Raises:
             Problem: 429 `rate_limit_exceeded`.
@@ -38,7 +38,7 @@ class RateLimit:
         minute = int(now // _MINUTE)
         if minute != self._minute:
             self._minute, self._counts = minute, {}
-        count = self._counts[who] = self._counts.get(who, 0) + 1
+        count = self._counts[caller] = self._counts.get(caller, 0) + 1
         ends_at = (minute + 1) * _MINUTE
         seconds = str(math.ceil(ends_at - now))
         headers |= {"x-ratelimit-limit": str(limit), "x-ratelimit-remaining": str(max(0, limit - count))}

@@ -1,4 +1,4 @@
-"""On-demand jobs: encoded from an address in one request, priced with a multiplier, cancelled at any time."""
+"""Handlers of on-demand jobs: encoded from a URL in one request, priced with a multiplier, canceled at any time."""
 
 from collections.abc import Mapping
 
@@ -12,44 +12,45 @@ from convertrilo.models import (
     OnDemandPricing,
     OnDemandStatusResponse,
 )
-from convertrilo.sandbox.api import jobs, tokens
-from convertrilo.sandbox.api.accounts import from_time
-from convertrilo.sandbox.api.call import Call, Handler, Work, refuse
-from convertrilo.sandbox.outside.s3 import issues_of
-from convertrilo.sandbox.state import lifecycle
+from convertrilo.sandbox.api import jobs
+from convertrilo.sandbox.api.call import ApiCall, Handler, Work, refuse
+from convertrilo.sandbox.outside.s3 import place_issues
+from convertrilo.sandbox.state import books, lifecycle
+from convertrilo.sandbox.state.clock import to_datetime
+from convertrilo.sandbox.state.filenames import output_name, source_name
 from convertrilo.sandbox.state.problem import Problem, not_found
 from convertrilo.sandbox.state.records import SUCCESS, Job
+from convertrilo.sandbox.state.settings import settings_issues, settings_of
 from convertrilo.sandbox.state.store import Tx
 
 OUTPUT_SECONDS = 86_400
-"""For how long an on-demand job's output stays unless the job says otherwise."""
+"""The default lifetime of an on-demand job's output."""
 
 
-async def on_demand_encode(call: Call) -> Work:
-    """Answer `onDemandEncode`: the source is looked at, its tokens reserved, the job queued."""
+async def on_demand_encode(call: ApiCall) -> Work:
+    """Answer `onDemandEncode`: check the source, reserve the price, queue the job."""
     body = call.body_as(OnDemandEncodeRequest)
     refuse_dropbox(call, body.output_dropbox)
-    settings = lifecycle.settings_of(call.wire, {"quality": "better"})
+    settings = settings_of(call.wire, {"quality": "better"})
     s3, drive = call.wire.get("outputS3"), call.wire.get("outputGoogleDrive")
-    issues = lifecycle.misfits(settings)
+    issues = settings_issues(settings)
     if s3 is not None:
-        issues += issues_of(s3, "outputS3", needs_key=True)
+        issues += place_issues(s3, "outputS3", needs_key=True)
         if drive is not None:
             issues.append(Issue("outputGoogleDrive", "cannot be given together with outputS3"))
     refuse(issues)
-    places = call.service.places
+    places = call.backend.places
     if s3 is not None:
         await places.s3.check(s3)
     if drive is not None:
         await places.drive.check(drive)
     await places.web.check_url(body.source_url)
-    duration = await places.web.look(body.source_url)
-    filename = lifecycle.filename_of(None, body.source_url)
+    duration = await places.web.estimate_duration(body.source_url)
+    filename = source_name(None, body.source_url)
 
-    def work(call: Call, tx: Tx) -> OnDemandEncodeResponse:
-        job = lifecycle.new_job(
+    def work(call: ApiCall, tx: Tx) -> OnDemandEncodeResponse:
+        job = call.new_job(
             tx,
-            call,
             "ondemand",
             settings,
             filename,
@@ -60,16 +61,16 @@ async def on_demand_encode(call: Call) -> Work:
             high_priority=body.priority == "high",
             output_expiry=OUTPUT_SECONDS if body.output_expiry is None else body.output_expiry,
             webhook=body.webhook,
-            destination=s3 if drive is None else {"fileName": lifecycle.output_name(filename, settings), **drive},
+            destination=s3 if drive is None else {"fileName": output_name(filename, settings), **drive},
         )
         tx.add_job(job)
-        return _taken(call, lifecycle.queue(tx, job))
+        return _accepted(call, lifecycle.queue(tx, job))
 
     return work
 
 
-def _taken(call: Call, job: Job) -> OnDemandEncodeResponse:
-    base, factor = tokens.per_minute(job.settings), tokens.multiplier(high_priority=job.high_priority)
+def _accepted(call: ApiCall, job: Job) -> OnDemandEncodeResponse:
+    base, factor = books.per_minute(job.settings), books.multiplier(high_priority=job.high_priority)
     return OnDemandEncodeResponse(
         job_id=job.id,
         external_id=job.external_id,
@@ -77,7 +78,7 @@ def _taken(call: Call, job: Job) -> OnDemandEncodeResponse:
         source_filename=job.source_filename,
         output_filename=job.output_filename,
         status=job.status,
-        estimated_duration=round(tokens.NOMINAL_DURATION if job.duration is None else job.duration),
+        estimated_duration=round(books.NOMINAL_DURATION if job.duration is None else job.duration),
         pricing=OnDemandPricing(
             base_per_minute=base,
             on_demand_per_minute=base * factor,
@@ -90,7 +91,7 @@ def _taken(call: Call, job: Job) -> OnDemandEncodeResponse:
     )
 
 
-def on_demand_status(call: Call, tx: Tx) -> OnDemandStatusResponse:
+def on_demand_status(call: ApiCall, tx: Tx) -> OnDemandStatusResponse:
     """Answer `onDemandStatus`."""
     job = _job(call, tx)
     url = jobs.download_url(call, tx, job)
@@ -109,9 +110,9 @@ def on_demand_status(call: Call, tx: Tx) -> OnDemandStatusResponse:
         download_url=url,
         expires_in=expires_in,
         destination=_destination(job) if job.status == SUCCESS else None,
-        created_at=from_time(job.created_at),
-        started_at=from_time(job.started_at),
-        finished_at=from_time(job.finished_at),
+        created_at=to_datetime(job.created_at),
+        started_at=to_datetime(job.started_at),
+        finished_at=to_datetime(job.finished_at),
         failure_message=job.failure_message,
     )
 
@@ -125,8 +126,8 @@ def _destination(job: Job) -> OnDemandDestination:
     return OnDemandDestination(type="google-drive", folder_id=place["folderId"], file_name=place["fileName"])
 
 
-def on_demand_cancel(call: Call, tx: Tx) -> OnDemandCancelResponse:
-    """Answer `onDemandCancel`: a running encode ends too; a job that has ended stays as it is."""
+def on_demand_cancel(call: ApiCall, tx: Tx) -> OnDemandCancelResponse:
+    """Answer `onDemandCancel`: stop a running encode, too; a job that has ended is left unchanged."""
     job = _job(call, tx)
     if job.ended:
         return OnDemandCancelResponse(ok=True, released=0)
@@ -134,23 +135,23 @@ def on_demand_cancel(call: Call, tx: Tx) -> OnDemandCancelResponse:
     return OnDemandCancelResponse(ok=True, released=job.reserved)
 
 
-def _job(call: Call, tx: Tx) -> Job:
+def _job(call: ApiCall, tx: Tx) -> Job:
     job = call.job(tx, call.path["jobId"])
     if job.kind != "ondemand":
         raise not_found()
     return job
 
 
-def refuse_dropbox(call: Call, *places: Model | None) -> None:
-    """Refuse a request that names a place in Dropbox.
+def refuse_dropbox(call: ApiCall, *places: Model | None) -> None:
+    """Refuse a request with a source or destination in Dropbox.
 
     Raises:
-        Problem: 410 `deprecated_dropbox`, or 401 `dropbox_not_connected` by the rules.
+        Problem: 410 `deprecated_dropbox`, or 401 `dropbox_not_connected`, depending on the rules.
     """
     if any(place is not None for place in places):
-        if call.service.rules.dropbox == "not_connected":
-            raise Problem(401, "dropbox_not_connected", "There is no Dropbox connected to this account.")
-        raise Problem(410, "deprecated_dropbox", "Dropbox is no longer offered.")
+        if call.backend.rules.dropbox == "not_connected":
+            raise Problem(401, "dropbox_not_connected", "No Dropbox is connected to this account.")
+        raise Problem(410, "deprecated_dropbox", "Dropbox is no longer supported.")
 
 
 HANDLERS: Mapping[str, Handler] = {

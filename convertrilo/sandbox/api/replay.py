@@ -1,4 +1,4 @@
-"""Idempotency keys on the server's side: claimed before the work, answered in the same transaction as the work."""
+"""Idempotency keys on the server: claimed before the work, and stored with the response in the work's transaction."""
 
 import hashlib
 import json
@@ -8,46 +8,49 @@ from typing import Any, cast
 import attrs
 
 from convertrilo._json import loads
-from convertrilo.sandbox.api.accounts import Caller
+from convertrilo.sandbox.api.authentication import Caller
 from convertrilo.sandbox.state.problem import Problem, invalid_request
 from convertrilo.sandbox.state.records import CREDENTIALS
 from convertrilo.sandbox.state.rules import Rules
 from convertrilo.sandbox.state.store import Tx
 
 _MAX_LENGTH = 255
-_PASSING = frozenset({401, 402, 403, 409, 429})
-"""Errors that say something of the moment or the caller rather than of the request: never remembered."""
+_NEVER_REMEMBERED = frozenset({401, 402, 403, 409, 429})
+"""Errors that depend on the moment or the caller rather than on the request."""
 
 
 @attrs.frozen
 class Claim:
-    """A key that is taken for a request; `answer` is there if the key remembers one."""
+    """The idempotency key of a request, claimed for it.
+
+    `answer` is the remembered status and body; None if this request is the first with the key.
+    """
 
     scope: str
     key: str
     answer: tuple[int, bytes] | None = None
 
     def keep(self, tx: Tx, status: int, body: bytes) -> None:
-        """Remember the answer, in the transaction of the work."""
+        """Remember the response; call this in the transaction of the work."""
         tx.run(
             "UPDATE answers SET status = ?, body = ? WHERE scope = ? AND key = ? AND status IS NULL",
             *(status, body, self.scope, self.key),
         )
 
     def drop(self, tx: Tx) -> None:
-        """Forget the key, unless the work was done after all."""
+        """Forget the key, unless the work was committed."""
         tx.run("DELETE FROM answers WHERE scope = ? AND key = ? AND status IS NULL", self.scope, self.key)
 
 
 def claim(tx: Tx, rules: Rules, caller: Caller, operation: str, key: str, body: bytes) -> Claim:
-    """Take a key for a request, or find what it remembers.
+    """Claim an idempotency key for a request, or find its remembered response.
 
     Raises:
-        Problem: 409 `idempotency_conflict` for a key of another body, `idempotency_in_progress` while its first request
-            runs, 400 for a key that is none.
+        Problem: 409 `idempotency_conflict` if the key was used with another request, 409 `idempotency_in_progress`
+            while its first request runs, 400 if the key is empty or too long.
     """
     if not 1 <= len(key) <= _MAX_LENGTH:
-        raise invalid_request(f"An Idempotency-Key has 1 to {_MAX_LENGTH} characters, not {len(key)}.")
+        raise invalid_request(f"An Idempotency-Key must have 1 to {_MAX_LENGTH} characters, not {len(key)}.")
     scope = caller.account if rules.key_scope == "account" else (caller.api_key or caller.account)
     fingerprint = _fingerprint(rules, operation, body)
     found = tx.row("SELECT fingerprint, claimed_at, status, body FROM answers WHERE scope = ? AND key = ?", scope, key)
@@ -72,12 +75,12 @@ def claim(tx: Tx, rules: Rules, caller: Caller, operation: str, key: str, body: 
 
 
 def is_remembered(rules: Rules, status: int) -> bool:
-    """Whether an error with that status is kept as its key's answer."""
-    return rules.replay_errors and 400 <= status < 500 and status not in _PASSING
+    """Return whether an error response with this status is remembered."""
+    return rules.replay_errors and 400 <= status < 500 and status not in _NEVER_REMEMBERED
 
 
 def forget_unfinished(tx: Tx) -> None:
-    """Drop the keys whose requests a crash has ended: their work was not committed."""
+    """Forget the keys whose requests were interrupted by a crash: their work was not committed."""
     tx.run("DELETE FROM answers WHERE status IS NULL")
 
 
@@ -88,7 +91,7 @@ def _fingerprint(rules: Rules, operation: str, body: bytes) -> bytes:
             value = value if rules.compare_credentials else _without_credentials(value)
             body = json.dumps(value, sort_keys=True).encode()
         except (ValueError, RecursionError):
-            pass  # such a body is refused anyway
+            pass  # the body is invalid and will be refused
     return hashlib.sha256(operation.encode() + b"\0" + body).digest()
 
 

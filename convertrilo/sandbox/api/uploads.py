@@ -1,141 +1,65 @@
-"""Bytes in and out: presigned uploads and downloads, and uploads in parts."""
+"""Handlers of uploads in parts, and the checks that they share with presigned uploads."""
 
-import mimetypes
 from collections.abc import Awaitable, Callable, Mapping
 
 import anyio.to_thread
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, JSONResponse, Response
 
 from convertrilo.errors import Issue
 from convertrilo.models import StreamFinalizeRequest, StreamInitResponse
-from convertrilo.sandbox.api.call import Call, Handler, Work
-from convertrilo.sandbox.api.service import Service
-from convertrilo.sandbox.state import lifecycle
-from convertrilo.sandbox.state.files import write_stream
-from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request, not_found
-from convertrilo.sandbox.state.records import CREATED, INSTANT, SUCCESS, Job
+from convertrilo.sandbox.api.call import ApiCall, Handler, Work
+from convertrilo.sandbox.state.problem import Problem, invalid_body, invalid_request
+from convertrilo.sandbox.state.records import CREATED, Job
 from convertrilo.sandbox.state.store import Tx
+from convertrilo.sandbox.state.streams import write_stream
 
 _MAX_PARTS = 10_000
-_CREDENTIALS = ("authorization", "x-api-key")
 
 
-# ---- presigned URLs
-
-
-async def storage(service: Service, request: Request) -> Response:
-    """Answer a request to a presigned URL: PUT a source, GET an output."""
-    try:
-        return await _storage(service, request)
-    except Problem as problem:
-        return JSONResponse(problem.wire, problem.status)
-
-
-async def _storage(service: Service, request: Request) -> Response:
-    key, query = request.path_params["key"], request.query_params
-    method = "PUT" if request.method == "PUT" else "GET"
-    # S3 refuses a second authentication too; here it shows a client that hands its credentials to a storage host.
-    if any(name in request.headers for name in _CREDENTIALS):
-        raise invalid_request("A presigned URL takes no API credentials.")
-    if not service.is_signed(method, key, query.get("expires", ""), query.get("signature", "")):
-        raise Problem(403, "forbidden", "The signature of the URL is not valid, or has expired.")
-    job = await service.store.transaction(lambda tx: tx.job(key.split("/")[1]))
-    if job is None:
-        raise not_found("object")
-    return await _put(service, request, job) if method == "PUT" else _get(service, job)
-
-
-async def _put(service: Service, request: Request, job: Job) -> Response:
-    _check_open(job)
-    files, arrived = service.files, service.files.arrival()
-    try:
-        written = await write_stream(request.stream(), arrived, limit=service.rules.max_source_bytes)
-    except ClientDisconnect:
-        return Response(status_code=400)  # nobody reads it
-
-    def work(tx: Tx) -> None:
-        with files.moving(arrived, files.source(job.id)):
-            now = tx.job(job.id)
-            assert now is not None
-            _source_is_there(tx, now)
-
-    await service.store.transaction(work)
-    return Response(headers={"etag": f'"{written.etag}"'})
-
-
-def _get(service: Service, job: Job) -> Response:
-    if job.status != SUCCESS or lifecycle.output_gone(job, service.clock.time()):
-        raise lifecycle.no_output()
-    path = service.worker.sample() if job.encoder == INSTANT else service.files.output(job.id)
-    if not path.exists():
-        raise lifecycle.no_output()
-    name = job.output_filename or f"output.{job.settings['container']}"
-    media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
-    return FileResponse(path, headers={"etag": f'"{job.id}"'}, filename=name, media_type=media_type)
-
-
-def _check_open(job: Job) -> None:
-    if job.kind != "upload":
-        raise invalid_request("The job names its source, and takes no upload.")
-    if job.status != CREATED:
-        raise invalid_request(f"The job is {job.status} already, and takes no source any more.")
-
-
-def _source_is_there(tx: Tx, job: Job) -> None:
-    """Note that a job has a new source, which nobody has measured, unless it has gone on without it meanwhile."""
-    _check_open(job)
-    tx.change_job(job, uploaded=True, duration=None)
-
-
-# ---- uploads in parts
-
-
-def init_stream(call: Call, tx: Tx) -> StreamInitResponse:
-    """Answer `initStream`: an upload that is open already goes on."""
+def init_stream(call: ApiCall, tx: Tx) -> StreamInitResponse:
+    """Answer `initStream`; an open upload is continued."""
     job = call.job(tx)
-    _check_open(job)
+    check_open(job)
     tx.run("INSERT OR IGNORE INTO uploads VALUES (?, ?)", job.id, tx.ids.uuid())
     row = tx.row("SELECT id FROM uploads WHERE job = ?", job.id)
     assert row is not None
     return StreamInitResponse(ok=True, upload_id=row[0], input_key=job.input_key)
 
 
-def _upload(call: Call, tx: Tx) -> Job:
+def _upload(call: ApiCall, tx: Tx) -> Job:
     job = call.job(tx)
-    _check_open(job)
+    check_open(job)
     if tx.row("SELECT 1 FROM uploads WHERE job = ?", job.id) is None:
-        raise _not_begun()
+        raise _no_open_upload()
     return job
 
 
-def _not_begun() -> Problem:
+def _no_open_upload() -> Problem:
     return invalid_request("No upload in parts is open for this job.")
 
 
-async def upload_chunk(call: Call) -> Work:
-    """Answer `uploadChunk`; the answer's ETag goes into `finalizeStream`."""
+async def upload_chunk(call: ApiCall) -> Work:
+    """Answer `uploadChunk`; the ETag in the response goes into `finalizeStream`."""
     index = call.path["index"]
     number = int(index) if index.isascii() and index.isdigit() and len(index) < 6 else 0
     if not 1 <= number <= _MAX_PARTS:
-        raise invalid_request(f"The number of a part is from 1 to {_MAX_PARTS}, not {index}.")
-    service, files = call.service, call.service.files
-    job, arrived = await service.store.transaction(lambda tx: _upload(call, tx)), files.arrival()
-    written = await write_stream(call.chunks(), arrived, limit=service.rules.max_source_bytes)
+        raise invalid_request(f"A part number must be from 1 to {_MAX_PARTS}, not {index}.")
+    backend, files = call.backend, call.backend.files
+    job, received = await backend.store.transaction(lambda tx: _upload(call, tx)), files.arrival()
+    written = await write_stream(call.chunks(), received, limit=backend.rules.max_source_bytes)
     call.headers["etag"] = f'"{written.etag}"'
 
-    def work(call: Call, tx: Tx) -> None:
-        with files.moving(arrived, files.part(job.id, number)):
+    def work(call: ApiCall, tx: Tx) -> None:
+        with files.moving(received, files.part(job.id, number)):
             _upload(call, tx)
             tx.run("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?)", job.id, number, written.etag, written.size)
 
     return work
 
 
-async def finalize_stream(call: Call) -> Work:
-    """Answer `finalizeStream`: the parts that the body lists, or all, become the source."""
+async def finalize_stream(call: ApiCall) -> Work:
+    """Answer `finalizeStream`: the parts listed in the body, or all parts, become the source."""
     body = call.body_as(StreamFinalizeRequest)
-    service, files = call.service, call.service.files
+    backend, files = call.backend, call.backend.files
 
     def find(tx: Tx) -> tuple[Job, list[int]]:
         job = _upload(call, tx)
@@ -143,18 +67,18 @@ async def finalize_stream(call: Call) -> Work:
         _check_parts(body, stored)
         return job, sorted(stored if body.parts is None else {part.part_number or 0 for part in body.parts})
 
-    (job, numbers), arrived = await service.store.transaction(find), files.arrival()
+    (job, numbers), received = await backend.store.transaction(find), files.arrival()
     try:
-        await files.join_parts(job.id, numbers, arrived)
+        await files.join_parts(job.id, numbers, received)
     except FileNotFoundError:  # finalized or aborted by another request in the meantime
-        raise _not_begun() from None
-    call.afterwards = _drop_parts(call, job)
+        raise _no_open_upload() from None
+    call.after_commit = _drop_parts(call, job)
 
-    def work(call: Call, tx: Tx) -> None:
-        with files.moving(arrived, files.source(job.id)):
+    def work(call: ApiCall, tx: Tx) -> None:
+        with files.moving(received, files.source(job.id)):
             now = _upload(call, tx)
             _close(tx, now)
-            _source_is_there(tx, now)
+            mark_uploaded(tx, now)
 
     return work
 
@@ -178,20 +102,38 @@ def _check_parts(body: StreamFinalizeRequest, stored: Mapping[int, str]) -> None
         raise invalid_request(f"Part {missing[0]} is missing.")
 
 
-async def abort_stream(call: Call) -> Work:
-    """Answer `abortStream`: without an open upload there is nothing to do."""
-    job = await call.service.store.transaction(call.job)
-    call.afterwards = _drop_parts(call, job)
+async def abort_stream(call: ApiCall) -> Work:
+    """Answer `abortStream`; without an open upload, nothing happens."""
+    job = await call.backend.store.transaction(call.job)
+    call.after_commit = _drop_parts(call, job)
     return lambda _call, tx: _close(tx, job)
 
 
-def _drop_parts(call: Call, job: Job) -> Callable[[], Awaitable[None]]:
-    return lambda: anyio.to_thread.run_sync(call.service.files.drop_parts, job.id)
+def _drop_parts(call: ApiCall, job: Job) -> Callable[[], Awaitable[None]]:
+    return lambda: anyio.to_thread.run_sync(call.backend.files.drop_parts, job.id)
 
 
 def _close(tx: Tx, job: Job) -> None:
     tx.run("DELETE FROM uploads WHERE job = ?", job.id)
     tx.run("DELETE FROM parts WHERE job = ?", job.id)
+
+
+def check_open(job: Job) -> None:
+    """Check that a job waits for an upload.
+
+    Raises:
+        Problem: 400 if the job does not take a source, or no longer takes one.
+    """
+    if job.kind != "upload":
+        raise invalid_request("The job has a source already; nothing can be uploaded.")
+    if job.status != CREATED:
+        raise invalid_request(f"The job is {job.status} already; only a created job takes a source.")
+
+
+def mark_uploaded(tx: Tx, job: Job) -> None:
+    """Record that a job has a new source of unknown duration, if the job still waits for one."""
+    check_open(job)
+    tx.change_job(job, uploaded=True, duration=None)
 
 
 HANDLERS: Mapping[str, Handler] = {

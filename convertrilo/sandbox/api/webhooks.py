@@ -1,4 +1,4 @@
-"""Webhook subscriptions: made, changed, tested, and how their deliveries fared."""
+"""Handlers of webhook subscriptions: create, change, delete, test, and list deliveries."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +12,9 @@ from convertrilo.models import (
     WebhookResponse,
     WebhookUpdateRequest,
 )
-from convertrilo.sandbox.api.accounts import from_time
-from convertrilo.sandbox.api.call import Call, Handler
-from convertrilo.sandbox.outside import deliveries
+from convertrilo.sandbox.api.call import ApiCall, Handler
+from convertrilo.sandbox.state import outbox
+from convertrilo.sandbox.state.clock import timestamp, to_datetime
 from convertrilo.sandbox.state.problem import Problem
 from convertrilo.sandbox.state.store import Tx
 
@@ -23,18 +23,18 @@ _LISTED = 50
 _COLUMNS = "id, url, events, is_active, failure_count, last_triggered_at, last_failed_at, created_at"
 
 
-def get_webhooks(call: Call, tx: Tx) -> WebhookListResponse:
+def get_webhooks(call: ApiCall, tx: Tx) -> WebhookListResponse:
     """Answer `getWebhooks`."""
     rows = tx.rows(f"SELECT {_COLUMNS} FROM webhooks WHERE account = ? ORDER BY n", call.account)  # noqa: S608 - names
     return WebhookListResponse(webhooks=[_webhook(row) for row in rows])
 
 
-def create_webhook(call: Call, tx: Tx) -> WebhookResponse:
-    """Answer `createWebhook`; this answer alone holds the secret."""
+def create_webhook(call: ApiCall, tx: Tx) -> WebhookResponse:
+    """Answer `createWebhook`; only this response contains the secret."""
     body = call.body_as(WebhookCreateRequest)
     _check_url(body.url)
     count = tx.row("SELECT count(*) FROM webhooks WHERE account = ?", call.account)
-    limit = call.service.rules.max_webhooks
+    limit = call.backend.rules.max_webhooks
     if count is not None and count[0] >= limit:
         raise Problem(400, "webhook_limit_exceeded", f"An account has at most {limit} webhooks.")
     webhook, secret = tx.ids.uuid(), f"whsec_{tx.ids.secret()}"
@@ -48,12 +48,12 @@ def create_webhook(call: Call, tx: Tx) -> WebhookResponse:
     return _webhook(row, secret)
 
 
-def update_webhook(call: Call, tx: Tx) -> WebhookResponse:
-    """Answer `updateWebhook`; switched off, a webhook is sent nothing more; on again, its failures are forgotten."""
+def update_webhook(call: ApiCall, tx: Tx) -> WebhookResponse:
+    """Answer `updateWebhook`: switching off drops waiting deliveries, switching on resets the failure count."""
     body = call.body_as(WebhookUpdateRequest)
     webhook = _find(call, tx, call.path["id"])
     if body.url is None and body.events is None and body.is_active is None:
-        raise Problem(400, "no_updates_provided", "The body changes nothing.")
+        raise Problem(400, "no_updates_provided", "The body contains no changes.")
     if body.url is not None:
         _check_url(body.url)
         tx.run("UPDATE webhooks SET url = ? WHERE id = ?", body.url, webhook.id)
@@ -62,31 +62,31 @@ def update_webhook(call: Call, tx: Tx) -> WebhookResponse:
     if body.is_active is not None:
         tx.run("UPDATE webhooks SET is_active = ? WHERE id = ?", body.is_active, webhook.id)
         if not body.is_active:
-            deliveries.drop_waiting(tx, call.path["id"])
+            outbox.drop_waiting(tx, call.path["id"])
     if body.is_active and not webhook.is_active:
         tx.run("UPDATE webhooks SET failure_count = 0 WHERE id = ?", webhook.id)
     return _find(call, tx, call.path["id"])
 
 
-def delete_webhook(call: Call, tx: Tx) -> None:
+def delete_webhook(call: ApiCall, tx: Tx) -> None:
     """Answer `deleteWebhook`."""
     webhook = _find(call, tx, call.path["id"])
     tx.run("DELETE FROM deliveries WHERE webhook = ?", webhook.id)
     tx.run("DELETE FROM webhooks WHERE id = ?", webhook.id)
 
 
-def test_webhook(call: Call, tx: Tx) -> None:
-    """Answer `testWebhook`: the event is delivered like any other."""
+def test_webhook(call: ApiCall, tx: Tx) -> None:
+    """Answer `testWebhook`: the test event is delivered like any other."""
     webhook = _find(call, tx, call.path["id"])
     assert webhook.id is not None
     assert webhook.url is not None
     data = {"webhookId": webhook.id, "userId": call.account}
-    body = dumps({"event": "webhook.test", "timestamp": deliveries.timestamp(tx.now), "data": data})
-    deliveries.ask(tx, webhook.id, webhook.url, "webhook.test", None, body, tx.now)
+    body = dumps({"event": "webhook.test", "timestamp": timestamp(tx.now), "data": data})
+    outbox.add(tx, webhook.id, webhook.url, "webhook.test", None, body, tx.now)
 
 
-def get_webhook_deliveries(call: Call, tx: Tx) -> WebhookDeliveryListResponse:
-    """Answer `getWebhookDeliveries`: the last attempts, the newest first."""
+def get_webhook_deliveries(call: ApiCall, tx: Tx) -> WebhookDeliveryListResponse:
+    """Answer `getWebhookDeliveries`: the latest attempts, newest first."""
     webhook = _find(call, tx, call.path["id"])
     rows = tx.rows(
         "SELECT id, webhook, event, job, status, status_code, duration_ms, response_body, error, attempt,"
@@ -115,13 +115,13 @@ def _delivery(row: tuple[Any, ...]) -> WebhookDeliveryResponse:
         response_body=response_body,
         error=error,
         attempt=attempt,
-        next_retry_at=from_time(next_retry_at),
-        retried_at=from_time(retried_at),
-        created_at=from_time(created_at),
+        next_retry_at=to_datetime(next_retry_at),
+        retried_at=to_datetime(retried_at),
+        created_at=to_datetime(created_at),
     )
 
 
-def _find(call: Call, tx: Tx, webhook: str) -> WebhookResponse:
+def _find(call: ApiCall, tx: Tx, webhook: str) -> WebhookResponse:
     row = tx.row(f"SELECT {_COLUMNS} FROM webhooks WHERE id = ? AND account = ?", webhook, call.account)  # noqa: S608 - names
     if row is None:
         raise Problem(404, "webhook_not_found", "There is no such webhook in this account.")
@@ -137,15 +137,15 @@ def _webhook(row: tuple[Any, ...], secret: str | None = None) -> WebhookResponse
         secret=secret,
         is_active=bool(is_active),
         failure_count=failure_count,
-        last_triggered_at=from_time(last_triggered_at),
-        last_failed_at=from_time(last_failed_at),
-        created_at=from_time(created_at),
+        last_triggered_at=to_datetime(last_triggered_at),
+        last_failed_at=to_datetime(last_failed_at),
+        created_at=to_datetime(created_at),
     )
 
 
 def _check_url(url: str) -> None:
     if not url.lower().startswith(("http://", "https://")):
-        raise Problem(400, "invalid_url", "A webhook's URL is http or https.")
+        raise Problem(400, "invalid_url", "A webhook URL must be http or https.")
 
 
 HANDLERS: Mapping[str, Handler] = {

@@ -1,1 +1,1 @@
-"""The sandbox's encoder: probing, ffmpeg, VMAF, and the worker that runs them."""
+"""The sandbox's encoding: ffmpeg, probing, VMAF, the encode of one job, and the queue of jobs."""

@@ -1,4 +1,4 @@
-"""Encode a video with the ffmpeg of the imageio-ffmpeg wheel, all of it or nothing."""
+"""Encode a video with the ffmpeg of the imageio-ffmpeg wheel; the output appears complete or not at all."""
 
 import os
 import re
@@ -8,14 +8,15 @@ from pathlib import Path
 
 import attrs
 
-from convertrilo.sandbox.encoding.probe import Finished, MediaError, MediaInfo, executable, probe, reading, run
-
-__all__ = ["EncodeSettings", "MediaError", "MediaInfo", "encode", "encoder_for", "probe", "unsupported"]
+from convertrilo.sandbox.encoding.probe import MediaInfo, probe
+from convertrilo.sandbox.encoding.process import Finished, executable, input_arguments, run
+from convertrilo.sandbox.state.problem import MediaError
+from convertrilo.sandbox.state.settings import unsupported
 
 
 @attrs.frozen
 class EncodeSettings:
-    """What an output shall be, in the API's own words; `output_size` says what a resolution means."""
+    """The settings of an encode, in the API's values; `output_size` defines what a resolution means."""
 
     codec: str
     resolution: str
@@ -28,98 +29,85 @@ class EncodeSettings:
 
 
 @attrs.frozen
-class _Encoder:
-    """How one of ffmpeg's encoders is told the same things as the others."""
+class _EncoderOptions:
+    """How the API's settings translate to one of ffmpeg's encoders."""
 
     speed: dict[str, tuple[str, ...]]
-    """Arguments for each preset."""
+    """The arguments for each preset."""
     crf: dict[str, int]
-    """Constant rate factor for each quality: lower is better, each encoder has its own scale."""
+    """The constant rate factor for each quality: lower is better, and each encoder has its own scale."""
     bits: float
-    """Bits that the codec needs for what takes h264 one."""
-    worst: float = 51
-    """The highest rate factor."""
-    step: float = 0.5
-    """How finely rate factors are told apart."""
+    """The bits that the codec needs, relative to h264."""
+    highest_crf: float = 51
+    crf_step: float = 0.5
+    """The smallest difference between two rate factors."""
     two_pass: bool = True
 
 
-# Measured on two cores: a second of 720p takes about half a second with fast, one to four with slow; libaom is slower.
+# On two cores, a second of 720p takes about half a second with fast, and one to four with slow; libaom is slower.
 _ENCODERS = {
-    "libx264": _Encoder(
+    "libx264": _EncoderOptions(
         speed={"fast": ("-preset", "veryfast"), "standard": ("-preset", "medium"), "slow": ("-preset", "slow")},
         crf={"good": 26, "better": 23, "best": 19},
         bits=1.0,
     ),
-    "libx265": _Encoder(
+    "libx265": _EncoderOptions(
         speed={"fast": ("-preset", "superfast"), "standard": ("-preset", "fast"), "slow": ("-preset", "slow")},
         crf={"good": 29, "better": 26, "best": 22},
         bits=0.6,
     ),
-    "libsvtav1": _Encoder(
+    "libsvtav1": _EncoderOptions(
         speed={"fast": ("-preset", "9"), "standard": ("-preset", "7"), "slow": ("-preset", "4")},
         crf={"good": 40, "better": 34, "best": 26},
         bits=0.5,
-        worst=63,
-        step=1,
+        highest_crf=63,
+        crf_step=1,
         two_pass=False,  # ffmpeg 9.0.2 crashes on -pass 1 with it
     ),
-    "libaom-av1": _Encoder(
+    "libaom-av1": _EncoderOptions(
         speed={"fast": ("-cpu-used", "8"), "standard": ("-cpu-used", "6"), "slow": ("-cpu-used", "4")},
         crf={"good": 38, "better": 32, "best": 24},
         bits=0.5,
-        worst=63,
-        step=1,
+        highest_crf=63,
+        crf_step=1,
     ),
 }
 _ENCODERS_OF = {"h264": ("libx264",), "h265": ("libx265",), "av1": ("libsvtav1", "libaom-av1")}
-_CODECS_OF = {
-    "mp4": ("h264", "h265", "av1"),
-    "mkv": ("h264", "h265", "av1"),
-    "webm": ("av1",),
-    "mov": ("h264", "h265"),
-}
 _MUXERS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm", "mov": "mov"}
 _AUDIO_ENCODERS_OF = {"mp4": ("aac",), "mkv": ("aac",), "webm": ("libopus", "libvorbis"), "mov": ("aac",)}
 _AUDIO_BITRATE = {"low": "96k", "medium": "128k", "high": "192k"}
 
-# The tier is a ceiling, in h264 bits for each pixel shown: medium allows 6 Mbit/s for 1080p at 30 frames a second.
-# With one pass quality is a constant rate factor below that ceiling, with two the share of it that is aimed at.
+# A tier is a bitrate ceiling, in h264 bits per pixel: medium allows 6 Mbit/s for 1080p at 30 frames per second.
+# With one pass, quality is a constant rate factor below the ceiling. With two passes, it is a share of the ceiling.
 _CEILING = {"low": 0.05, "medium": 0.1, "high": 0.2}
 _SHARE = {"good": 0.4, "better": 0.6, "best": 0.8}
-_LEAST_BITRATE = 100_000
+_MIN_BITRATE = 100_000
 
 _TRUNCATED = ("File ended prematurely", "partial file")
 
 _available: dict[str, frozenset[str]] = {}
 
 
-def unsupported(codec: str, container: str) -> str | None:
-    """Return why `container` cannot carry `codec`, None if it can; both in the API's words."""
-    codecs = _CODECS_OF[container]
-    return None if codec in codecs else f"{container} cannot carry {codec}; it carries {', '.join(codecs)}"
-
-
 async def available_encoders() -> frozenset[str]:
-    """Return the names of ffmpeg's encoders, asked once for each executable."""
+    """Return the names of ffmpeg's encoders; each executable is asked once."""
     path = await executable()
     if path not in _available:
         lines: list[str] = []
 
-        async def keep(line: str) -> None:
+        async def collect(line: str) -> None:
             lines.append(line)
 
-        await run("-loglevel", "error", "-encoders", on_line=keep)
+        await run("-loglevel", "error", "-encoders", on_line=collect)
         matches = (re.match(r"[VA]\S{5} (\S+)", line) for line in lines)
         _available[path] = frozenset(found[1] for found in matches if found)
     return _available[path]
 
 
 def choose_encoder(codec: str, passes: int, available: Collection[str]) -> str:
-    """Return the best of the `available` encoders for `codec` that can do `passes`.
+    """Return the best of the `available` encoders for `codec` that supports `passes`.
 
     Raises:
-        MediaError: there is none.
+        MediaError: there is no such encoder.
 
     """
     for name in _ENCODERS_OF[codec]:
@@ -129,16 +117,16 @@ def choose_encoder(codec: str, passes: int, available: Collection[str]) -> str:
 
 
 async def encoder_for(settings: EncodeSettings) -> str:
-    """Return ffmpeg's name of the encoder that `settings` would be encoded with here, such as `libsvtav1`."""
+    """Return ffmpeg's name of the encoder that `settings` select on this machine, such as `libsvtav1`."""
     return choose_encoder(settings.codec, settings.passes, await available_encoders())
 
 
 @attrs.frozen
 class RateFactors:
-    """Which constant rate factors an encoder has; a score of the picture falls by about `slope` with each."""
+    """The range of an encoder's constant rate factors; each step of 1 lowers the VMAF score by about `slope`."""
 
     first: float
-    """The one to begin a search with."""
+    """The rate factor to begin a search with."""
     low: float
     high: float
     step: float
@@ -146,20 +134,19 @@ class RateFactors:
 
 
 async def rate_factors(settings: EncodeSettings) -> RateFactors:
-    """Return which rate factors there are for `settings`."""
-    how = _ENCODERS[await encoder_for(settings)]
-    first = how.crf[settings.quality or "better"]
-    return RateFactors(first, low=1, high=how.worst, step=how.step, slope=75 / how.worst)
+    """Return the range of rate factors for `settings`."""
+    options = _ENCODERS[await encoder_for(settings)]
+    first = options.crf[settings.quality or "better"]
+    return RateFactors(first, low=1, high=options.highest_crf, step=options.crf_step, slope=75 / options.highest_crf)
 
 
 def output_size(width: int, height: int, resolution: str) -> tuple[int, int]:
-    """Return the size in pixels of an output: the source's shape, even, never larger than the source.
+    """Return the size of an output in pixels: the source's shape, even numbers, never larger than the source.
 
     Args:
-        width: of the source, as displayed.
-        height: of the source, as displayed.
-        resolution: lines of the shorter side: the height of a landscape video and the width of a portrait one, so that
-            a phone's 1080x1920 at 720p becomes 720x1280, the same picture as its landscape sibling.
+        width: the width of the source, as displayed.
+        height: the height of the source, as displayed.
+        resolution: the length of the shorter side, such as `720p`. A phone's 1080x1920 at 720p becomes 720x1280.
 
     """
     factor = min(1.0, int(resolution.removesuffix("p")) / min(width, height))
@@ -181,22 +168,23 @@ async def encode(
 ) -> MediaInfo:
     """Encode `source` into `target`, which appears complete or not at all.
 
-    Work happens in a folder beside the target whose name starts with a dot and ends in `.encoding`; it is gone
-    afterwards, as is the ffmpeg process, whether this returns, raises, or is cancelled.
+    The work happens in a folder beside the target whose name starts with a dot and ends in `.encoding`. The folder and
+    the ffmpeg process are gone when this function returns, raises or is cancelled.
 
     Args:
         source: a local media file.
-        target: where the output goes; an older file there is replaced.
-        settings: what to make of it.
-        info: what `probe` said of the source; probed here if not given.
-        factor: the constant rate factor to use in one pass, in place of what the tier and the quality say.
-        on_progress: awaited with percent, rising, up to 100 just before the output appears.
+        target: the path of the output; an existing file is replaced.
+        settings: the encode settings.
+        info: the result of `probe` for the source; probed here if not given.
+        factor: the constant rate factor to use, in one pass, instead of the tier and the quality.
+        on_progress: awaited with rising percentages, up to 100 just before the output appears.
 
     Returns:
-        What the output holds, probed.
+        The result of `probe` for the output.
 
     Raises:
-        MediaError: the combination is not allowed, the source is no readable video or ends early, or encoding failed.
+        MediaError: the settings are not allowed together, the source is not a readable video or is truncated, or
+            encoding fails.
 
     """
     if refusal := unsupported(settings.codec, settings.container):
@@ -210,35 +198,35 @@ async def encode(
     ) as name:
         folder = Path(name)
         output = folder / "output"
-        percent = _Percent(info.duration, settings.passes, on_progress)
+        progress = _Progress(info.duration, settings.passes, on_progress)
         for number in range(1, settings.passes + 1):
             last = number == settings.passes
             finished = await run(
                 *("-y", "-xerror", "-loglevel", "level+error", "-nostats", "-progress", "pipe:1"),
-                *("-filter_threads", threads(), "-threads", threads(), *reading(source)),
+                *("-filter_threads", threads(), "-threads", threads(), *input_arguments(source)),
                 *_video(settings, encoder, info, number, factor),
                 *(_audio(settings, info, audio) if last else ("-an",)),
                 *(_muxing(settings, output.name) if last else ("-f", "null", "-")),
                 cwd=folder,
-                on_line=percent.read,
+                on_line=progress.read,
             )
-            _check(finished, source, folder)
-            await percent.end_pass()
+            _check_finished(finished, source, folder)
+            await progress.end_pass()
         made = await probe(output)
         _check_duration(made, info, settings)
-        await percent.report(100.0)
-        output.replace(target)  # no await from here on: a cancellation finds the target whole or absent
+        await progress.report(100.0)
+        output.replace(target)  # no await after this line: a cancellation finds the target complete or absent
     return made
 
 
 def threads() -> str:
-    """Return half of the cores: two encodes at once share the machine, a single one's decoder has the other half."""
+    """Return half of the cores: two encodes run at once, and the decoder of a single one uses the other half."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return str(max(1, cores // 2))
 
 
 def picture_filters(settings: EncodeSettings, info: MediaInfo) -> str:
-    """Return ffmpeg's filters that make the pictures of the output from those of the source."""
+    """Return the ffmpeg filters that turn the source's frames into those of the output."""
     width, height = output_size(info.width, info.height, settings.resolution)
     return f"fps={settings.fps},scale={width}:{height},setsar=1,format=yuv420p"
 
@@ -248,26 +236,26 @@ def _video(
 ) -> tuple[str, ...]:
     width, height = output_size(info.width, info.height, settings.resolution)
     filters = picture_filters(settings, info)
-    how, quality = _ENCODERS[encoder], settings.quality or "better"
-    ceiling = round(max(_LEAST_BITRATE, _CEILING[settings.bitrate_tier] * how.bits * width * height * settings.fps))
+    options, quality = _ENCODERS[encoder], settings.quality or "better"
+    ceiling = round(max(_MIN_BITRATE, _CEILING[settings.bitrate_tier] * options.bits * width * height * settings.fps))
     rate: tuple[str, ...]
     if factor is not None:
         rate = ("-crf", f"{factor:g}", *(("-b:v", "0") if encoder == "libaom-av1" else ()))
     elif settings.passes == 2:
         rate = ("-b:v", str(round(ceiling * _SHARE[quality])))
     elif encoder == "libaom-av1":
-        rate = ("-crf", str(how.crf[quality]), "-b:v", str(ceiling))  # there the ceiling of a crf is called -b:v
+        rate = ("-crf", str(options.crf[quality]), "-b:v", str(ceiling))  # libaom takes the ceiling of a crf as -b:v
     else:
-        rate = ("-crf", str(how.crf[quality]), "-maxrate", str(ceiling), "-bufsize", str(2 * ceiling))
+        rate = ("-crf", str(options.crf[quality]), "-maxrate", str(ceiling), "-bufsize", str(2 * ceiling))
     return (
-        *("-map", "0:V:0", "-vf", filters, "-c:v", encoder, *how.speed[settings.preset], *rate),
-        *("-g", str(5 * settings.fps), "-threads", threads()),  # a key frame every 5 seconds, to seek by
-        *_particulars(settings, encoder, number),
+        *("-map", "0:V:0", "-vf", filters, "-c:v", encoder, *options.speed[settings.preset], *rate),
+        *("-g", str(5 * settings.fps), "-threads", threads()),  # a key frame every 5 seconds, for seeking
+        *_encoder_specific(settings, encoder, number),
     )
 
 
-def _particulars(settings: EncodeSettings, encoder: str, number: int) -> tuple[str, ...]:
-    """Return what encoders want said in their own way: threads, passes, and the tag that Apple's players look for."""
+def _encoder_specific(settings: EncodeSettings, encoder: str, number: int) -> tuple[str, ...]:
+    """Return encoder-specific arguments: threads, passes, and the tag that Apple's players need."""
     two = settings.passes == 2
     if encoder == "libsvtav1":
         return "-svtav1-params", f"lp={threads()}"
@@ -282,19 +270,19 @@ def _particulars(settings: EncodeSettings, encoder: str, number: int) -> tuple[s
 def _audio(settings: EncodeSettings, info: MediaInfo, encoder: str | None) -> tuple[str, ...]:
     if info.audio_codec is None or encoder is None:
         return ("-an",)
-    layouts = "aformat=channel_layouts=mono|stereo"  # every player has these, and libopus refuses some others
+    layouts = "aformat=channel_layouts=mono|stereo"  # every player supports these, and libopus rejects some others
     return "-map", "0:a:0", "-af", layouts, "-c:a", encoder, "-b:a", _AUDIO_BITRATE[settings.bitrate_tier]
 
 
 def _muxing(settings: EncodeSettings, name: str) -> tuple[str, ...]:
     index_first = ("-movflags", "+faststart") if settings.container in ("mp4", "mov") else ()
-    # Titles, places and paths that the source carries are its owner's, and not part of what was asked for.
+    # Drop the source's metadata: titles, locations and paths are private to its owner, and were not asked for.
     return "-map_metadata", "-1", "-map_chapters", "-1", *index_first, "-f", _MUXERS[settings.container], name
 
 
 @attrs.define
-class _Percent:
-    """Turns ffmpeg's `-progress` lines into rising percent."""
+class _Progress:
+    """Turns ffmpeg's `-progress` lines into rising percentages."""
 
     duration: float
     passes: int
@@ -309,7 +297,7 @@ class _Percent:
             await self.report(min(99.9, 100 * (self.passed + share) / self.passes))
 
     async def end_pass(self) -> None:
-        self.passed += 1  # libaom tells nothing during its first pass, so the step is told here
+        self.passed += 1  # libaom reports no progress in its first pass
         await self.report(min(99.9, 100 * self.passed / self.passes))
 
     async def report(self, percent: float) -> None:
@@ -319,7 +307,7 @@ class _Percent:
                 await self.on_progress(percent)
 
 
-def _check(finished: Finished, source: Path, folder: Path) -> None:
+def _check_finished(finished: Finished, source: Path, folder: Path) -> None:
     if any(line in finished.log for line in _TRUNCATED):
         raise MediaError("the source ends early: the file is truncated")
     if finished.status != 0:
@@ -327,7 +315,7 @@ def _check(finished: Finished, source: Path, folder: Path) -> None:
 
 
 def _check_duration(made: MediaInfo, info: MediaInfo, settings: EncodeSettings) -> None:
-    """A file cut between two packets is read without an error, and is only too short."""
+    """Detect a source that was cut between two packets: ffmpeg reads it without an error."""
     frames = 1 / settings.fps + 1 / (info.fps or settings.fps)
     if made.duration < info.duration * 0.99 - frames - 0.1:
         raise MediaError(

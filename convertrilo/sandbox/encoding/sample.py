@@ -1,8 +1,8 @@
-"""The output of the instant encoder: one black frame, 16 by 16 pixels, as h264 in mp4."""
+"""The output of the `instant` encoder: one black frame of 16x16 pixels, h264 in mp4."""
 
 import base64
 
-# Made once with ffmpeg: -f lavfi -i color=black:s=16x16:r=1:d=1 -frames:v 1 -c:v libx264 -movflags +faststart
+# Created with ffmpeg: -f lavfi -i color=black:s=16x16:r=1:d=1 -frames:v 1 -c:v libx264 -movflags +faststart
 SAMPLE_MP4 = base64.b64decode(
     """
 AAAAIGZ0eXBpc29tAAACAGlzb21pc28yYXZjMW1wNDEAAALybW9vdgAAAGxtdmhkAAAAAAAAAAAAAAAAAAAD6AAAA+gAAQAAAQAAAAAAAAAA

@@ -1,8 +1,8 @@
-"""Encode to a VMAF score: find the rate factor on short sections of the source, then encode and measure the whole.
+"""Encode to a VMAF score: search the rate factor on short sections of the source, then encode and measure all of it.
 
-A score says what encoding loses and not what scaling loses: the reference is the source at the output's size and frame
-rate. Frames are compared by their number, because the timestamps of mkv and webm, which are whole milliseconds, would
-pair them wrongly and cost 20 points.
+The score measures the loss from encoding, not from scaling: the reference is the source at the output's size and frame
+rate. Frames are paired by number. Timestamps would pair them wrongly, because mkv and webm round them to milliseconds,
+and cost 20 points.
 """
 
 import math
@@ -21,19 +21,21 @@ from convertrilo.sandbox.encoding.ffmpeg import (
     rate_factors,
     threads,
 )
-from convertrilo.sandbox.encoding.probe import Finished, MediaError, MediaInfo, probe, reading, run
+from convertrilo.sandbox.encoding.probe import MediaInfo, probe
+from convertrilo.sandbox.encoding.process import Finished, input_arguments, run
+from convertrilo.sandbox.state.problem import MediaError
 
 TARGETS: Mapping[str, float] = {"good": 85.0, "better": 92.0, "best": 96.0}
-"""The score for each quality, where nothing else is asked for."""
+"""The target score of each quality, for jobs without `vmafTarget`."""
 
 _SECTIONS = 4
 _SECTION_SECONDS = 2.0
 _TRIALS = 6
-_WHOLES = 3
+_FULL_ENCODES = 3
 _CLOSE = 0.7
-"""How near to the target a trial ends the search, in points."""
+"""The distance to the target, in points, at which a trial ends the search."""
 _CLOSE_ENOUGH = 1.0
-"""How near to the target the whole may be without another attempt, in points."""
+"""The distance to the target, in points, at which a full encode is accepted."""
 _FRAMES_MEASURED = 3_000
 _SHARE_OF_TRIALS = 0.3
 
@@ -49,23 +51,25 @@ async def encode_to_score(
     info: MediaInfo,
     on_progress: Callable[[float], Awaitable[object]],
 ) -> float:
-    """Encode `source` into `target` at the highest rate factor that comes near a VMAF score; all of it or nothing.
+    """Encode `source` into `target` at the highest rate factor that comes near a VMAF score.
 
-    The tier's ceiling and a second pass are of no use here: how many bits are spent follows from the score.
+    The output appears complete or not at all. The tier's ceiling and a second pass do not apply: the score determines
+    the bitrate.
 
     Args:
         source: a local media file.
-        target: where the output goes; an older file there is replaced.
-        settings: what to make of it.
-        score: what to aim for, 0 to 100.
-        info: what `probe` said of the source.
-        on_progress: awaited with percent, rising, up to 100.
+        target: the path of the output; an existing file is replaced.
+        settings: the encode settings.
+        score: the target score, 0 to 100.
+        info: the result of `probe` for the source.
+        on_progress: awaited with rising percentages, up to 100.
 
     Returns:
-        The score of the output: within 2 of what was asked for, unless the source or the encoder has no such score.
+        The score of the output: within 2 points of the target, unless no rate factor reaches the target.
 
     Raises:
-        MediaError: the combination is not allowed, the source is no readable video or ends early, or encoding failed.
+        MediaError: the settings are not allowed together, the source is not a readable video or is truncated, or
+            encoding fails.
     """
     settings = attrs.evolve(settings, passes=1)
     factors = await rate_factors(settings)
@@ -74,30 +78,30 @@ async def encode_to_score(
         dir=target.parent, prefix=".", suffix=".encoding", ignore_cleanup_errors=True
     ) as name:
         folder = Path(name)
-        trials = await _try(source, folder, settings, factors, score, info, progress)
-        factor, wholes, best = _nearest(trials, score), dict[float, float](), folder / "best"
-        for number in range(_WHOLES):
-            whole = folder / "whole"
-            before = _SHARE_OF_TRIALS + (1 - _SHARE_OF_TRIALS) * number / _WHOLES
-            await encode(source, whole, settings, info=info, factor=factor, on_progress=progress.part(before, 0.9))
-            wholes[factor] = await measure(source, whole, settings, info)
-            if _nearest(wholes, score) == factor:
-                whole.replace(best)
-            if abs(wholes[factor] - score) <= _CLOSE_ENOUGH:
+        trials = await _search(source, folder, settings, factors, score, info, progress)
+        factor, full_scores, best = _nearest(trials, score), dict[float, float](), folder / "best"
+        for number in range(_FULL_ENCODES):
+            output = folder / "whole"
+            before = _SHARE_OF_TRIALS + (1 - _SHARE_OF_TRIALS) * number / _FULL_ENCODES
+            await encode(source, output, settings, info=info, factor=factor, on_progress=progress.part(before, 0.9))
+            full_scores[factor] = await measure(source, output, settings, info)
+            if _nearest(full_scores, score) == factor:
+                output.replace(best)
+            if abs(full_scores[factor] - score) <= _CLOSE_ENOUGH:
                 break
-            # The sections were easier or harder than the whole; by as much everywhere, as far as anybody knows.
-            off = wholes[factor] - trials.get(factor, wholes[factor])
-            known = {each: found + off for each, found in trials.items()} | wholes
+            # The sections were easier or harder than the whole source. Assume the same offset for every rate factor.
+            offset = full_scores[factor] - trials.get(factor, full_scores[factor])
+            known = {each: found + offset for each, found in trials.items()} | full_scores
             following = propose(known, score, factors)
             factor = _nearest(known, score) if following is None else following
-            if factor in wholes:
+            if factor in full_scores:
                 break
         await progress.report(100.0)
-        best.replace(target)  # no await from here on: a cancellation finds the target whole or absent
-    return wholes[_nearest(wholes, score)]
+        best.replace(target)  # no await after this line: a cancellation finds the target complete or absent
+    return full_scores[_nearest(full_scores, score)]
 
 
-async def _try(
+async def _search(
     source: Path,
     folder: Path,
     settings: EncodeSettings,
@@ -106,7 +110,7 @@ async def _try(
     info: MediaInfo,
     progress: "_Progress",
 ) -> dict[float, float]:
-    """Return the scores of a few rate factors, tried on sections of the source."""
+    """Return the scores of a few rate factors, measured on sections of the source."""
     sections, trial = folder / "sections.mkv", folder / "trial"
     await _cut(source, sections, settings, info)
     part = await probe(sections)
@@ -119,12 +123,14 @@ async def _try(
 
 
 async def _cut(source: Path, sections: Path, settings: EncodeSettings, info: MediaInfo) -> None:
-    """Write a few sections of the source to one file, scaled and lossless: what the trials encode and compare with."""
+    """Write a few sections of the source to one file, scaled and lossless, as the reference of the trials."""
     count, seconds = _SECTIONS, _SECTION_SECONDS
     if info.duration <= 1.5 * count * seconds:
         count, seconds = 1, info.duration + 1
     starts = [info.duration * (index + 0.5) / count - seconds / 2 if count > 1 else 0.0 for index in range(count)]
-    inputs = [part for start in starts for part in ("-ss", f"{start:.3f}", "-t", f"{seconds:.3f}", *reading(source))]
+    inputs = [
+        part for start in starts for part in ("-ss", f"{start:.3f}", "-t", f"{seconds:.3f}", *input_arguments(source))
+    ]
     filters = picture_filters(settings, info)
     graph = "".join(f"[{index}:V:0]{filters}[s{index}];" for index in range(count))
     graph += "".join(f"[s{index}]" for index in range(count)) + f"concat=n={count}:v=1:a=0[all]"
@@ -141,13 +147,13 @@ async def measure(reference: Path, distorted: Path, settings: EncodeSettings, in
     """Return the VMAF score of an output, 0 to 100.
 
     Args:
-        reference: what it was made from.
+        reference: the source of the output.
         distorted: the output.
-        settings: what it was made with.
-        info: what `probe` said of the reference.
+        settings: the settings of the encode.
+        info: the result of `probe` for the reference.
 
     Raises:
-        MediaError: it cannot be measured.
+        MediaError: the output cannot be measured.
     """
     numbered = f"settb=1/{settings.fps},setpts=N"
     every = max(1, math.ceil(info.duration * settings.fps / _FRAMES_MEASURED))
@@ -157,7 +163,7 @@ async def measure(reference: Path, distorted: Path, settings: EncodeSettings, in
     )
     finished = await run(
         *("-loglevel", "level+info", "-nostats", "-filter_complex_threads", threads()),
-        *(*reading(reference), *reading(distorted), "-filter_complex", graph, "-an", "-f", "null", "-"),
+        *(*input_arguments(reference), *input_arguments(distorted), "-filter_complex", graph, "-an", "-f", "null", "-"),
         cwd=distorted.parent,
     )
     _check(finished, "the output could not be measured", reference, distorted)
@@ -167,18 +173,18 @@ async def measure(reference: Path, distorted: Path, settings: EncodeSettings, in
     return float(found[1])
 
 
-def _check(finished: Finished, what: str, source: Path, ours: Path) -> None:
+def _check(finished: Finished, what: str, source: Path, output: Path) -> None:
     if finished.status != 0:
-        raise MediaError(f"{what}: {finished.reason(source.absolute(), ours.parent)}")
+        raise MediaError(f"{what}: {finished.reason(source.absolute(), output.parent)}")
 
 
 def propose(scores: Mapping[float, float], target: float, factors: RateFactors) -> float | None:
-    """Return the rate factor to try next, None if no other is likely to come nearer to the target.
+    """Return the rate factor to try next, or None if no other is likely to come nearer to the target.
 
     Args:
-        scores: the scores known so far; they fall as the rate factor rises.
-        target: what to aim for.
-        factors: which rate factors there are.
+        scores: the known scores by rate factor; they fall as the rate factor rises.
+        target: the target score.
+        factors: the range of rate factors.
     """
     if not scores:
         return factors.first
@@ -209,7 +215,7 @@ def _nearest(scores: Mapping[float, float], target: float) -> float:
 
 @attrs.define
 class _Progress:
-    """Percent that only rise."""
+    """Reports percentages that only rise."""
 
     on_progress: Callable[[float], Awaitable[object]]
     reported: float = 0.0
@@ -220,7 +226,7 @@ class _Progress:
             await self.on_progress(percent)
 
     def part(self, begin: float, end: float) -> Callable[[float], Awaitable[None]]:
-        """Return what reports percent of a part, given as shares of the whole."""
+        """Return a function that reports the progress of one part; `begin` and `end` are shares of the whole."""
 
         async def report(percent: float) -> None:
             await self.report(100 * begin + percent * (end - begin))

@@ -1,1 +1,1 @@
-"""Everything the sandbox fetches from or sends to other hosts."""
+"""Everything that the sandbox fetches from, or sends to, other hosts."""

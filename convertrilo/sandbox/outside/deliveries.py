@@ -1,106 +1,30 @@
-"""Webhook events on their way: the outbox that status changes write into, and the deliveries with their retries."""
+"""Deliver the webhook events in the outbox, with retries."""
 
 import hashlib
 import hmac
 import logging
-from typing import Any
 
 import anyio
 import attrs
 import httpx
 
 from convertrilo._clock import Clock
-from convertrilo._json import dumps
-from convertrilo.sandbox.api.accounts import from_time
-from convertrilo.sandbox.state.records import CANCELED, CREATED, FAILED, QUEUED, RUNNING, SUCCESS, Job
+from convertrilo.sandbox.state import outbox
 from convertrilo.sandbox.state.store import Store, Tx
 
 RETRY_DELAYS = (60.0, 300.0, 1_800.0)
 MAX_FAILURES = 10
 TIMEOUT_SECONDS = 15.0
-_CUT = 2_048
+_MAX_TEXT = 2_048
 _AT_ONCE = 8
-
-_EVENTS = {
-    CREATED: "job.created",
-    QUEUED: "job.queued",
-    RUNNING: "job.running",
-    SUCCESS: "job.completed",
-    FAILED: "job.failed",
-    CANCELED: "job.canceled",
-}
 
 _log = logging.getLogger("convertrilo.sandbox")
 
 
-# ---- the outbox
-
-
-def emit(tx: Tx) -> None:
-    """Ask for the deliveries of what a transaction did to jobs, in that transaction."""
-    hooks: dict[str | None, list[tuple[str, str, str]]] = {}
-    for job in tx.moved:
-        if job.account not in hooks:
-            hooks[job.account] = tx.rows(
-                "SELECT id, url, events FROM webhooks WHERE account = ? AND is_active ORDER BY n", job.account
-            )
-        event = _EVENTS[job.status]
-        for webhook, url, events in hooks[job.account]:
-            if event in events.split():
-                ask(tx, webhook, url, event, job.id, _body(event, tx.now, job), tx.now)
-        if job.webhook is not None and job.ended:
-            ask(tx, None, job.webhook, event, job.id, _body(event, tx.now, job), tx.now)
-
-
-def _body(event: str, now: float, job: Job) -> bytes:
-    data: dict[str, Any] = {
-        "jobId": job.id,
-        "userId": job.account,
-        "status": job.status,
-        "encoder": job.encoder,
-        "durationSec": job.duration,
-        "finalNeu": job.spent,
-    }
-    if job.external_id is not None:
-        data["externalId"] = job.external_id
-    if job.metadata is not None:
-        data["metadata"] = job.metadata
-    if job.failure_message is not None:
-        data |= {"error": job.failure_message, "failureCode": "encode_failed"}
-    return dumps({"event": event, "timestamp": timestamp(now), "data": data})
-
-
-def timestamp(now: float) -> str:
-    """Return a time as events carry it."""
-    time = from_time(now)
-    assert time is not None
-    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def ask(
-    tx: Tx, webhook: str | None, url: str, event: str, job: str | None, body: bytes, due_at: float, attempt: int = 1
-) -> None:
-    """Ask for one delivery, in the transaction of what it tells of."""
-    delivery = tx.ids.uuid()
-    tx.run(
-        "INSERT INTO deliveries (id, webhook, url, event, job, body, attempt, due_at, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        *(delivery, webhook, url, event, job, body, attempt, due_at, tx.now),
-    )
-    tx.sent.append(delivery)
-
-
-def drop_waiting(tx: Tx, webhook: str) -> None:
-    """Send a webhook nothing more of what waits for it: it was switched off."""
-    tx.run("UPDATE deliveries SET due_at = NULL WHERE webhook = ?", webhook)
-    tx.run("UPDATE deliveries SET next_retry_at = NULL WHERE webhook = ? AND retried_at IS NULL", webhook)
-
-
-# ---- deliveries
-
-
 @attrs.frozen
 class _Due:
+    """A delivery that is due."""
+
     id: str
     webhook: str | None
     url: str
@@ -112,7 +36,9 @@ class _Due:
 
 
 @attrs.frozen
-class _Outcome:
+class _AttemptResult:
+    """How one attempt at a delivery went."""
+
     milliseconds: int
     status_code: int | None = None
     response_body: str | None = None
@@ -124,10 +50,12 @@ class _Outcome:
 
 
 class Deliverer:
-    """Delivers what is in the outbox, and again 1, 5 and 30 minutes after failures.
+    """Delivers the events in the outbox; failed deliveries are retried after 1, 5 and 30 minutes.
 
     Args:
-        transport: what deliveries are sent through; None opens connections of its own.
+        store: holds the outbox.
+        clock: tells when a delivery is due.
+        transport: sends the deliveries; None opens network connections.
     """
 
     def __init__(self, store: Store, clock: Clock, transport: httpx.AsyncBaseTransport | None) -> None:
@@ -137,14 +65,14 @@ class Deliverer:
         self._woken = anyio.Event()
         self._quiet = anyio.Event()
         self.is_asleep: bool = False
-        """Whether it waits for the clock, and has nothing else to do."""
+        """Whether the deliverer only waits for the clock."""
 
     def wake(self) -> None:
-        """There is something to deliver."""
+        """Look for due deliveries."""
         self._woken.set()
 
     async def wait_until_quiet(self) -> None:
-        """Wait until everything that is due now was tried."""
+        """Wait until every delivery that is due has been attempted."""
         while True:
             quiet = self._quiet
             if not await self._store.transaction(_next_due_now):
@@ -152,12 +80,12 @@ class Deliverer:
             await quiet.wait()
 
     async def run(self) -> None:
-        """Deliver for ever."""
+        """Deliver events until cancelled."""
         while True:
             self._woken = anyio.Event()
             due, next_at = await self._store.transaction(_due)
             if due:
-                # A client only when there is something to send: its TLS context takes 20 ms to make.
+                # Create a client only if there is something to send: its TLS context takes 20 ms.
                 async with (
                     httpx.AsyncClient(transport=self._transport, timeout=TIMEOUT_SECONDS, trust_env=False) as client,
                     anyio.create_task_group() as attempts,
@@ -187,11 +115,11 @@ class Deliverer:
             sleeper.cancel_scope.cancel()
 
     async def _deliver(self, client: httpx.AsyncClient, delivery: _Due) -> None:
-        outcome = await _send(client, delivery)
-        await self._store.transaction(lambda tx: _record(tx, delivery, outcome))
+        result = await _send(client, delivery)
+        await self._store.transaction(lambda tx: _record(tx, delivery, result))
 
 
-async def _send(client: httpx.AsyncClient, delivery: _Due) -> _Outcome:
+async def _send(client: httpx.AsyncClient, delivery: _Due) -> _AttemptResult:
     headers = {"content-type": "application/json", "x-webhook-event": delivery.event}
     if delivery.webhook is not None and delivery.secret is not None:
         signature = hmac.new(delivery.secret.encode(), delivery.body, hashlib.sha256).hexdigest()
@@ -204,13 +132,13 @@ async def _send(client: httpx.AsyncClient, delivery: _Due) -> _Outcome:
     try:
         with anyio.fail_after(TIMEOUT_SECONDS):
             response = await client.post(delivery.url, content=delivery.body, headers=headers)
-    except Exception as error:  # noqa: BLE001 - an odd URL, or an app in process that raises: the others are delivered
+    except Exception as error:  # noqa: BLE001 - an invalid URL, or an in-process app that raises: deliver the others
         if not isinstance(error, httpx.HTTPError | TimeoutError):
             _log.warning("a delivery of %s raised", delivery.event, exc_info=True)
-        return _Outcome(milliseconds(), error=f"{type(error).__name__}: {error}"[:_CUT])
+        return _AttemptResult(milliseconds(), error=f"{type(error).__name__}: {error}"[:_MAX_TEXT])
     failed = None if response.is_success else f"the receiver answered {response.status_code}"
-    text = response.content.decode(errors="replace")  # not all encodings that a receiver may name are one of text
-    return _Outcome(milliseconds(), response.status_code, text[:_CUT], failed)
+    text = response.content.decode(errors="replace")  # a receiver may declare a charset that is no text encoding
+    return _AttemptResult(milliseconds(), response.status_code, text[:_MAX_TEXT], failed)
 
 
 def _due(tx: Tx) -> tuple[list[_Due], float | None]:
@@ -228,15 +156,15 @@ def _next_due_now(tx: Tx) -> bool:
     return tx.row("SELECT 1 FROM deliveries WHERE due_at <= ? LIMIT 1", tx.now) is not None
 
 
-def _record(tx: Tx, delivery: _Due, outcome: _Outcome) -> None:
-    again_at = None
-    if not outcome.is_success and delivery.webhook is not None and delivery.attempt <= len(RETRY_DELAYS):
-        again_at = tx.now + RETRY_DELAYS[delivery.attempt - 1]
+def _record(tx: Tx, delivery: _Due, result: _AttemptResult) -> None:
+    retry_at = None
+    if not result.is_success and delivery.webhook is not None and delivery.attempt <= len(RETRY_DELAYS):
+        retry_at = tx.now + RETRY_DELAYS[delivery.attempt - 1]
     tx.run(
         "UPDATE deliveries SET due_at = NULL, status = ?, status_code = ?, duration_ms = ?, response_body = ?,"
         " error = ?, next_retry_at = ?, created_at = ? WHERE id = ?",
-        *("success" if outcome.is_success else "failed", outcome.status_code, outcome.milliseconds),
-        *(outcome.response_body, outcome.error, again_at, tx.now, delivery.id),
+        *("success" if result.is_success else "failed", result.status_code, result.milliseconds),
+        *(result.response_body, result.error, retry_at, tx.now, delivery.id),
     )
     if delivery.attempt > 1:
         tx.run(
@@ -244,8 +172,8 @@ def _record(tx: Tx, delivery: _Due, outcome: _Outcome) -> None:
             *(tx.now, delivery.webhook, delivery.body, delivery.attempt - 1),
         )
     if delivery.webhook is None:
-        return  # a one-off callback is tried once
-    if outcome.is_success:
+        return  # a one-off callback is not retried
+    if result.is_success:
         tx.run("UPDATE webhooks SET failure_count = 0, last_triggered_at = ? WHERE id = ?", tx.now, delivery.webhook)
         return
     tx.run(
@@ -255,15 +183,15 @@ def _record(tx: Tx, delivery: _Due, outcome: _Outcome) -> None:
     )
     active = tx.row("SELECT is_active FROM webhooks WHERE id = ?", delivery.webhook)
     if active is None or not active[0]:
-        drop_waiting(tx, delivery.webhook)
-    elif again_at is not None:
-        ask(
+        outbox.drop_waiting(tx, delivery.webhook)
+    elif retry_at is not None:
+        outbox.add(
             tx,
             delivery.webhook,
             delivery.url,
             delivery.event,
             delivery.job,
             delivery.body,
-            again_at,
+            retry_at,
             delivery.attempt + 1,
         )

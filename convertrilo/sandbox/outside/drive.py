@@ -1,4 +1,4 @@
-"""Google Drive as a client sees it: the calls of its API, version 3, that list a folder, read a file and write one."""
+"""A client of Google Drive's API, version 3: list a folder, read a file, write a file."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -10,9 +10,8 @@ import anyio
 import attrs
 import httpx
 
-from convertrilo.sandbox.encoding.probe import MediaError
 from convertrilo.sandbox.outside.network import save
-from convertrilo.sandbox.state.problem import Problem
+from convertrilo.sandbox.state.problem import MediaError, Problem
 
 _CHUNK_BYTES = 1 << 18
 _FOLDER = "application/vnd.google-apps.folder"
@@ -20,7 +19,7 @@ _FOLDER = "application/vnd.google-apps.folder"
 
 @attrs.frozen
 class DriveFile:
-    """One file of a folder: `size` in bytes."""
+    """One file in a folder; `size` is in bytes."""
 
     id: str
     name: str
@@ -28,11 +27,11 @@ class DriveFile:
 
 
 class Drive:
-    """Talks to Google Drive; a place is given in the wire's shape, as `sourceGoogleDrive` or `outputGoogleDrive`.
+    """Calls Google Drive. A `place` has the wire's shape of `sourceGoogleDrive` or `outputGoogleDrive`.
 
     Args:
-        base_url: where the API is.
-        transport: makes what it is reached through.
+        base_url: the base URL of the API.
+        transport: returns a new transport for each operation.
     """
 
     def __init__(self, base_url: str, transport: Callable[[], httpx.AsyncBaseTransport]) -> None:
@@ -40,11 +39,11 @@ class Drive:
         self._transport = transport
 
     async def files(self, place: Mapping[str, Any]) -> AsyncGenerator[DriveFile]:
-        """List the files in the place's folder, by name.
+        """Yield the files in the place's folder, ordered by name.
 
         Raises:
-            Problem: 401 `google_drive_not_connected`: there is no valid token.
-            MediaError: Drive refuses.
+            Problem: 401 `google_drive_not_connected`: the place has no valid token.
+            MediaError: Drive returns an error.
         """
         folder = place["folderId"].replace("\\", "\\\\").replace("'", "\\'")
         params = {
@@ -54,8 +53,8 @@ class Drive:
             "pageSize": "1000",
         }
         while True:
-            async with self._connected(place) as client:
-                response = _accepted(await client.get("/drive/v3/files", params=params))
+            async with self._client(place) as client:
+                response = _checked(await client.get("/drive/v3/files", params=params))
             listing: dict[str, Any] = response.json()
             for each in listing["files"]:
                 if each["mimeType"] != _FOLDER:
@@ -65,61 +64,62 @@ class Drive:
             params["pageToken"] = listing["nextPageToken"]
 
     async def check(self, place: Mapping[str, Any]) -> None:
-        """See that the token is valid.
+        """Check that the place has a valid token.
 
         Raises:
             Problem: 401 `google_drive_not_connected`.
         """
-        async with self._connected(place):
+        async with self._client(place):
             pass
 
     async def fetch(self, place: Mapping[str, Any], target: Path, *, limit: int) -> None:
-        """Bring the file at the place's `fileId` to a file of ours.
+        """Fetch the file with the place's `fileId` into `target`.
 
         Raises:
-            MediaError: Drive refuses, or the file is too big.
+            MediaError: Drive returns an error, or the file has more than `limit` bytes.
         """
         path, params = f"/drive/v3/files/{quote(place['fileId'], safe='')}", {"alt": "media"}
         async with (
-            _told(),
-            self._connected(place) as client,
+            _as_media_errors(),
+            self._client(place) as client,
             client.stream("GET", path, params=params) as response,
         ):
-            await save(_accepted(response), target, limit=limit)
+            await save(_checked(response), target, limit=limit)
 
     async def store(self, place: Mapping[str, Any], source: Path, media_type: str) -> None:
-        """Write a file of ours to the place's folder, as its `fileName`.
+        """Upload a local file to the place's folder, under its `fileName`.
 
         Raises:
-            MediaError: Drive refuses.
+            MediaError: Drive returns an error.
         """
         size = (await anyio.Path(source).stat()).st_size
         metadata = {"name": place["fileName"], "parents": [place["folderId"]], "mimeType": media_type}
         headers = {"x-upload-content-type": media_type, "x-upload-content-length": str(size)}
-        async with _told(), self._connected(place) as client:
+        async with _as_media_errors(), self._client(place) as client:
             path, params = "/upload/drive/v3/files", {"uploadType": "resumable"}
-            begun = _accepted(await client.post(path, params=params, headers=headers, json=metadata))
+            begun = _checked(await client.post(path, params=params, headers=headers, json=metadata))
             url, length = begun.headers["location"], {"content-length": str(size)}
-            _accepted(await client.put(url, headers=length, content=_chunks(source)))
+            _checked(await client.put(url, headers=length, content=_chunks(source)))
 
     @asynccontextmanager
-    async def _connected(self, place: Mapping[str, Any]) -> AsyncGenerator[httpx.AsyncClient]:
-        """Yield a client with an access token: the place's own while it is valid, else one for its refresh token."""
+    async def _client(self, place: Mapping[str, Any]) -> AsyncGenerator[httpx.AsyncClient]:
+        """Yield a client with an access token: the place's own if it is valid, or one from its refresh token."""
         transport = self._transport()
         async with httpx.AsyncClient(base_url=self._base_url, transport=transport, trust_env=False) as client:
             token = place.get("accessToken")
             if token is None or not await _is_valid(client, token):
-                token = await _refreshed(client, place.get("refreshToken"))
+                token = await _refresh(client, place.get("refreshToken"))
             client.headers["authorization"] = f"Bearer {token}"
             yield client
 
 
 async def _is_valid(client: httpx.AsyncClient, token: str) -> bool:
-    params, headers = {"fields": "user"}, {b"authorization": f"Bearer {token}".encode()}  # whatever it is made of
+    headers = {b"authorization": f"Bearer {token}".encode()}  # as bytes: a token need not be ASCII
+    params = {"fields": "user"}
     return (await client.get("/drive/v3/about", params=params, headers=headers)).status_code != 401
 
 
-async def _refreshed(client: httpx.AsyncClient, token: str | None) -> str:
+async def _refresh(client: httpx.AsyncClient, token: str | None) -> str:
     if token is not None:
         answer = await client.post("/token", data={"grant_type": "refresh_token", "refresh_token": token})
         if answer.is_success:
@@ -127,15 +127,15 @@ async def _refreshed(client: httpx.AsyncClient, token: str | None) -> str:
     raise Problem(401, "google_drive_not_connected", "There is no valid Google Drive token.")
 
 
-def _accepted(response: httpx.Response) -> httpx.Response:
+def _checked(response: httpx.Response) -> httpx.Response:
     if not response.is_success:
         raise MediaError(f"Google Drive answers {response.status_code}")
     return response
 
 
 @asynccontextmanager
-async def _told() -> AsyncGenerator[None]:
-    """Turn what goes wrong into words for the job's owner."""
+async def _as_media_errors() -> AsyncGenerator[None]:
+    """Turn errors of the block into errors for the job's owner."""
     try:
         yield
     except Problem as problem:

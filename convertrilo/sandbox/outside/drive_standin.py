@@ -1,6 +1,6 @@
-"""A local stand-in for Google Drive: the calls of its API, version 3, that the sandbox itself makes.
+"""A local stand-in for Google Drive, with the calls of its API, version 3, that the sandbox makes.
 
-Listing a folder, reading a file, uploading one (resumable, in one piece), and a new access token for a refresh token.
+The calls list a folder, read a file, upload a file (resumable, in one piece), and refresh an access token.
 """
 
 import hashlib
@@ -16,21 +16,21 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from convertrilo.sandbox.api.call import read_all
-from convertrilo.sandbox.state.files import Files, write_stream
+from convertrilo.sandbox.state.files import Files
 from convertrilo.sandbox.state.problem import Problem
 from convertrilo.sandbox.state.store import Store, Tx
+from convertrilo.sandbox.state.streams import read_stream, write_stream
 
 _IN_PARENTS = re.compile(r"'((?:[^'\\]|\\.)*)' in parents")
 _MAX_PAGE = 1_000
 _MAX_METADATA = 65_536
 
-_Answer = Callable[[Request], Awaitable[Response]]
+_Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @attrs.frozen
 class StoredFile:
-    """One file of the stand-in: `size` in bytes."""
+    """One file in the stand-in; `size` is in bytes."""
 
     id: str
     folder_id: str
@@ -39,13 +39,13 @@ class StoredFile:
 
 
 class DriveStandIn:
-    """Folders and files, as Google Drive would show them to whoever has a token.
+    """Folders and files behind Google Drive's API, for clients with a token.
 
     Args:
-        store: where it is written what files there are.
-        files: where their content lies.
-        limit: how big a file may be, in bytes.
-        secret: what the tokens are made from.
+        store: keeps the list of files.
+        files: keeps the content of files.
+        limit: the maximum size of a file, in bytes.
+        secret: the secret that the tokens are derived from.
     """
 
     def __init__(self, store: Store, files: Files, *, limit: int, secret: bytes) -> None:
@@ -53,51 +53,51 @@ class DriveStandIn:
         self._files = files
         self._limit = limit
         self.access_token: str = f"ya29.{_token(secret, 'access')}"
-        """The access token that is valid."""
+        """The only valid access token."""
         self.refresh_token: str = f"1//{_token(secret, 'refresh')}"
-        """The refresh token that is valid."""
+        """The only valid refresh token."""
 
     # ---- for tests
 
     async def add(self, folder_id: str, name: str, content: bytes) -> StoredFile:
-        """Put a file into a folder."""
+        """Add a file to a folder."""
         file = await self._store.transaction(lambda tx: _add(tx, folder_id, name))
         self._files.drive(file.id).parent.mkdir(parents=True, exist_ok=True)
         self._files.drive(file.id).write_bytes(content)
         return await self._store.transaction(lambda tx: _finish(tx, file, len(content)))
 
     def content(self, file_id: str) -> bytes:
-        """Return what a file holds."""
+        """Return the content of a file."""
         return self._files.drive(file_id).read_bytes()
 
     def in_folder(self, folder_id: str) -> list[StoredFile]:
-        """Return the files of a folder, by name."""
-        return self._store.read(lambda tx: _listed(tx, folder_id, "", _MAX_PAGE))
+        """Return the files in a folder, ordered by name."""
+        return self._store.read(lambda tx: _list(tx, folder_id, "", _MAX_PAGE))
 
     # ---- the API
 
     def routes(self) -> list[Route]:
         """Return the routes of Drive's API."""
         return [
-            Route("/token", _told(self._refresh), methods=["POST"]),
-            Route("/drive/v3/about", self._known(self._about), methods=["GET"]),
-            Route("/drive/v3/files", self._known(self._list), methods=["GET"]),
-            Route("/drive/v3/files/{id}", self._known(self._get), methods=["GET"]),
-            Route("/upload/drive/v3/files", self._known(self._begin), methods=["POST"]),
-            Route("/upload/drive/v3/files", self._known(self._upload), methods=["PUT"]),
+            Route("/token", _with_drive_errors(self._refresh), methods=["POST"]),
+            Route("/drive/v3/about", self._authorized(self._about), methods=["GET"]),
+            Route("/drive/v3/files", self._authorized(self._list), methods=["GET"]),
+            Route("/drive/v3/files/{id}", self._authorized(self._get), methods=["GET"]),
+            Route("/upload/drive/v3/files", self._authorized(self._begin), methods=["POST"]),
+            Route("/upload/drive/v3/files", self._authorized(self._upload), methods=["PUT"]),
         ]
 
-    def _known(self, answer: _Answer) -> _Answer:
+    def _authorized(self, inner: _Endpoint) -> _Endpoint:
         async def endpoint(request: Request) -> Response:
             _, _, token = request.headers.get("authorization", "").partition(" ")
             if not hmac.compare_digest(token.encode(), self.access_token.encode()):
                 return _error(401, "Invalid Credentials")
-            return await _told(answer)(request)
+            return await _with_drive_errors(inner)(request)
 
         return endpoint
 
     async def _refresh(self, request: Request) -> Response:
-        form = (await read_all(request, _MAX_METADATA)).decode(errors="replace")
+        form = (await read_stream(request.stream(), _MAX_METADATA)).decode(errors="replace")
         token = dict(parse_qsl(form)).get("refresh_token", "")
         if not hmac.compare_digest(token.encode(), self.refresh_token.encode()):
             return JSONResponse({"error": "invalid_grant"}, 400)
@@ -113,8 +113,8 @@ class DriveStandIn:
         folder, after = re.sub(r"\\(.)", r"\1", found[1]), request.query_params.get("pageToken", "")
         size = request.query_params.get("pageSize", "100")
         count = min(_MAX_PAGE, max(1, int(size))) if size.isascii() and size.isdigit() else 100
-        files = await self._store.transaction(lambda tx: _listed(tx, folder, after, count + 1))
-        page: dict[str, Any] = {"kind": "drive#fileList", "files": [_shown(file) for file in files[:count]]}
+        files = await self._store.transaction(lambda tx: _list(tx, folder, after, count + 1))
+        page: dict[str, Any] = {"kind": "drive#fileList", "files": [_wire(file) for file in files[:count]]}
         if len(files) > count:
             page["nextPageToken"] = _page_token(files[count - 1])
         return JSONResponse(page)
@@ -124,13 +124,13 @@ class DriveStandIn:
         if file is None:
             return _error(404, "File not found")
         if request.query_params.get("alt") != "media":
-            return JSONResponse(_shown(file))
+            return JSONResponse(_wire(file))
         return FileResponse(self._files.drive(file.id), media_type="application/octet-stream")
 
     async def _begin(self, request: Request) -> Response:
         if request.query_params.get("uploadType") != "resumable":
             return _error(400, "Only resumable uploads are taken")
-        content = await read_all(request, _MAX_METADATA)
+        content = await read_stream(request.stream(), _MAX_METADATA)
         try:
             metadata = json.loads(content)
             folder, name = str(metadata["parents"][0]), str(metadata["name"])
@@ -148,19 +148,19 @@ class DriveStandIn:
             return _error(404, "No such upload")
         written = await write_stream(request.stream(), self._files.drive(file.id), limit=self._limit)
         done = await self._store.transaction(lambda tx: _finish(tx, file, written.size))
-        return JSONResponse(_shown(done))
+        return JSONResponse(_wire(done))
 
 
-def _told(answer: _Answer) -> _Answer:
-    """Answer what is raised as Drive answers an error."""
+def _with_drive_errors(inner: _Endpoint) -> _Endpoint:
+    """Turn exceptions into error responses as Drive sends them."""
 
     async def endpoint(request: Request) -> Response:
         try:
-            return await answer(request)
+            return await inner(request)
         except Problem as problem:
             return _error(problem.status, problem.message)
         except ClientDisconnect:
-            return Response(status_code=400)  # nobody reads it
+            return Response(status_code=400)  # the client is gone and does not read it
 
     return endpoint
 
@@ -173,8 +173,8 @@ def _error(status: int, message: str) -> Response:
     return JSONResponse({"error": {"code": status, "message": message}}, status)
 
 
-def _shown(file: StoredFile) -> dict[str, Any]:
-    size = str(file.size)  # a string in Drive's JSON, as all of its 64-bit numbers
+def _wire(file: StoredFile) -> dict[str, Any]:
+    size = str(file.size)  # Drive's JSON has 64-bit numbers as strings
     return {
         "kind": "drive#file",
         "id": file.id,
@@ -206,7 +206,7 @@ def _page_token(last: StoredFile) -> str:
     return f"{last.name}\0{last.id}".encode().hex()
 
 
-def _listed(tx: Tx, folder: str, after: str, count: int) -> list[StoredFile]:
+def _list(tx: Tx, folder: str, after: str, count: int) -> list[StoredFile]:
     try:
         name, _, file_id = bytes.fromhex(after).decode().rpartition("\0")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Connections to hosts that a request names: which of them are allowed, and that no other is reached."""
+"""Connections to hosts named in requests: one policy decides which hosts are allowed, and no other is reached."""
 
 import ipaddress
 import socket
@@ -12,15 +12,14 @@ from typing import cast
 import anyio
 import httpx
 
-from convertrilo.sandbox.encoding.probe import MediaError
-from convertrilo.sandbox.state.files import write_stream
-from convertrilo.sandbox.state.problem import Problem
+from convertrilo.sandbox.state.problem import MediaError, Problem
+from convertrilo.sandbox.state.streams import write_stream
 
 _TIMEOUT = httpx.Timeout(30.0)
 
 
-class _Lent(httpx.AsyncBaseTransport):
-    """A transport that stays its owner's to close."""
+class _BorrowedTransport(httpx.AsyncBaseTransport):
+    """Passes requests on to a transport, and leaves closing it to the owner."""
 
     def __init__(self, transport: httpx.AsyncBaseTransport) -> None:
         self._transport = transport
@@ -30,11 +29,11 @@ class _Lent(httpx.AsyncBaseTransport):
 
 
 class Network:
-    """Opens connections for sources and outputs.
+    """Opens connections to sources and output stores.
 
     Args:
-        transport: what is used instead of connections; then no name is resolved.
-        allow_private: whether hosts may be this machine or in a private network.
+        transport: replaces network connections; host names are then not resolved.
+        allow_private: whether this machine and hosts in private networks are allowed.
     """
 
     def __init__(self, transport: httpx.AsyncBaseTransport | None, *, allow_private: bool) -> None:
@@ -43,19 +42,21 @@ class Network:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context(trust_env=False)  # once: it takes 20 ms to make
+        return httpx.create_ssl_context(trust_env=False)  # cached: creating one takes 20 ms
 
     def client(self) -> httpx.AsyncClient:
-        """Return a client whose requests go through `send`."""
-        transport = None if self._transport is None else _Lent(self._transport)
+        """Return an HTTP client; send its requests with `send`."""
+        transport = None if self._transport is None else _BorrowedTransport(self._transport)
         return httpx.AsyncClient(transport=transport, verify=self._tls, timeout=_TIMEOUT, trust_env=False)
 
     async def addresses(self, host: str, *, resolve: bool = True) -> list[str]:
-        """Return the addresses of a host, all of them allowed; none where connections are not ours to open.
+        """Return the addresses of a host, all of which are allowed.
+
+        The list is empty if the name is not resolved here, because of `resolve` or a `transport`.
 
         Args:
             host: a name or an address.
-            resolve: whether a name may be looked up.
+            resolve: whether to look a name up.
 
         Raises:
             Problem: 400 `private_ip_blocked`, `host_not_resolvable`.
@@ -78,20 +79,20 @@ class Network:
         return found
 
     async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Send a request to an allowed host, and return its answer with the body unread; redirects are not followed.
+        """Send a request to an allowed host and return the response, its body unread; do not follow redirects.
 
         Raises:
             Problem: the host is not allowed.
-            httpx.HTTPError: there is no answer.
+            httpx.HTTPError: there is no response.
         """
         found = await self.addresses(request.url.host)
         if not found:
             return await client.send(request, stream=True)
-        # Connect to an address that was checked, not to what the name stands for a moment later.
+        # Connect to a checked address: the name may resolve to another one a moment later.
         request.extensions["sni_hostname"] = request.url.host
         for address in found[:-1]:
             request.url = request.url.copy_with(host=address)
-            # localhost is ::1, too, and most servers are at 127.0.0.1 only.
+            # localhost resolves to ::1 first, but most servers listen on 127.0.0.1 only.
             with suppress(httpx.ConnectError, httpx.ConnectTimeout):
                 return await client.send(request, stream=True)
         request.url = request.url.copy_with(host=found[-1])
@@ -99,10 +100,10 @@ class Network:
 
 
 async def save(response: httpx.Response, target: Path, *, limit: int) -> None:
-    """Write an answer's body to a file, as it comes.
+    """Stream a response body to a file.
 
     Raises:
-        MediaError: it ends early.
+        MediaError: the body ends early.
         Problem: 400 `file_too_large`.
         httpx.HTTPError: the connection breaks.
     """

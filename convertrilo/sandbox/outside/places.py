@@ -1,4 +1,4 @@
-"""Where sources come from and outputs go besides the sandbox's own files: the web, S3 and Google Drive."""
+"""Places outside the sandbox that sources come from and outputs go to: the web, S3 and Google Drive."""
 
 import mimetypes
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from convertrilo.sandbox.state.rules import Rules
 
 @attrs.frozen(eq=False)
 class Places:
-    """The roads to all places that a job may name."""
+    """Fetches sources from, and stores outputs to, the place that a job names."""
 
     rules: Rules
     web: Sources
@@ -25,29 +25,29 @@ class Places:
 
     @property
     def fetches(self) -> bool:
-        """Whether sources are brought here at all."""
+        """Whether sources are fetched at all."""
         return self.web.fetches
 
     async def fetch(self, job: Job, target: Path) -> None:
-        """Bring the source that a job names to a file.
+        """Fetch a job's source into a file; do nothing for an upload.
 
         Raises:
-            MediaError: it cannot be had; the message is for the job's owner.
+            MediaError: the source cannot be fetched.
         """
         if job.source_url is not None:
             await self.web.fetch(job.source_url, target)
         elif job.source is not None:
-            await self._road(job.source).fetch(job.source, target, limit=self.rules.max_source_bytes)
+            await self._client_of(job.source).fetch(job.source, target, limit=self.rules.max_source_bytes)
 
     async def store(self, job: Job, output: Path) -> None:
-        """Take a job's output where the job wants it.
+        """Write a job's output to the job's destination, if it has one.
 
         Raises:
-            MediaError: it cannot be written there.
+            MediaError: the output cannot be written.
         """
         if job.destination is not None:
             media_type = mimetypes.guess_type(f"output.{job.settings['container']}")[0] or "application/octet-stream"
-            await self._road(job.destination).store(job.destination, output, media_type)
+            await self._client_of(job.destination).store(job.destination, output, media_type)
 
-    def _road(self, place: Mapping[str, Any]) -> S3 | Drive:
+    def _client_of(self, place: Mapping[str, Any]) -> S3 | Drive:
         return self.s3 if "bucket" in place else self.drive

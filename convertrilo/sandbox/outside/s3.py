@@ -1,8 +1,8 @@
-"""S3 and the stores that speak like it: listing a prefix, reading an object, writing one; signed or anonymous."""
+"""A client of S3 and compatible object stores: list a prefix, read an object, write an object; signed or anonymous."""
 
 import re
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 from urllib.parse import quote, unquote_plus, urlencode, urlsplit
@@ -14,9 +14,9 @@ import attrs
 import httpx
 
 from convertrilo.errors import Issue
-from convertrilo.sandbox.encoding.probe import MediaError
 from convertrilo.sandbox.outside.network import Network, save
-from convertrilo.sandbox.state.problem import Problem
+from convertrilo.sandbox.state.problem import MediaError, Problem
+from convertrilo.sandbox.state.streams import read_stream
 
 _REGION = "us-east-1"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
@@ -25,29 +25,29 @@ _LABEL = re.compile(r"[A-Za-z0-9-]{1,63}")
 _SIZE = re.compile(r"[0-9]{0,18}")
 _MAX_KEY_BYTES = 1_024
 _EMPTY_PAGES = 100
-"""How many pages without an object may follow one another, as some stores answer for what was deleted."""
-_MAX_ANSWER = 8 * 1024**2
+"""The maximum number of successive pages without an object; some stores send such pages for deleted objects."""
+_MAX_RESPONSE = 8 * 1024**2
 _CHUNK_BYTES = 1 << 18
 _UPLOADS_AT_ONCE = 16
-_WRITE_SECONDS = httpx.Timeout(30.0, read=300.0)  # some stores answer a big upload only once they have copied it
+_WRITE_TIMEOUT = httpx.Timeout(30.0, read=300.0)  # some stores copy a big upload before they respond
 
 
 @attrs.frozen
 class Object:
-    """One object of a listing: `size` in bytes."""
+    """One object of a listing; `size` is in bytes."""
 
     key: str
     size: int
 
 
-def issues_of(place: Mapping[str, Any], field: str, *, needs_key: bool) -> list[Issue]:
-    """Return what is wrong with a place in S3, given in the wire's shape."""
+def place_issues(place: Mapping[str, Any], field: str, *, needs_key: bool) -> list[Issue]:
+    """Return what is wrong with a place in S3, in the wire's shape; `field` is its name in the request."""
     issues: list[Issue] = []
     bucket, endpoint = place.get("bucket"), place.get("endpoint")
     if not bucket:
         issues.append(Issue(f"{field}.bucket", "is required"))
     elif not _BUCKET.fullmatch(bucket):
-        issues.append(Issue(f"{field}.bucket", "is not the name of a bucket"))
+        issues.append(Issue(f"{field}.bucket", "is not a valid bucket name"))
     if needs_key and not place.get("key"):
         issues.append(Issue(f"{field}.key", "is required"))
     issues += [
@@ -58,12 +58,12 @@ def issues_of(place: Mapping[str, Any], field: str, *, needs_key: bool) -> list[
     if endpoint is not None and not _is_endpoint(endpoint):
         issues.append(Issue(f"{field}.endpoint", "must be an http or https URL of a host"))
     if place.get("region") is not None and not _LABEL.fullmatch(place["region"]):
-        issues.append(Issue(f"{field}.region", "is not the name of a region"))
+        issues.append(Issue(f"{field}.region", "is not a valid region name"))
     if not (place.get("accessKeyId") or "").isascii():
         issues.append(Issue(f"{field}.accessKeyId", "must be ASCII: it goes into a header"))
     if (place.get("accessKeyId") is None) != (place.get("secretAccessKey") is None):
         missing = "accessKeyId" if place.get("accessKeyId") is None else "secretAccessKey"
-        issues.append(Issue(f"{field}.{missing}", "is required with the other half of the credentials"))
+        issues.append(Issue(f"{field}.{missing}", "is required together with the other credential"))
     return issues
 
 
@@ -84,10 +84,10 @@ def _is_endpoint(url: str) -> bool:
 
 
 class S3:
-    """Talks to object stores; a place is given in the wire's shape, as `sourceS3` or `outputS3`.
+    """Calls object stores. A `place` has the wire's shape of `sourceS3` or `outputS3`.
 
     Args:
-        network: what is connected through.
+        network: opens the connections.
     """
 
     def __init__(self, network: Network) -> None:
@@ -95,7 +95,7 @@ class S3:
         self._uploads = anyio.CapacityLimiter(_UPLOADS_AT_ONCE)
 
     async def check(self, place: Mapping[str, Any]) -> None:
-        """Refuse a store on a host that is not allowed.
+        """Check that the store's host is allowed.
 
         Raises:
             Problem: 400 `private_ip_blocked`, `host_not_resolvable`.
@@ -103,10 +103,10 @@ class S3:
         await self._network.addresses(urlsplit(address(place, "")).hostname or "")
 
     async def objects(self, place: Mapping[str, Any]) -> AsyncGenerator[Object]:
-        """List the objects under the place's `prefix`, in the store's order, a page of the listing at a time.
+        """Yield the objects under the place's `prefix`, in the store's order, fetching page by page.
 
         Raises:
-            MediaError: the store refuses; the message is for the job's owner.
+            MediaError: the store returns an error or an invalid listing.
         """
         token: str | None = None
         empty = 0
@@ -114,9 +114,9 @@ class S3:
             query = {"encoding-type": "url", "list-type": "2", "prefix": place.get("prefix") or ""}
             if token is not None:
                 query["continuation-token"] = token
-            async with self._answer("GET", place, "", query) as response:
+            async with self._request("GET", place, "", query) as response:
                 listing = await _xml(response)
-            is_quoted = _text(listing, "EncodingType") == "url"  # a store that does not know it sends keys as they are
+            is_quoted = _text(listing, "EncodingType") == "url"  # stores without this feature send keys unquoted
             listed = listing.findall("{*}Contents")
             for each in listed:
                 key, size = _text(each, "Key"), _text(each, "Size")
@@ -130,27 +130,27 @@ class S3:
         raise MediaError("the object store's listing does not end")
 
     async def fetch(self, place: Mapping[str, Any], target: Path, *, limit: int) -> None:
-        """Bring the object at the place's `key` to a file.
+        """Fetch the object at the place's `key` into `target`.
 
         Raises:
-            MediaError: the store refuses, or the object is too big.
+            MediaError: the store returns an error, or the object has more than `limit` bytes.
         """
-        async with self._answer("GET", place, place["key"]) as response:
+        async with self._request("GET", place, place["key"]) as response:
             await save(response, target, limit=limit)
 
     async def store(self, place: Mapping[str, Any], source: Path, media_type: str) -> None:
-        """Write a file to the object at the place's `key`: in one request, so S3's bound of 5 GiB holds.
+        """Write a file to the object at the place's `key`, in one request: S3's limit for that is 5 GiB.
 
         Raises:
-            MediaError: the store refuses.
+            MediaError: the store returns an error.
         """
         async with self._uploads:
             with source.open("rb") as file:
-                async with self._answer("PUT", place, place["key"], body=file, media_type=media_type):
+                async with self._request("PUT", place, place["key"], body=file, media_type=media_type):
                     pass
 
     @asynccontextmanager
-    async def _answer(
+    async def _request(
         self,
         method: str,
         place: Mapping[str, Any],
@@ -160,10 +160,10 @@ class S3:
         body: IO[bytes] | None = None,
         media_type: str | None = None,
     ) -> AsyncGenerator[httpx.Response]:
-        """Send one request and hand on its answer, if that is a success."""
+        """Send one request and yield the response if it is a success."""
         url = address(place, key) + (f"?{urlencode(sorted(query.items()), quote_via=quote)}" if query else "")
         headers = {} if media_type is None else {"content-type": media_type}
-        if place.get("accessKeyId") is not None:  # hashing a body takes time
+        if place.get("accessKeyId") is not None:  # in a thread: signing hashes the body
             headers |= await anyio.to_thread.run_sync(_signature, method, url, place, body)
         try:
             async with self._network.client() as client:
@@ -172,8 +172,8 @@ class S3:
                     url,
                     headers={**headers, "accept-encoding": "identity"},
                     content=None if body is None else _chunks(body),
-                    timeout=_WRITE_SECONDS,
-                    # As it was signed: httpx would resolve the dots of a key such as a/../b.
+                    timeout=_WRITE_TIMEOUT,
+                    # The target as it was signed: httpx would normalize a key such as a/../b.
                     extensions={"target": url.partition("//")[2].partition("/")[2].join(("/", "")).encode()},
                 )
                 if body is not None:
@@ -189,15 +189,15 @@ class S3:
                     await response.aclose()
         except Problem as problem:
             raise MediaError(problem.message.rstrip(".")) from None
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the latter of where it redirects to
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last two: of a redirect's location
             raise MediaError(f"the object store does not answer ({type(error).__name__})") from None
 
 
 def address(place: Mapping[str, Any], key: str) -> str:
-    """Return the URL of an object, or with an empty key of the bucket.
+    """Return the URL of an object, or of the bucket if `key` is empty.
 
-    The bucket is the first part of the path, or with `forcePathStyle` off the first part of the host where a host can
-    carry it.
+    The bucket is the first segment of the path. Without `forcePathStyle` it is the first label of the host instead,
+    if it is a valid label.
     """
     bucket, region = place["bucket"], place.get("region") or _REGION
     endpoint = urlsplit(place.get("endpoint") or f"https://s3.{region}.amazonaws.com")
@@ -215,7 +215,7 @@ def _is_number(host: str) -> bool:
 
 
 def _signature(method: str, url: str, place: Mapping[str, Any], body: IO[bytes] | None) -> dict[str, str]:
-    """Return the headers of AWS's signature, version 4."""
+    """Return the headers of an AWS signature, version 4."""
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials
@@ -232,24 +232,21 @@ async def _chunks(file: IO[bytes]) -> AsyncGenerator[bytes]:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    content = bytearray()
-    async with aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as chunks:
-        async for chunk in chunks:
-            content += chunk
-            if len(content) > _MAX_ANSWER:
-                raise MediaError("the object store's answer is too long")
-    return bytes(content)
+    try:
+        return await read_stream(cast("AsyncGenerator[bytes]", response.aiter_bytes()), _MAX_RESPONSE)
+    except Problem:
+        raise MediaError("the object store's answer is too long") from None
 
 
 async def _xml(response: httpx.Response) -> ET.Element:
     try:
         return ET.fromstring(await _read(response))  # noqa: S314 - expat bounds what entities expand to
-    except (ET.ParseError, LookupError, ValueError):  # no XML, or in an encoding that there is not
+    except (ET.ParseError, LookupError, ValueError):  # not XML, or in an unknown encoding
         raise _no_listing() from None
 
 
 def _no_listing() -> MediaError:
-    return MediaError("the object store's answer is no listing: is the endpoint right?")
+    return MediaError("the object store's answer is not a listing: is the endpoint right?")
 
 
 def _text(element: ET.Element, name: str) -> str:
@@ -257,6 +254,6 @@ def _text(element: ET.Element, name: str) -> str:
 
 
 async def _reason(response: httpx.Response) -> str:
-    """Return the error code of a refusal, such as `NoSuchBucket`; the rest of it may repeat credentials."""
+    """Return the code of an error response, such as `NoSuchBucket`; other parts of it may repeat credentials."""
     found = re.search(rb"<Code>([A-Za-z0-9.]{1,100})</Code>", await _read(response))
     return found[1].decode() if found else response.reason_phrase

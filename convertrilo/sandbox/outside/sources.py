@@ -1,4 +1,4 @@
-"""Sources on the web: which URLs are allowed, and fetching them to a file within limits."""
+"""Sources on the web: which URLs are allowed, and how they are fetched."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -7,9 +7,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from convertrilo.sandbox.encoding.ffmpeg import MediaError
 from convertrilo.sandbox.outside.network import Network, save
-from convertrilo.sandbox.state.problem import Problem
+from convertrilo.sandbox.state.problem import MediaError, Problem
 from convertrilo.sandbox.state.rules import Rules
 
 _REDIRECTS = 5
@@ -19,17 +18,17 @@ _SIGNATURES = ("x-amz-signature=", "x-goog-signature=", "signature=", "sig=")
 
 
 def duration_of(size: int) -> float:
-    """Guess how many seconds a video of so many bytes plays."""
+    """Estimate the duration in seconds of a video of `size` bytes."""
     return size * 8 / _ASSUMED_BITS_PER_SECOND
 
 
 class Sources:
-    """Looks at sources and fetches them.
+    """Checks source URLs and fetches sources.
 
     Args:
-        rules: what is allowed.
-        network: what sources are fetched through.
-        fetches: False for an encoder that needs no sources: then nothing is resolved or connected to.
+        rules: the rules for URLs and sizes.
+        network: opens the connections.
+        fetches: whether sources are fetched; if not, no host is resolved or connected to.
     """
 
     def __init__(self, rules: Rules, network: Network, *, fetches: bool) -> None:
@@ -38,14 +37,14 @@ class Sources:
         self.fetches = fetches
 
     async def check_url(self, url: str, known: set[str] | None = None) -> None:
-        """Refuse a URL that no source may have.
+        """Check that a source URL is allowed.
 
         Args:
-            url: the source.
-            known: hosts that need no look-up any more, for a caller with many URLs; added to.
+            url: the source URL.
+            known: hosts that were checked before, and need no second look-up; the URL's host is added.
 
         Raises:
-            Problem: 400 with the code that says which rule it breaks.
+            Problem: 400, with the code of the rule that the URL breaks.
         """
         self._check_form(url)
         host = urlsplit(url).hostname or ""
@@ -64,17 +63,22 @@ class Sources:
         except (ValueError, httpx.InvalidURL):
             host, parts = None, urlsplit("")
         if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc:
-            raise Problem(400, "invalid_url", "A source URL is http or https, and has a host and no user name.")
+            raise Problem(
+                400, "invalid_url", "A source URL must be http or https, with a host and without a user name."
+            )
         if host.lower().removesuffix(".") in rules.blocked_hosts:
             raise Problem(400, "url_host_blocked", f"Sources on {host} are not allowed.")
         if rules.signed_urls_only and not any(mark in parts.query.lower() for mark in _SIGNATURES):
             raise Problem(400, "signed_url_required", "A source URL must be signed.")
 
-    async def look(self, url: str) -> float | None:
-        """Ask for the source's headers and guess its duration in seconds from its length; None if that is not known.
+    async def estimate_duration(self, url: str) -> float | None:
+        """Request a source's headers, and estimate its duration in seconds from its length.
+
+        Returns:
+            The estimate; None if sources are not fetched.
 
         Raises:
-            Problem: 400: it cannot be had, has no length, is too big, or is no video.
+            Problem: 400 if the source cannot be fetched, has no length, is too big, or is not a video.
         """
         if not self.fetches:
             return None
@@ -85,10 +89,10 @@ class Sources:
             raise Problem(400, "probe_failed", f"The source cannot be used: {error}.") from None
 
     async def fetch(self, url: str, target: Path) -> None:
-        """Bring the source to a file.
+        """Fetch a source into a file.
 
         Raises:
-            MediaError: it cannot be had, or is not allowed; the message is for the job's owner.
+            MediaError: the source cannot be fetched, or is not allowed.
         """
         try:
             async with self._open(url) as response:
@@ -100,7 +104,7 @@ class Sources:
 
     @asynccontextmanager
     async def _open(self, url: str) -> AsyncGenerator[httpx.Response]:
-        """Request a source and follow its redirects, checking every host on the way."""
+        """Request a source and follow redirects; every host on the way is checked."""
         async with self._network.client() as client:
             for _ in range(_REDIRECTS + 1):
                 self._check_form(url)
@@ -109,8 +113,8 @@ class Sources:
                     response = await self._network.send(client, request)
                 except httpx.HTTPError as error:
                     raise MediaError(f"the source's server does not answer ({type(error).__name__})") from None
-                except (httpx.InvalidURL, UnicodeError):  # httpx has looked at the location already
-                    raise MediaError("the source redirects to what is no URL") from None
+                except (httpx.InvalidURL, UnicodeError):  # httpx parses the location before it returns
+                    raise MediaError("the source redirects to an invalid URL") from None
                 try:
                     if not response.has_redirect_location:
                         self._check_headers(response)
@@ -126,10 +130,10 @@ class Sources:
             raise MediaError(f"the source's server answers {response.status_code}")
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind and not kind.startswith("video/") and kind not in _BINARY:
-            raise Problem(400, "unsupported_content_type", f"The source is {kind}, which is no video.")
+            raise Problem(400, "unsupported_content_type", f"The source is {kind}, which is not a video.")
         length = response.headers.get("content-length", "")
         if not length.isdigit():
             raise Problem(400, "missing_content_length", "The source's server does not say how long it is.")
         if int(length) > self._rules.max_source_bytes:
             limit = self._rules.max_source_bytes
-            raise Problem(400, "file_too_large", f"The source has {length} bytes, and {limit} are allowed.")
+            raise Problem(400, "file_too_large", f"The source has {length} bytes; at most {limit} are allowed.")

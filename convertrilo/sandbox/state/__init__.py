@@ -1,1 +1,1 @@
-"""The sandbox's state: its database and records, the life of a job, rules, faults and clock."""
+"""The sandbox's state: database, records, books, files, the lifecycle of a job, rules, faults and clock."""

@@ -1,4 +1,6 @@
-"""A clock that a test moves."""
+"""Time in the sandbox: a clock that tests advance, and times as the API writes them."""
+
+from datetime import UTC, datetime
 
 import anyio
 import anyio.lowlevel
@@ -7,10 +9,10 @@ _START = 1_767_225_600.0  # 2026-01-01T00:00:00Z
 
 
 class VirtualClock:
-    """A `convertrilo.Clock` that stands still until `advance` moves it, for the sandbox and all that use its time.
+    """A `convertrilo.Clock` that stands still until `advance` moves it.
 
     Args:
-        start: seconds since 1970 at which it stands first.
+        start: the initial time, in seconds since 1970.
     """
 
     def __init__(self, start: float = _START) -> None:
@@ -22,11 +24,11 @@ class VirtualClock:
         return self._now
 
     def monotonic(self) -> float:
-        """Return the same: this clock does not go back."""
+        """Return the same as `time`: this clock never goes back."""
         return self._now
 
     async def sleep(self, seconds: float) -> None:
-        """Wait until the clock was advanced by that many seconds in all."""
+        """Wait until the clock has been advanced by at least `seconds`."""
         if seconds <= 0:
             await anyio.lowlevel.checkpoint()
             return
@@ -38,10 +40,23 @@ class VirtualClock:
             self._sleepers.remove(sleeper)
 
     def advance(self, seconds: float) -> None:
-        """Move the clock on by that many seconds and wake who waited for it; called in the sandbox's event loop."""
+        """Move the clock forward by `seconds` and wake every sleep that has ended.
+
+        Call this from the sandbox's event loop.
+        """
         if seconds < 0:
-            raise ValueError(f"time does not go back: {seconds} s")
+            raise ValueError(f"the clock cannot go back: {seconds} s")
         self._now += seconds
         for due, event in self._sleepers:
             if due <= self._now:
                 event.set()
+
+
+def to_datetime(seconds: float | None) -> datetime | None:
+    """Return seconds since 1970 as an aware datetime; None stays None."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
+def timestamp(seconds: float) -> str:
+    """Return seconds since 1970 as events carry a time, such as `2026-01-01T00:00:00.000Z`."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,4 +1,4 @@
-"""Faults on purpose: connections that break, answers that get lost, statuses that a proxy or an overload would send."""
+"""Fault injection: broken connections, lost responses, and the statuses of a proxy or an overloaded server."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ _NAMES = frozenset({*OPERATIONS, PUT_OBJECT, GET_OBJECT})
 
 @attrs.frozen
 class Fault:
-    """What goes wrong with one request."""
+    """The fault that one request suffers."""
 
     kind: FaultKind
     status: int = 0
@@ -35,14 +35,14 @@ class _Plan:
 
 
 class Faults:
-    """The faults that wait for their requests.
+    """Plans faults for the requests to come.
 
     Every method takes the operation's id (`createJob`; None for all operations of the contract; uploads and downloads
-    are `putObject` and `getObject`), how many `times` it strikes (None for always), and with what `probability` it
-    strikes a request that it could strike. Faults are tried in the order in which they were planned.
+    are `putObject` and `getObject`), the number of `times` that the fault strikes (None for always), and the
+    `probability` of striking each matching request. Faults are tried in the order in which they were planned.
 
     Args:
-        seed: what chance is made from.
+        seed: the seed of the random numbers behind `probability`; None for different ones in every run.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -50,27 +50,27 @@ class Faults:
         self._plans: list[_Plan] = []
 
     def refuse(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Refuse the connection. Over a port the connection is there already, and is closed before anything is read."""
+        """Refuse the connection. Over a port the connection is accepted, then closed before the request is read."""
         self._plan(Fault("refuse"), operation, times, probability)
 
     def reset(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Break the connection before the request is worked on: nothing happens."""
+        """Break the connection before the request is processed: nothing happens."""
         self._plan(Fault("reset"), operation, times, probability)
 
     def lose_response(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Do the work, commit it, and break the connection instead of answering."""
+        """Process the request, commit, and break the connection instead of responding."""
         self._plan(Fault("lose_response"), operation, times, probability)
 
     def cut_response(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Do the work, and break the connection halfway through the answer's body."""
+        """Process the request, and break the connection halfway through the response body."""
         self._plan(Fault("cut_response"), operation, times, probability)
 
     def future(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Do the work, and answer as a later version may: more fields in every object, an unknown code in an error."""
+        """Process the request, and respond as a later API version may: new fields in objects, unknown error codes."""
         self._plan(Fault("future"), operation, times, probability)
 
     def stall(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Take the request and never answer, until the client gives up: nothing happens."""
+        """Accept the request and never respond, until the client gives up: nothing happens."""
         self._plan(Fault("stall"), operation, times, probability)
 
     def status(
@@ -83,7 +83,7 @@ class Faults:
         times: int | None = 1,
         probability: float = 1.0,
     ) -> None:
-        """Answer with a status, headers and body (bytes, text, or a value that is sent as JSON): nothing happens."""
+        """Respond with a status, headers and body (bytes, text, or a value to send as JSON): nothing happens."""
         given = {name.lower(): value for name, value in (headers or {}).items()}
         if not isinstance(body, bytes | str):
             given.setdefault("content-type", "application/json")
@@ -99,20 +99,20 @@ class Faults:
         times: int | None = 1,
         probability: float = 1.0,
     ) -> None:
-        """Answer 429 `rate_limit_exceeded`, with a `Retry-After` header (seconds or a date) if one is given."""
+        """Respond with 429 `rate_limit_exceeded`, and a `Retry-After` header (seconds or a date) if given."""
         body = {"code": "rate_limit_exceeded", "message": "There are too many requests."}
         headers = {} if retry_after is None else {"retry-after": retry_after}
         self.status(operation, 429, headers=headers, body=body, times=times, probability=probability)
 
     def in_progress(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Answer 409 `idempotency_in_progress` to keyed operations, as if the first request were running."""
+        """Respond with 409 `idempotency_in_progress` to keyed operations, as if the first request were running."""
         body = dumps({"code": "idempotency_in_progress", "message": "The first request with this key is running."})
         fault = Fault("status", 409, {"content-type": "application/json"}, body)
         operations = _KEYED if operation is None else _named(operation)
         self._plans.append(_Plan(fault, operations, times, probability))
 
     def clear(self) -> None:
-        """Forget all faults."""
+        """Remove all planned faults."""
         self._plans.clear()
 
     def _plan(self, fault: Fault, operation: str | None, times: int | None, probability: float) -> None:
@@ -120,7 +120,7 @@ class Faults:
         self._plans.append(_Plan(fault, operations, times, probability))
 
     def take(self, operation: str) -> Fault | None:
-        """Return the fault that strikes a request, if any does."""
+        """Return the fault that strikes a request, if any, and count it."""
         for plan in self._plans:
             if operation in plan.operations and plan.times != 0 and self._random.random() < plan.probability:
                 if plan.times is not None:
@@ -130,7 +130,7 @@ class Faults:
 
 
 def of_the_future(body: bytes) -> bytes:
-    """Return an answer as a later version of the service may give it; what is no JSON stays as it is."""
+    """Return a response body as a later API version may send it; a body that is not JSON stays as it is."""
     try:
         return dumps(_with_more(loads(body)))
     except ValueError:

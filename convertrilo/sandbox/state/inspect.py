@@ -1,4 +1,4 @@
-"""What a test asks a sandbox afterwards: deliveries as records, and assertions that print what led to a failure."""
+"""Inspection by tests: webhook deliveries as records, and assertions that print the requests behind a failure."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import attrs
 
 from convertrilo._json import loads
 from convertrilo.operations import OPERATIONS, Repeat
-from convertrilo.sandbox.outside.deliveries import timestamp
+from convertrilo.sandbox.state.clock import timestamp
 from convertrilo.sandbox.state.records import Job, RequestRecord
 from convertrilo.sandbox.state.store import Tx
 
-_MAKES_JOBS = {row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED} | {"createPublicJob"}
+_CREATES_JOBS = {row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED} | {"createPublicJob"}
 _SHOWN = 50
 
 
@@ -21,7 +21,7 @@ _SHOWN = 50
 
 @attrs.frozen(kw_only=True)
 class Delivery:
-    """One attempt to deliver an event, once it has succeeded or failed."""
+    """One finished attempt to deliver an event."""
 
     id: str
     webhook: str | None
@@ -31,14 +31,14 @@ class Delivery:
     job: str | None
     """The job's id; None for `webhook.test`."""
     attempt: int
-    """1 for the first, up to 4."""
+    """1 for the first attempt, up to 4."""
     status: str
     """`success` or `failed`."""
     status_code: int | None
-    """What the receiver answered; None if it did not."""
+    """The receiver's status code; None if it did not respond."""
     error: str | None
     body: bytes = attrs.field(repr=False)
-    """The bytes that were sent, and signed."""
+    """The bytes that were signed and sent."""
     at: float
     """Seconds since 1970."""
 
@@ -49,7 +49,7 @@ class Delivery:
 
 
 def deliveries(tx: Tx) -> list[Delivery]:
-    """Return every attempt that was made, in order."""
+    """Return every finished attempt, in order."""
     names = ("id", "webhook", "url", "event", "job", "attempt", "status", "status_code", "error", "body")
     rows = tx.rows(
         f"SELECT {', '.join(names)}, created_at FROM deliveries WHERE status IS NOT NULL ORDER BY created_at, n"  # noqa: S608 - names
@@ -61,10 +61,10 @@ def deliveries(tx: Tx) -> list[Delivery]:
 
 
 def assert_created_once(jobs: Sequence[Job], requests: Sequence[RequestRecord], external_id: str) -> Job:
-    """Return the one job that has this external id.
+    """Return the only job with this external id.
 
     Raises:
-        AssertionError: There is none, or more than one.
+        AssertionError: there is no such job, or more than one.
     """
     __tracebackhide__ = True
     found = [job for job in jobs if job.external_id == external_id]
@@ -75,17 +75,17 @@ def assert_created_once(jobs: Sequence[Job], requests: Sequence[RequestRecord], 
         raise AssertionError(_explain(message, _behind(requests, found)))
     others = sorted({job.external_id for job in jobs if job.external_id is not None})
     message = [f"No job has the external id {external_id!r}; {len(jobs)} jobs have {others[:_SHOWN] or 'none'}."]
-    raise AssertionError(_explain(message, _makers(requests)))
+    raise AssertionError(_explain(message, _creations(requests)))
 
 
 def assert_no_duplicates(jobs: Sequence[Job], requests: Sequence[RequestRecord]) -> None:
-    """See that nothing was made twice.
+    """Check that no job was created twice.
 
-    Two jobs of one account with the same external id are duplicates, and so are the jobs of two requests of an account
-    that carried the same idempotency key and were both worked on, because the key was forgotten in between.
+    Two jobs of one account with the same external id are duplicates. So are the jobs of two requests with the same
+    idempotency key that were both processed, because the key expired in between.
 
     Raises:
-        AssertionError: Something was.
+        AssertionError: there are duplicates.
     """
     __tracebackhide__ = True
     message: list[str] = []
@@ -94,30 +94,30 @@ def assert_no_duplicates(jobs: Sequence[Job], requests: Sequence[RequestRecord])
     doubled = [job for job in named if by_name[job.account, job.external_id] > 1]
     if doubled:
         message += [f"{len(doubled)} jobs share an external id with another:", *map(_job_line, doubled)]
-    worked_on = [each for each in _makers(requests) if each.idempotency_key and _was_worked_on(each)]
+    processed = [each for each in _creations(requests) if each.idempotency_key and _was_processed(each)]
     owners = Counter(key for _, key in {(job.account, job.idempotency_key) for job in jobs})
-    by_key = Counter(each.idempotency_key for each in worked_on)
-    again = [each for each in worked_on if by_key[each.idempotency_key] > max(1, owners[each.idempotency_key])]
+    by_key = Counter(each.idempotency_key for each in processed)
+    again = [each for each in processed if by_key[each.idempotency_key] > max(1, owners[each.idempotency_key])]
     if again:
-        message.append(f"{len(again)} requests were worked on anew although their idempotency keys had been used.")
+        message.append(f"{len(again)} requests were processed again although their idempotency keys had been used.")
     if message:
         behind = {*_behind(requests, doubled), *again}
         raise AssertionError(_explain(message, [each for each in requests if each in behind]))
 
 
-def _was_worked_on(request: RequestRecord) -> bool:
+def _was_processed(request: RequestRecord) -> bool:
     answered = request.status is not None and 200 <= request.status < 300
     return answered and not request.replayed and request.fault != "status"
 
 
-def _makers(requests: Sequence[RequestRecord]) -> list[RequestRecord]:
-    return [each for each in requests if each.operation in _MAKES_JOBS]
+def _creations(requests: Sequence[RequestRecord]) -> list[RequestRecord]:
+    return [each for each in requests if each.operation in _CREATES_JOBS]
 
 
 def _behind(requests: Sequence[RequestRecord], jobs: Sequence[Job]) -> list[RequestRecord]:
-    """Return the requests that may have made these jobs: by their keys, or all without one."""
+    """Return the requests that may have created these jobs: those with the same keys, or all without a key."""
     keys = {job.idempotency_key for job in jobs}
-    return [each for each in _makers(requests) if each.idempotency_key in keys]
+    return [each for each in _creations(requests) if each.idempotency_key in keys]
 
 
 def _job_line(job: Job) -> str:
@@ -125,7 +125,7 @@ def _job_line(job: Job) -> str:
 
 
 def _explain(message: Sequence[str], requests: Sequence[RequestRecord]) -> str:
-    """Put what is wrong before the requests that led there."""
+    """Return an assertion message: what is wrong, then the requests that led there."""
     left_out = [f"  ({len(requests) - _SHOWN} earlier ones)"] if len(requests) > _SHOWN else []
     lines = [
         f"  {timestamp(each.at)}  {each.operation}  key {each.idempotency_key or '-'}"

@@ -1,17 +1,10 @@
-"""A job's way from `created` to its end: the only place where its status changes and its tokens are settled."""
+"""The lifecycle of a job: the only module that changes a job's status and settles its tokens."""
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
-from typing import Any
-from urllib.parse import unquote, urlsplit
+from typing import Any, TypedDict, Unpack
 
-from convertrilo._model import Model
-from convertrilo.codec import from_request
-from convertrilo.errors import Issue, ValidationError
-from convertrilo.models import ConfirmRequest, JobCreateRequest
-from convertrilo.sandbox.api import tokens
-from convertrilo.sandbox.api.call import Call
-from convertrilo.sandbox.encoding.ffmpeg import unsupported
+from convertrilo.sandbox.state import books
+from convertrilo.sandbox.state.filenames import output_name
 from convertrilo.sandbox.state.problem import Problem, invalid_request
 from convertrilo.sandbox.state.records import (
     CANCELED,
@@ -24,113 +17,74 @@ from convertrilo.sandbox.state.records import (
     Job,
     JobKind,
 )
+from convertrilo.sandbox.state.settings import settings_of
 from convertrilo.sandbox.state.store import Tx
 
-_DEFAULTS: Mapping[str, Any] = {
-    "codec": "h264",
-    "resolution": "1080p",
-    "fps": 30,
-    "container": "mp4",
-    "preset": "fast",
-    "bitrateTier": "medium",
-    "passes": 1,
-    "policy": "gpu_first",
-    "quality": None,
-    "optimize": None,
-    "vmafTarget": None,
-}
-_MAX_NAME = 200
-_CHECKED_AS: Mapping[type[Model], tuple[str, ...]] = {
-    JobCreateRequest: ("codec", "resolution", "fps", "container", "preset", "bitrateTier", "passes", "policy"),
-    ConfirmRequest: ("quality", "optimize", "vmafTarget"),  # the widest bounds that the contract has for a target
-}
 
+class JobFields(TypedDict, total=False):
+    """The optional fields of a new job."""
 
-def settings_of(*wires: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that requests in the wire's shape hold together; the first to set one wins."""
-    settings = dict(_DEFAULTS)
-    for wire in reversed(wires):
-        settings.update({name: wire[name] for name in _DEFAULTS if wire.get(name) is not None})
-    return settings
-
-
-def misfits(settings: Mapping[str, Any]) -> list[Issue]:
-    """Return what is wrong with settings as a whole: requests may bring some that their operation does not have."""
-    issues: list[Issue] = []
-    for model, names in _CHECKED_AS.items():
-        try:
-            from_request(model, {name: settings[name] for name in names if settings[name] is not None})
-        except ValidationError as error:
-            issues += error.issues
-    wrong = {issue.path for issue in issues}
-    if not wrong & {"codec", "container"} and (problem := unsupported(settings["codec"], settings["container"])):
-        issues.insert(0, Issue("container", problem))
-    return issues
+    external_id: str | None
+    metadata: Mapping[str, Any] | None
+    source_url: str | None
+    source: Mapping[str, Any] | None
+    destination: Mapping[str, Any] | None
+    duration: float | None
+    high_priority: bool
+    output_expiry: int | None
+    webhook: str | None
+    token: str | None
 
 
 def new_job(
-    tx: Tx, call: Call, kind: JobKind, settings: Mapping[str, Any], source_filename: str | None, **values: Any
+    tx: Tx,
+    kind: JobKind,
+    settings: Mapping[str, Any],
+    source_filename: str | None,
+    *,
+    account: str | None,
+    idempotency_key: str | None,
+    **fields: Unpack[JobFields],
 ) -> Job:
-    """Return a job that `tx.add_job` writes down."""
+    """Return a new job, which `tx.add_job` stores."""
     return Job(
         id=tx.ids.uuid(),
-        account=call.account_id,
+        account=account,
         kind=kind,
-        idempotency_key=call.idempotency_key,
+        idempotency_key=idempotency_key,
         settings=settings,
         status=CREATED,
         created_at=tx.now,
         source_filename=source_filename,
         output_filename=output_name(source_filename, settings) if source_filename else None,
-        **values,
+        **fields,
     )
 
 
-def filename_of(given: str | None, url: str | None) -> str | None:
-    """Return the file name of a source: as given, or the last part of its URL's path; never with a folder."""
-    name = given or (unquote(urlsplit(url).path) if url else "")
-    name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[:_MAX_NAME]
-    return name if name.strip(". ") else None
-
-
-def output_name(source_filename: str | None, settings: Mapping[str, Any]) -> str:
-    """Return the file name of an output that needs one."""
-    stem = PurePosixPath(source_filename).stem if source_filename else "output"
-    return f"{stem}.{settings['container']}"
-
-
-def reconfigure(tx: Tx, job: Job, *wires: Mapping[str, Any]) -> Job:
-    """Change a job's settings before it is queued."""
-    settings = settings_of(*wires, job.settings)
+def reconfigure(tx: Tx, job: Job, wire: Mapping[str, Any]) -> Job:
+    """Change the settings of a job that is not queued yet to those of a request body."""
+    settings = settings_of(wire, job.settings)
     if settings == job.settings:
         return job
     name = output_name(job.source_filename, settings) if job.source_filename else None
     return tx.change_job(job, settings=settings, output_filename=name)
 
 
-def quote(job: Job) -> int:
-    """Return what a job costs with its settings, by the duration that is known."""
-    rate = tokens.per_minute(job.settings)
-    if job.kind == "ondemand":
-        rate *= tokens.multiplier(high_priority=job.high_priority)
-    return tokens.price(rate, job.duration)
-
-
 def reserve_price(tx: Tx, job: Job, **changes: Any) -> Job:
-    """Reserve what a job costs, no more and no less, and write further changes down with it."""
-    price = quote(job)
+    """Reserve exactly the price of a job, and store further `changes` with the reservation."""
+    price = books.quote(job)
     if job.reserved > price:
-        reserved = tokens.release(tx, job, job.reserved - price)
+        reserved = books.release(tx, job, job.reserved - price)
     else:
-        reserved = tokens.reserve(tx, job, price - job.reserved)
+        reserved = books.reserve(tx, job, price - job.reserved)
     return tx.change_job(job, price=price, reserved=reserved, **changes)
 
 
 def queue(tx: Tx, job: Job) -> Job:
-    """Queue a job whose source is there or is fetched, reserving its price if that was not done.
+    """Queue a created job, reserving its price unless that was done before.
 
     Raises:
-        Problem: it was queued before, has no source, or its tokens are not to be had.
+        Problem: the job is no longer `created`, lacks its upload, or costs more than is available.
     """
     if job.status != CREATED:
         raise invalid_request(f"The job is {job.status} already; only a created job can be confirmed.")
@@ -142,14 +96,14 @@ def queue(tx: Tx, job: Job) -> Job:
 
 
 def start(tx: Tx, job: Job, encoder: str | None) -> Job:
-    """A worker has taken the job on."""
+    """Mark a job as running."""
     return tx.change_job(job, status=RUNNING, started_at=tx.now, encoder=encoder)
 
 
 def succeed(tx: Tx, job: Job, *, output_size: int, duration: float) -> Job:
-    """The output is there: its price is spent, and what is reserved beyond it released."""
+    """Mark a job as successful: spend its price and release what is reserved beyond it."""
     paid = min(job.reserved, job.price or 0)
-    tokens.spend(tx, job, paid, released=job.reserved - paid)
+    books.spend(tx, job, paid, released=job.reserved - paid)
     return tx.change_job(
         job,
         status=SUCCESS,
@@ -163,20 +117,20 @@ def succeed(tx: Tx, job: Job, *, output_size: int, duration: float) -> Job:
 
 
 def fail(tx: Tx, job: Job, message: str) -> Job:
-    """The encode did not work out: nothing is spent."""
-    reserved = tokens.release(tx, job, job.reserved)
+    """Mark a job as failed and release its tokens."""
+    reserved = books.release(tx, job, job.reserved)
     changes = {"status": FAILED, "finished_at": tx.now, "failure_message": message, **_without_credentials(job)}
     return tx.change_job(job, reserved=reserved, **changes)
 
 
 def cancel(tx: Tx, job: Job) -> Job:
-    """Nobody wants the job any more: nothing is spent."""
-    reserved = tokens.release(tx, job, job.reserved)
+    """Mark a job as canceled and release its tokens."""
+    reserved = books.release(tx, job, job.reserved)
     return tx.change_job(job, status=CANCELED, finished_at=tx.now, reserved=reserved, **_without_credentials(job))
 
 
 def _without_credentials(job: Job) -> dict[str, Any]:
-    """Return a job's places as they are kept once nobody goes there any more."""
+    """Return the job's source and destination without credentials, which an ended job no longer needs."""
     places = {"source": job.source, "destination": job.destination}
     return {
         field: {name: value for name, value in place.items() if name not in CREDENTIALS}
@@ -186,12 +140,12 @@ def _without_credentials(job: Job) -> dict[str, Any]:
 
 
 def output_gone(job: Job, now: float) -> bool:
-    """Whether a job's output has expired, or went elsewhere."""
+    """Return whether a job's output has expired or was delivered to the job's destination."""
     if job.destination is not None:
         return True
     return job.output_expiry is not None and (job.finished_at or now) + job.output_expiry <= now
 
 
 def no_output() -> Problem:
-    """Return the answer to a request for an output that is not there."""
+    """Return the response to a request for an output that does not exist."""
     return Problem(404, "output_not_available", "The job has no output, or it has expired.")

@@ -1,4 +1,4 @@
-"""An error answer on its way: raised anywhere in the sandbox, turned into an `ErrorResponse` at its edge."""
+"""The two errors of the sandbox: an error response on its way to the caller, and media that cannot be used."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,12 +7,12 @@ from convertrilo.errors import Issue
 
 
 class Problem(Exception):  # noqa: N818 - it is an answer, not a fault of the program
-    """What will be answered instead of the operation's result.
+    """An error response. The code that raises it need not know HTTP; the API turns it into an `ErrorResponse`.
 
     Args:
         status: the HTTP status.
         code: the contract's error code.
-        message: prose for people.
+        message: a sentence for people.
         fields: further fields of the `ErrorResponse`, as on the wire.
     """
 
@@ -25,21 +25,28 @@ class Problem(Exception):  # noqa: N818 - it is an answer, not a fault of the pr
 
     @property
     def wire(self) -> dict[str, Any]:
-        """The answer's body."""
+        """The response body."""
         return {"code": self.code, "message": self.message, **self.fields}
 
 
+class MediaError(Exception):
+    """A source that cannot be fetched, read or encoded, or an output that cannot be written.
+
+    The message is for the owner of the job and contains no local path.
+    """
+
+
 def invalid_body(issues: Iterable[Issue]) -> Problem:
-    """Return the answer to a body that the contract does not allow."""
+    """Return the response to a body that violates the contract."""
     listed = [{"path": issue.path, "message": issue.message} for issue in issues]
-    return Problem(400, "invalid_body", "The body is not what the contract allows.", issues=listed)
+    return Problem(400, "invalid_body", "The body does not match the contract.", issues=listed)
 
 
 def invalid_request(message: str) -> Problem:
-    """Return the answer to a request that does not fit the state of things."""
+    """Return the response to a request that does not fit the current state, such as confirming a finished job."""
     return Problem(400, "invalid_request", message)
 
 
 def not_found(what: str = "job") -> Problem:
-    """Return the answer to an id that the account does not have."""
+    """Return the response to an id that does not exist in the caller's account."""
     return Problem(404, "not_found", f"There is no such {what} in this account.")

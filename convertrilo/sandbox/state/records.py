@@ -1,4 +1,4 @@
-"""What the sandbox keeps, as typed records: jobs, accounts, balances, and the requests it has seen."""
+"""The sandbox's records: jobs, accounts, balances, and the requests received."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
@@ -9,15 +9,15 @@ from convertrilo._json import dumps, loads
 
 PUT_OBJECT = "putObject"
 GET_OBJECT = "getObject"
-"""Uploads to and downloads from presigned URLs go by these names among the operations."""
+"""The operation names of uploads to and downloads from presigned URLs."""
 
 JobKind = Literal["upload", "url", "ondemand"]
 
 CREDENTIALS = frozenset({"accessKeyId", "secretAccessKey", "accessToken", "refreshToken"})
-"""The fields of a place that open it."""
+"""The credential fields of a source or destination, as on the wire."""
 
 INSTANT = "instant"
-"""The encoder that answers with a tiny file, whatever was asked for."""
+"""The encoder that produces the same tiny file for every job."""
 
 CREATED = "created"
 QUEUED = "queued"
@@ -29,7 +29,7 @@ CANCELED = "canceled"
 
 @attrs.frozen(kw_only=True)
 class Job:
-    """One job of the ledger. Times are seconds since 1970, prices tokens (neu)."""
+    """One job. Times are in seconds since 1970, prices in tokens (neu)."""
 
     id: str
     account: str | None
@@ -37,10 +37,10 @@ class Job:
     kind: JobKind
     external_id: str | None = None
     idempotency_key: str | None
-    """The key of the request that made it."""
+    """The idempotency key of the request that created the job."""
     metadata: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
     settings: Mapping[str, Any] = attrs.field(repr=False)
-    """What shall come out, in the wire's words: `codec`, `resolution`, `bitrateTier`, ..."""
+    """The encode settings in the wire's names: `codec`, `resolution`, `bitrateTier`, ..."""
     status: str
     high_priority: bool = False
     created_at: float
@@ -49,51 +49,51 @@ class Job:
     finished_at: float | None = None
     source_url: str | None = attrs.field(default=None, repr=False)
     source: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """The place of its source, as on the wire, if that is in S3 (`bucket`, `key`) or Google Drive (`fileId`)."""
+    """The source in S3 (`bucket`, `key`) or Google Drive (`fileId`), as on the wire; None for a URL or an upload."""
     destination: Mapping[str, Any] | None = attrs.field(default=None, repr=False)
-    """The place of its output, as on the wire, if that is in S3 or Google Drive (`folderId`, `fileName`)."""
+    """Where the output goes in S3 or Google Drive (`folderId`, `fileName`), as on the wire; None for a download URL."""
     source_filename: str | None = None
     output_filename: str | None = None
     uploaded: bool = False
-    """Whether the source lies in the sandbox's own files."""
+    """Whether the source has been uploaded to the sandbox."""
     duration: float | None = None
-    """Seconds of the source, once probed."""
+    """The source's duration in seconds; None until it is probed."""
     price: int | None = None
-    """What was quoted when its tokens were reserved."""
+    """The price quoted when the tokens were reserved."""
     reserved: int = 0
     spent: int = 0
     token: str | None = attrs.field(default=None, repr=False)
-    """What lets the owner of a public job read its status."""
+    """The token that grants access to the status of a public job."""
     output_expiry: int | None = None
-    """Seconds for which an on-demand job's output stays."""
+    """Seconds for which the output of an on-demand job is kept."""
     webhook: str | None = attrs.field(default=None, repr=False)
-    """The one-off callback of an on-demand job."""
+    """The URL of the one-off callback of an on-demand job."""
     encoder: str | None = None
     output_size: int | None = None
     failure_message: str | None = None
 
     @property
     def ended(self) -> bool:
-        """Whether its status is final."""
+        """Whether the status is final."""
         return self.status in (SUCCESS, FAILED, CANCELED)
 
     @property
     def input_key(self) -> str:
-        """The storage key of its source."""
+        """The storage key of the source."""
         return f"in/{self.id}/source"
 
     @property
     def output_key(self) -> str:
-        """The storage key of its output."""
+        """The storage key of the output."""
         return f"out/{self.id}/output.{self.settings['container']}"
 
     def to_row(self) -> tuple[Any, ...]:
-        """Return its values as the store keeps them."""
+        """Return the values as database columns."""
         return tuple(to_column(getattr(self, name)) for name in JOB_COLUMNS)
 
     @classmethod
     def from_row(cls, row: Sequence[Any]) -> Self:
-        """Return the job that the store keeps."""
+        """Return the job of a database row."""
         values = dict(zip(JOB_COLUMNS, row, strict=True))
         for name in ("metadata", "settings", "source", "destination"):
             if values[name] is not None:
@@ -107,13 +107,13 @@ JOB_COLUMNS: tuple[str, ...] = tuple(field.name for field in attrs.fields(Job))
 
 
 def to_column(value: Any) -> Any:
-    """Return a value as a column holds it: JSON for objects."""
+    """Return a value as a database column holds it: JSON for objects."""
     return dumps(value) if isinstance(value, dict) else value
 
 
 @attrs.frozen
 class Account:
-    """Whose jobs and tokens they are."""
+    """An account, with its tokens (neu) at the time of reading."""
 
     id: str
     email: str
@@ -125,7 +125,7 @@ class Account:
 
 @attrs.frozen
 class Tokens:
-    """An account's books, in tokens (neu); `available + reserved + spent` is always `granted`."""
+    """An account's books in tokens (neu); `available + reserved + spent` always equals `granted`."""
 
     available: int
     reserved: int
@@ -135,7 +135,7 @@ class Tokens:
 
 @attrs.frozen
 class RequestRecord:
-    """One request that the sandbox has seen, whether or not its answer arrived."""
+    """One request that the sandbox received, whether or not its response arrived."""
 
     method: str
     path: str
@@ -143,10 +143,10 @@ class RequestRecord:
     """The contract's operation id; uploads and downloads are `putObject` and `getObject`."""
     idempotency_key: str | None
     status: int | None
-    """The answer's status; None if a fault came before there was one."""
+    """The response's status; None if a fault struck before there was a response."""
     replayed: bool = False
-    """Whether the answer was one that the key remembered."""
+    """Whether the response was replayed for a known idempotency key."""
     fault: str | None = None
-    """The fault that was injected."""
+    """The kind of the injected fault, if there was one."""
     at: float = 0.0
     """Seconds since 1970."""

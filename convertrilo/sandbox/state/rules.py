@@ -1,4 +1,4 @@
-"""What the API's documents leave open, as settings; the defaults are the strict answers."""
+"""Rules: the behaviour that the API's documents leave open, as settings. The defaults are the strictest choices."""
 
 from typing import Literal
 
@@ -7,43 +7,43 @@ import attrs
 
 @attrs.frozen(kw_only=True)
 class Rules:
-    """How the sandbox answers where the documents do not say how the service does."""
+    """How the sandbox behaves where the API's documents do not say how the service does."""
 
     key_lifetime: float | None = 86_400.0
-    """Seconds for which an idempotency key is remembered; None is for ever."""
+    """Seconds for which an idempotency key is remembered; None is forever."""
     compare: Literal["bytes", "json"] = "bytes"
-    """Whether the same body means the same bytes or the same JSON."""
+    """Whether two bodies are equal if their bytes are, or if their JSON is."""
     compare_credentials: bool = True
-    """Whether credentials inside the body count when bodies are compared; False compares as JSON."""
+    """Whether comparing bodies includes the credentials in them; False ignores credentials and compares JSON."""
     replay_errors: bool = False
-    """Whether a 4xx answer is remembered under its key, as a successful one is; credentials and limits never are."""
+    """Whether a 4xx response is replayed for its key, as a success is; 401, 402, 403, 409 and 429 never are."""
     key_scope: Literal["account", "api_key"] = "account"
-    """Whom a key belongs to: two API keys of one account share it, or do not."""
+    """Whether an idempotency key belongs to the account or to one API key of the account."""
     max_bulk_jobs: int = 1_000
-    """How many jobs one bulk request may carry."""
+    """The maximum number of jobs in one bulk request."""
     max_bulk_ids: int = 1_000
-    """How many ids one bulk status or confirmation may carry."""
+    """The maximum number of ids in one bulk status or bulk confirmation."""
     bulk_status_on_demand: bool = False
-    """Whether `bulkStatus` and `jobStatus` know on-demand jobs."""
+    """Whether `bulkStatus` and `jobStatus` find on-demand jobs."""
     url_ingest: bool = True
-    """Whether jobs may name a source URL; False answers `url_ingest_disabled`."""
+    """Whether jobs may have a source URL; if not: `url_ingest_disabled`."""
     signed_urls_only: bool = False
-    """Whether a source URL must carry a signature; else `signed_url_required`."""
+    """Whether a source URL must be signed; if it is not: `signed_url_required`."""
     blocked_hosts: frozenset[str] = frozenset()
-    """Hosts that no source may be on: `url_host_blocked`."""
+    """Hosts from which no source is fetched: `url_host_blocked`."""
     max_source_bytes: int = 20 * 1024**3
-    """How big a source may be: `file_too_large`."""
+    """The maximum size of a source: `file_too_large`."""
     max_webhooks: int = 10
-    """How many webhooks an account may have: `webhook_limit_exceeded`."""
+    """The maximum number of webhooks of an account: `webhook_limit_exceeded`."""
     dropbox: Literal["withdrawn", "not_connected"] = "withdrawn"
-    """How what names Dropbox is refused: `deprecated_dropbox`, or `dropbox_not_connected`."""
+    """The response to requests that use Dropbox: `deprecated_dropbox`, or `dropbox_not_connected`."""
     requests_per_minute: int | None = None
-    """How many requests an account, or a caller without one, may make in a minute: `rate_limit_exceeded`."""
+    """Requests per minute of an account, or of a caller without one: `rate_limit_exceeded`. None is no limit."""
     retry_after: Literal["seconds", "date", "none"] = "seconds"
-    """How a refusal for the rate says when to come again, if it does."""
+    """The form of the `Retry-After` header on `rate_limit_exceeded`."""
     upload_seconds: int = 3_600
-    """For how long an upload URL works."""
+    """How long an upload URL is valid."""
     download_seconds: int = 86_400
-    """For how long a download URL works (on-demand jobs say it themselves: `outputExpiry`)."""
+    """How long a download URL is valid; on-demand jobs set their own `outputExpiry`."""
     session_seconds: int = 3_600
-    """For how long an access token from `login` works."""
+    """How long an access token from `login` is valid."""

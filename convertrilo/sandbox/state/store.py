@@ -1,7 +1,7 @@
-"""The state: one SQLite database, in memory or in a file, and the transactions on it.
+"""The sandbox's database: SQLite, in memory or in a file, and the transactions on it.
 
-In memory a transaction runs where it is called: the statements of a creation took 7 microseconds there and 87 in a
-worker thread. In a file it runs in a worker thread, because a commit may wait for the disk; one at a time either way.
+Transactions on a file run in a worker thread, because a commit may wait for the disk. Transactions in memory run
+directly: creating a job takes 7 microseconds that way, and 87 in a worker thread. Either way they run one at a time.
 """
 
 import random
@@ -67,7 +67,7 @@ _SELECT_JOB = f"SELECT {', '.join(JOB_COLUMNS)} FROM jobs "  # noqa: S608 - our 
 
 
 class Ids:
-    """Where ids and secrets come from: from a seed the same ones in every run, without one nobody can guess them."""
+    """Generates ids and secrets: reproducible with a seed, unpredictable without one."""
 
     def __init__(self, seed: str | None) -> None:
         self._random = random.SystemRandom() if seed is None else random.Random(seed)  # noqa: S311 - a seed is for tests
@@ -83,88 +83,88 @@ class Ids:
 
 @attrs.frozen(eq=False)
 class Tx:
-    """One transaction: all of it happens, or nothing. `now` is its time, in seconds since 1970."""
+    """One transaction. `now` is its time, in seconds since 1970."""
 
     db: sqlite3.Connection
     now: float
     ids: Ids
-    moved: list[Job] = attrs.field(factory=list[Job])
-    """Jobs whose status it changes."""
-    sent: list[str] = attrs.field(factory=list[str])
-    """Ids of the webhook deliveries that it asks for."""
+    changed_jobs: list[Job] = attrs.field(factory=list[Job])
+    """The jobs whose status the transaction changes."""
+    new_deliveries: list[str] = attrs.field(factory=list[str])
+    """The ids of the webhook deliveries that the transaction adds."""
 
     def run(self, sql: str, *values: Any) -> sqlite3.Cursor:
         """Execute one statement."""
         return self.db.execute(sql, values)
 
     def row(self, sql: str, *values: Any) -> tuple[Any, ...] | None:
-        """Return the first row of an answer."""
+        """Return the first row of a query, or None."""
         row: tuple[Any, ...] | None = self.db.execute(sql, values).fetchone()
         return row
 
     def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Return all rows of an answer."""
+        """Return all rows of a query."""
         return self.db.execute(sql, values).fetchall()
 
     def jobs(self, where: str = "ORDER BY n", *values: Any) -> list[Job]:
-        """Return the jobs that a clause names."""
+        """Return the jobs selected by the end of a SELECT statement."""
         return [Job.from_row(row) for row in self.rows(_SELECT_JOB + where, *values)]
 
     @contextmanager
     def attempt(self) -> Generator[None]:
-        """Undo what the block did, and no more than that, if it raises."""
-        moved, sent = len(self.moved), len(self.sent)
+        """Roll back only the changes of the block if it raises."""
+        changed, added = len(self.changed_jobs), len(self.new_deliveries)
         self.db.execute("SAVEPOINT attempt")
         try:
             yield
         except BaseException:
             self.db.execute("ROLLBACK TO attempt")
-            del self.moved[moved:], self.sent[sent:]
+            del self.changed_jobs[changed:], self.new_deliveries[added:]
             raise
         finally:
             self.db.execute("RELEASE attempt")
 
     def job(self, job_id: str) -> Job | None:
-        """Return a job by its id."""
+        """Return the job with this id, or None."""
         row = self.row(_SELECT_JOB + "WHERE id = ?", job_id)
         return None if row is None else Job.from_row(row)
 
     def add_job(self, job: Job) -> None:
-        """Write a new job down."""
+        """Insert a new job."""
         self.run(_INSERT_JOB, *job.to_row())
-        self.moved.append(job)
+        self.changed_jobs.append(job)
 
     def change_job(self, job: Job, **changes: Any) -> Job:
-        """Write down what changes of a job, and return it so changed."""
+        """Update fields of a job, and return the changed job."""
         columns = ", ".join(f"{name} = ?" for name in changes)
         self.run(f"UPDATE jobs SET {columns} WHERE id = ?", *map(to_column, changes.values()), job.id)  # noqa: S608 - names
         changed = attrs.evolve(job, **changes)
         if "status" in changes:
-            self.moved.append(changed)
+            self.changed_jobs.append(changed)
         return changed
 
 
-def _nothing(_tx: Tx) -> None:
+def _do_nothing(_tx: Tx) -> None:
     pass
 
 
 class Store:
-    """The database and the way to it.
+    """Opens the database and runs transactions.
 
     Args:
-        file: where it is kept; None keeps it in memory.
-        clock: what tells a transaction its time.
-        seed: what ids are made from; None makes them unpredictable.
+        file: the database file; None keeps the database in memory.
+        clock: the source of each transaction's time.
+        seed: the seed of generated ids; None makes them unpredictable.
     """
 
     def __init__(self, file: Path | None, clock: Clock, seed: int | None) -> None:
         self._clock = clock
         self._lock = threading.Lock()  # inspection may come from another thread than the server's
         self._writer = anyio.CapacityLimiter(1) if file is not None else None
-        self.before_commit: Callable[[Tx], None] = _nothing
-        """Called within each transaction that moved a job, for what must be written with it."""
-        self.on_commit: Callable[[Tx], None] = _nothing
-        """Called in the event loop after each transaction that moved a job or asked for a delivery."""
+        self.before_commit: Callable[[Tx], None] = _do_nothing
+        """Called within each transaction that changed a job's status, to write what belongs to the change."""
+        self.on_commit: Callable[[Tx], None] = _do_nothing
+        """Called in the event loop after each transaction that changed a job's status or added a delivery."""
         self._db = sqlite3.connect(file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
         try:
             runs = self._open()
@@ -175,13 +175,13 @@ class Store:
             if isinstance(error, sqlite3.DatabaseError):
                 raise RuntimeError(f"the state cannot be read ({error}): give another folder, or remove it") from None
             raise
-        self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a second run must not repeat the first one's ids
+        self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a restart must not repeat ids
 
     def _open(self) -> int:
-        """Make or check the schema, and return how many times the state was opened before."""
-        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # two servers would run each job twice
+        """Create or check the schema, and return how many times the database was opened before."""
+        self._db.execute("PRAGMA locking_mode = EXCLUSIVE")  # two sandboxes would run each job twice
         self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = NORMAL")  # outlives the process; a power cut may take the last moments
+        self._db.execute("PRAGMA synchronous = NORMAL")  # commits survive a killed process, but not always a power cut
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0:
             self._db.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
@@ -195,17 +195,17 @@ class Store:
         return runs
 
     async def transaction(self, work: Callable[[Tx], T]) -> T:
-        """Run `work` in one transaction: what it raises undoes all of it."""
+        """Run `work` in one transaction, which is rolled back if `work` raises."""
         if self._writer is None:
             result, tx = self._run(work)
         else:
             result, tx = await anyio.to_thread.run_sync(self._run, work, limiter=self._writer)
-        if tx.moved or tx.sent:
+        if tx.changed_jobs or tx.new_deliveries:
             self.on_commit(tx)
         return result
 
     def read(self, work: Callable[[Tx], T]) -> T:
-        """Run `work`, which only reads, where it is called: for inspection, from any thread."""
+        """Run `work`, which must only read, in the calling thread: for inspection, from any thread."""
         return self._run(work)[0]
 
     def _run(self, work: Callable[[Tx], T]) -> tuple[T, Tx]:
@@ -214,7 +214,7 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 result = work(tx)
-                if tx.moved:
+                if tx.changed_jobs:
                     self.before_commit(tx)
                 self._db.execute("COMMIT")
             except BaseException:

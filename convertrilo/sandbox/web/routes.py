@@ -1,4 +1,4 @@
-"""The pages for people: the jobs as they run, and the API to try out; they need nothing from another host."""
+"""The web pages: a live list of jobs, and the API to try out. They load nothing from other hosts."""
 
 import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,9 +14,9 @@ from convertrilo._json import dumps
 from convertrilo._openapi import openapi, openapi_yaml
 from convertrilo.codec import to_wire
 from convertrilo.operations import OPERATIONS
-from convertrilo.sandbox.api import accounts, jobs
-from convertrilo.sandbox.api.call import Call
-from convertrilo.sandbox.api.service import Service
+from convertrilo.sandbox.api import authentication, jobs
+from convertrilo.sandbox.api.backend import Backend
+from convertrilo.sandbox.api.call import ApiCall
 from convertrilo.sandbox.state.problem import Problem
 from convertrilo.sandbox.state.store import Tx
 
@@ -33,31 +33,31 @@ _HEADERS = {
 }
 
 
-def routes(service: Service) -> list[Route]:
+def routes(backend: Backend) -> list[Route]:
     """Return the routes of the pages."""
 
     async def listing(request: Request) -> Response:
         try:
-            return JSONResponse(await service.store.transaction(lambda tx: _jobs(service, request, tx)))
+            return JSONResponse(await backend.store.transaction(lambda tx: _jobs(backend, request, tx)))
         except Problem as problem:
             return JSONResponse(problem.wire, problem.status)
 
     return [
-        Route("/", _page("jobs.html"), methods=["GET"]),
-        Route("/docs", _page("api.html"), methods=["GET"]),
+        Route("/", _serve_file("jobs.html"), methods=["GET"]),
+        Route("/docs", _serve_file("api.html"), methods=["GET"]),
         Route("/openapi.yaml", _openapi_yaml, methods=["GET"]),
         Route("/openapi.json", _openapi_json, methods=["GET"]),
         Route("/pages/jobs", listing, methods=["GET"]),
-        *(Route(f"/pages/{name}", _page(name), methods=["GET"]) for name in _ASSETS),
+        *(Route(f"/pages/{name}", _serve_file(name), methods=["GET"]) for name in _ASSETS),
     ]
 
 
-def _jobs(service: Service, request: Request, tx: Tx) -> Mapping[str, Any]:
-    """Return the account's last jobs, the newest first."""
-    caller = accounts.authenticate(tx, _STATUS, request.headers)
+def _jobs(backend: Backend, request: Request, tx: Tx) -> Mapping[str, Any]:
+    """Return the account's latest jobs, newest first."""
+    caller = authentication.authenticate(tx, _STATUS, request.headers)
     assert caller is not None
-    call = Call(
-        service=service,
+    call = ApiCall(
+        backend=backend,
         operation=_STATUS,
         origin=f"{request.url.scheme}://{request.url.netloc}",
         path={},
@@ -71,17 +71,17 @@ def _jobs(service: Service, request: Request, tx: Tx) -> Mapping[str, Any]:
     return {"total": total and total[0], "jobs": [to_wire(jobs.status(call, tx, job)) for job in found]}
 
 
-def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
-    async def page(_request: Request) -> Response:
+def _serve_file(name: str) -> Callable[[Request], Awaitable[Response]]:
+    async def serve(_request: Request) -> Response:
         file = importlib.resources.files("convertrilo.sandbox.web") / "pages" / name
         content = await anyio.to_thread.run_sync(file.read_bytes)
         return Response(content, headers=_HEADERS, media_type=_TYPES[f".{name.rpartition('.')[2]}"])
 
-    return page
+    return serve
 
 
 @cache
-def _as_json() -> bytes:
+def _openapi_as_json() -> bytes:
     return dumps(openapi())
 
 
@@ -91,5 +91,5 @@ async def _openapi_yaml(_request: Request) -> Response:
 
 
 async def _openapi_json(_request: Request) -> Response:
-    content = await anyio.to_thread.run_sync(_as_json)
+    content = await anyio.to_thread.run_sync(_openapi_as_json)
     return Response(content, headers=_HEADERS, media_type="application/json")

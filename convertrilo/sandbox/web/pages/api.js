@@ -1,5 +1,5 @@
 "use strict";
-// Lists the operations of /openapi.json, and lets one send each of them to this sandbox.
+// Lists the operations of /openapi.json, with a form for each that sends it to this sandbox.
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 let spec;
@@ -8,7 +8,7 @@ function resolve(value) {
   return value && value.$ref ? resolve(value.$ref.slice(2).split("/").reduce((at, name) => at[name], spec)) : value;
 }
 
-// An example of a schema: what is required, or everything if nothing is.
+// Returns an example of a schema: its required properties, or all if none is required.
 function exampleOf(schema, depth = 0) {
   schema = resolve(schema) || {};
   if (schema.example !== undefined) return schema.example;
@@ -68,7 +68,7 @@ async function send(method, path, inputs, body, isJson) {
   const url = `${query}` ? `${path}?${query}` : path;
   const response = await fetch(url, { method: method.toUpperCase(), headers, body: body || undefined });
   let shown = await response.text();
-  try { shown = JSON.stringify(JSON.parse(shown), null, 2); } catch { /* it is no JSON */ }
+  try { shown = JSON.stringify(JSON.parse(shown), null, 2); } catch { /* not JSON */ }
   return `${response.status} ${response.statusText}\n\n${shown}`;
 }
 

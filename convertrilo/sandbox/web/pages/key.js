@@ -1,5 +1,5 @@
 "use strict";
-// The API key is kept for this tab only, and sent in a header only.
+// Keeps the API key for this tab only, and sends it in a header only.
 
 const keyInput = document.getElementById("key");
 keyInput.value = sessionStorage.getItem("key") || "";

@@ -1,4 +1,4 @@
-"""Which jobs run when, and that a job may be cancelled at any moment and leaves nothing behind."""
+"""The order of jobs, and that a job canceled at any moment leaves nothing behind."""
 
 import functools
 from collections.abc import AsyncIterator
@@ -30,7 +30,7 @@ async def test_so_many_jobs_run_at_once_and_no_more_in_the_order_they_came(clock
         for done in (0, 3, 6):
             now_running = min(3, 7 - done)
             await until(lambda expected=now_running: count(sandbox, "running") == expected)  # type: ignore[misc]
-            for _ in range(20):  # turns in which a fourth could begin
+            for _ in range(20):  # turns in which a fourth job could begin
                 await anyio.lowlevel.checkpoint()
             statuses = [job.status for job in sandbox.jobs]
             assert statuses == (["success"] * done + ["running"] * now_running + ["queued"] * 7)[:7]
@@ -58,7 +58,7 @@ async def test_priority_decides_what_is_next_and_age_among_equals(clock: Virtual
 
 
 class Slow(httpx.AsyncByteStream):
-    """A film that comes in pieces, with a turn of others between them."""
+    """A film that arrives in pieces; other tasks run between them."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         for _ in range(4):
@@ -67,7 +67,7 @@ class Slow(httpx.AsyncByteStream):
 
 
 class Store(httpx.AsyncBaseTransport):
-    """Serves a film, takes an output, and may stop at either for ever."""
+    """Serves a film and accepts an output; either can be made to hang."""
 
     def __init__(self, film: Path | None = None, *, stops_at: str | None = None) -> None:
         self._film = film
@@ -136,14 +136,14 @@ async def test_a_job_may_be_cancelled_in_the_moment_in_which_its_output_is_there
         client_of(sandbox) as http,
     ):
 
-        async def encode(job: Job, _running: object) -> Any:
-            output = sandbox._worker._files.output(job.id)
+        async def encode(job: Job, _on_progress: object) -> Any:
+            output = sandbox._encoder._files.output(job.id)
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_bytes(b"film")
-            sandbox._worker.moved([sandbox._store.read(lambda tx: lifecycle.cancel(tx, job))])
+            sandbox._worker.jobs_changed([sandbox._store.read(lambda tx: lifecycle.cancel(tx, job))])
             return functools.partial(lifecycle.succeed, output_size=4, duration=1.0)
 
-        monkeypatch.setattr(sandbox._worker, "_encode_really", encode)
+        monkeypatch.setattr(sandbox._encoder, "_encode_with_ffmpeg", encode)
         await http.post("/ondemand/encode", json=ON_DEMAND)
         await sandbox.wait_until_idle()
         await until(lambda: not files_of(sandbox))

@@ -1,4 +1,4 @@
-"""Names that come from requests stay names: nothing is written, read or removed outside of the state folder."""
+"""Names from requests never become paths: nothing outside the state folder is written, read or removed."""
 
 import functools
 from pathlib import Path
@@ -22,7 +22,7 @@ NAMES = st.one_of(
 
 
 def inside(state: Path) -> set[str]:
-    """Return the files of the state folder, jobs' and files' ids replaced."""
+    """Return the files in the state folder, with the ids of jobs and files replaced."""
     return {
         "/".join(part if len(part) < 30 else "ID" for part in path.relative_to(state).parts)
         for path in state.rglob("*")
@@ -75,6 +75,6 @@ async def use_names(state: Path, names: list[str], part: str) -> None:
 
 
 def quoted(*parts: str) -> str:
-    """Return a path as a client would send it that escapes what a path cannot carry."""
+    """Return a path as a client sends it, with the characters escaped that a path cannot contain."""
     first, *rest = parts
     return "/".join([first, *(quote(part, safe="/") for part in rest)])

@@ -1,4 +1,4 @@
-"""Sources on the web: which are allowed, and what becomes of those that misbehave."""
+"""Sources on the web: which are allowed, and how misbehaving servers are handled."""
 
 from collections.abc import AsyncIterator, Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Google Drive through the local stand-in: folders in, outputs out, tokens that do not work."""
+"""Google Drive, through the local stand-in: folders as sources, outputs, and invalid tokens."""
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -50,7 +50,7 @@ async def test_a_drive_folder_is_encoded_into_another(sandbox: Sandbox, http: ht
 
 
 async def test_the_sources_are_read_from_drive(clock: VirtualClock) -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(404))  # nothing comes from the web
+    transport = httpx.MockTransport(lambda _: httpx.Response(404))  # no source is on the web
     async with (
         Sandbox(clock=clock, source_transport=transport, encode_seconds=5) as sandbox,
         client_of(sandbox) as http,
@@ -59,7 +59,7 @@ async def test_the_sources_are_read_from_drive(clock: VirtualClock) -> None:
         place = {"folderId": "in", "accessToken": sandbox.drive.access_token}
         answer = await http.post("/ondemand/ingest/folder", json={"sourceGoogleDrive": place})
         job = answer.json()["jobs"][0]["jobId"]
-        await sandbox._worker.measure(sandbox.jobs[0])
+        await sandbox._encoder.measure(sandbox.jobs[0])
         assert (sandbox.folder / "in" / job).read_bytes() == VIDEO
         clock.advance(5)
         await sandbox.wait_until_idle()
@@ -155,12 +155,12 @@ async def test_the_stand_in_refuses_what_it_does_not_do(
 async def test_the_stand_in_refuses_what_is_too_much(
     sandbox: Sandbox, bare: httpx.AsyncClient, path: str, content: bytes
 ) -> None:
-    async def pieces() -> AsyncGenerator[bytes]:  # of which nobody knows before how many there are
+    async def pieces() -> AsyncGenerator[bytes]:  # of unknown length
         for start in range(0, len(content), 10_000):
             yield content[start : start + 10_000]
 
     headers = {"authorization": f"Bearer {sandbox.drive.access_token}"}
-    async with aclosing(pieces()) as body:  # the answer comes before its end
+    async with aclosing(pieces()) as body:  # the response arrives before the end of the body
         assert (await bare.post(path, headers=headers, content=body)).status_code == 400
 
 

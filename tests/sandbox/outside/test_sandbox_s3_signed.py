@@ -1,4 +1,4 @@
-"""S3 where signatures are checked, run by `nox -s s3`: what a server that takes every signature cannot show."""
+"""S3 with checked signatures, run by `nox -s s3`: the default test server accepts every signature."""
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -35,7 +35,7 @@ def watched() -> Watched:
 
 @pytest.fixture
 async def near(clock: VirtualClock, watched: Watched) -> AsyncIterator[Sandbox]:
-    """A sandbox that fetches every source, and whose stores may be on this machine."""
+    """A sandbox that fetches every source, and allows object stores on this machine."""
     async with Sandbox(clock=clock, seed=1, allow_private_sources=True, source_transport=watched) as sandbox:
         yield sandbox
 
@@ -69,7 +69,7 @@ PREFIX = "100% ü+/?#&=/"
 
 @pytest.fixture(scope="module")
 def big_folder(object_store: ObjectStore) -> str:
-    """More objects than one page of a listing has, the only video on the second."""
+    """A folder of more objects than one page of a listing; the only video is on the second page."""
     names = [*(f"{PREFIX}{number:04} +%&.txt" for number in range(1_000)), f"{PREFIX}z.mp4"]
     return object_store.private_bucket(**dict.fromkeys(names, VIDEO))
 
@@ -129,7 +129,7 @@ async def test_who_may_not_use_a_bucket_is_told_why(
 
 
 class SignedAt(S3SigV4QueryAuth):
-    """Signs a URL for a minute, as at some time."""
+    """Signs a URL for one minute, as if at a given time."""
 
     def __init__(self, store: ObjectStore, time: datetime) -> None:
         super().__init__(Credentials(store.access_key_id, store.secret_access_key), "s3", "us-east-1", expires=60)

@@ -1,4 +1,4 @@
-"""Requests that are refused, and how the refusal reads."""
+"""Requests that are refused, and the error responses."""
 
 import json
 from typing import Any
@@ -58,7 +58,7 @@ RULES = {"bytes": Rules(), "json": Rules(compare="json"), "no credentials": Rule
 @pytest.mark.parametrize("library", ["orjson", "json"])
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES)
 async def test_a_body_that_is_no_json_is_refused(monkeypatch: pytest.MonkeyPatch, rules: Rules, library: str) -> None:
-    if library == "json":  # as it is where orjson is not installed
+    if library == "json":  # as without orjson
         for module in (app, replay):
             monkeypatch.setattr(module, "loads", json.loads)
         monkeypatch.setattr(app, "dumps", lambda value: json.dumps(value, ensure_ascii=False).encode())

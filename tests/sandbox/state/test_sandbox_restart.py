@@ -1,4 +1,4 @@
-"""State that survives: after a kill, a Ctrl-C, or an end in the middle of work; and never two servers on it."""
+"""State survives a kill, a Ctrl-C and an exit in the middle of work; two sandboxes never share it."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ QUICK = {"codec": "h264", "resolution": "480p", "fps": 5}
 
 @attrs.frozen
 class Server:
-    """A sandbox in a process of its own."""
+    """A sandbox in its own process."""
 
     process: subprocess.Popen[str]
     http: httpx.Client
@@ -56,7 +56,7 @@ def server(state: Path, encoder: str = "instant", *arguments: str) -> Iterator[S
 
 
 def soon(condition: Callable[[], bool]) -> None:
-    """Wait for another process, which has no event to wait for."""
+    """Poll another process until a condition holds."""
     ends_at = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < ends_at
@@ -64,14 +64,14 @@ def soon(condition: Callable[[], bool]) -> None:
 
 
 def encoders(state: Path) -> list[int]:
-    """Return the ffmpegs that work in the state folder, whoever their parent is."""
+    """Return the ffmpeg processes that work in the state folder, whatever their parent."""
     found: list[int] = []
     for process in psutil.process_iter(["name"]):
         try:
             if "ffmpeg" in process.name() and Path(process.cwd()).is_relative_to(state):
                 found.append(process.pid)
         except psutil.Error:
-            continue  # gone, or of somebody else
+            continue  # ended, or of another user
     return found
 
 
@@ -136,7 +136,7 @@ async def test_what_a_crash_interrupted_is_cleared_away(tmp_path: Path, clock: V
     async with Sandbox(state=tmp_path, clock=clock, seed=1, encode_seconds=10) as sandbox, client_of(sandbox) as http:
         await http.post("/jobs", json={**URL_JOB, "confirm": True})
         await until(lambda: sandbox.jobs[0].status == "running")
-        # As a crash in the middle of a request would leave it: claimed, and nothing done.
+        # A key as a crash in the middle of a request leaves it: claimed, without a response.
         await sandbox._store.transaction(
             lambda tx: tx.run(
                 "INSERT INTO answers VALUES (?, 'k', 'createJob', x'00', 0, NULL, NULL)", sandbox.account_id

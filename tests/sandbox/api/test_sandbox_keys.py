@@ -1,4 +1,4 @@
-"""Idempotency keys as the server keeps them."""
+"""Idempotency keys on the server."""
 
 import json
 from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ async def test_a_key_belongs_to_its_operation(http: httpx.AsyncClient) -> None:
 
 
 class _Held(httpx.AsyncBaseTransport):
-    """A source's server that answers when it is told to."""
+    """A source server that responds only when told to."""
 
     def __init__(self) -> None:
         self.asked = anyio.Event()

@@ -1,4 +1,4 @@
-"""Real encodes by the wheel's ffmpeg: what comes out, what is refused, and that nothing stays behind."""
+"""Real encodes with the wheel's ffmpeg: the outputs, the refusals, and that nothing is left behind."""
 
 import os
 import subprocess
@@ -14,22 +14,25 @@ import imageio_ffmpeg
 import psutil
 import pytest
 
-from convertrilo.sandbox.encoding import ffmpeg, probe
-from convertrilo.sandbox.encoding.ffmpeg import EncodeSettings, MediaError, encode
+from convertrilo.sandbox.encoding import ffmpeg, process
+from convertrilo.sandbox.encoding.ffmpeg import EncodeSettings, encode
+from convertrilo.sandbox.encoding.probe import probe
+from convertrilo.sandbox.state.problem import MediaError
+from convertrilo.sandbox.state.settings import unsupported
 
-BUNNY = Path(__file__).parents[2] / "examples" / "media" / "big-buck-bunny-5s.mp4"
+BUNNY = Path(__file__).parents[3] / "examples" / "media" / "big-buck-bunny-5s.mp4"
 CODECS = ("h264", "h265", "av1")
 CONTAINERS = ("mp4", "mkv", "webm", "mov")
-ALLOWED = [(codec, box) for codec in CODECS for box in CONTAINERS if ffmpeg.unsupported(codec, box) is None]
+ALLOWED = [(codec, box) for codec in CODECS for box in CONTAINERS if unsupported(codec, box) is None]
 SMALL = EncodeSettings("h264", "480p", 25)
 
-# Where only the bits differ from row to row and the road to them is the same, one backend is enough: encoding is what
-# these tests cost, and every kind of run is on both backends elsewhere in this file.
+# Tests whose rows differ only in their media run on one backend: encoding is expensive, and other tests in this file
+# run every kind of encode on both backends.
 one_backend = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 
 
 def make(target: Path, *arguments: str) -> Path:
-    """Have ffmpeg make a test clip."""
+    """Create a test clip with ffmpeg."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-y", "-loglevel", "error", *arguments, str(target)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
     return target
@@ -48,7 +51,7 @@ H264 = ("-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p")
 
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make the clips that the tests read, once."""
+    """Create the clips that the tests read, once."""
     folder = tmp_path_factory.mktemp("clips")
     clip = make(folder / "clip.mp4", *picture(), *sound(), *H264, "-c:a", "aac", "-metadata", "title=/home/alice/a.mp4")
     make(folder / "large.mp4", *picture("640x512"), *sound(), *H264, "-c:a", "aac")
@@ -78,7 +81,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def nothing_stays(tmp_path: Path) -> Iterator[None]:
-    """Hold every test to it: no ffmpeg process and no working folder outlives an encode."""
+    """Check after every test that no ffmpeg process and no working folder is left."""
     yield
     assert psutil.Process().children(recursive=True) == []
     assert not list(tmp_path.rglob("*.encoding"))
@@ -102,7 +105,7 @@ def kind_of(path: Path) -> str:
     return "webm" if b"webm" in head else "mkv"
 
 
-# What comes out
+# Outputs
 
 
 @one_backend
@@ -114,7 +117,7 @@ async def test_output_is_what_was_asked(clips: Path, tmp_path: Path, codec: str,
     assert made.duration == pytest.approx(1, abs=0.1)
     assert made.audio_codec == ("opus" if container == "webm" else "aac")
     assert kind_of(target) == container
-    assert made == await probe.probe(target)
+    assert made == await probe(target)
     assert files_in(tmp_path) == [target]
     if container in ("mp4", "mov"):
         data = target.read_bytes()
@@ -153,7 +156,7 @@ async def test_bitrate_tier_is_a_ceiling(tmp_path: Path, passes: int) -> None:
         settings = attrs.evolve(SMALL, quality="best", bitrate_tier=tier, passes=passes)
         made = await encode(noise, tmp_path / tier, settings)
         sizes.append((tmp_path / tier).stat().st_size)
-        # Two seconds of buffer may come on top of the three of the clip.
+        # The buffer may add two seconds of bits to the three of the clip.
         ceiling = max(100_000, ffmpeg._CEILING[tier] * 320 * 240 * 25)
         assert sizes[-1] * 8 <= ceiling * (made.duration + 2) * 1.1
     assert sizes == sorted(set(sizes))
@@ -185,7 +188,7 @@ async def test_progress_rises_to_100(clips: Path, tmp_path: Path) -> None:
 async def test_output_looks_like_its_source_and_is_not_upscaled(
     clips: Path, tmp_path: Path, source: str, size: tuple[int, int], audio: str | None
 ) -> None:
-    info = await probe.probe(clips / source)
+    info = await probe(clips / source)
     made = await encode(clips / source, tmp_path / "out.mp4", attrs.evolve(SMALL, resolution="1080p"), info=info)
     assert (info.width, info.height) == (made.width, made.height) == size
     assert made.audio_codec == audio
@@ -219,7 +222,7 @@ async def test_an_older_output_is_replaced_and_encodes_do_not_mix(clips: Path, t
             group.start_soon(encode, clips / "clip.mp4", target, SMALL)
     assert files_in(tmp_path) == targets
     for target in targets:
-        assert (await probe.probe(target)).codec == "h264"
+        assert (await probe(target)).codec == "h264"
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_resolution_names_the_shorter_side(source: tuple[int, int], resolution: 
     assert ffmpeg.output_size(*source, resolution) == expected
 
 
-# Which encoder
+# Choice of the encoder
 
 
 @pytest.mark.parametrize(
@@ -266,7 +269,7 @@ def test_missing_encoder_is_said(codec: str, passes: int, available: set[str]) -
 async def test_av1_is_encoded_without_svt(clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     everything = await ffmpeg.available_encoders()
     assert {"libx264", "libx265", "aac", "libopus"} <= everything
-    monkeypatch.setitem(ffmpeg._available, await probe.executable(), everything - {"libsvtav1"})
+    monkeypatch.setitem(ffmpeg._available, await process.executable(), everything - {"libsvtav1"})
     settings = EncodeSettings("av1", "480p", 25, "mkv")
     assert await ffmpeg.encoder_for(settings) == "libaom-av1"
     made = await encode(clips / "clip.mp4", tmp_path / "out.mkv", settings)
@@ -280,7 +283,7 @@ async def test_combination_that_the_container_forbids_is_refused(
     clips: Path, tmp_path: Path, codec: str, container: str
 ) -> None:
     forbidden = (codec, container) in {("h264", "webm"), ("h265", "webm"), ("av1", "mov")}
-    reason = ffmpeg.unsupported(codec, container)
+    reason = unsupported(codec, container)
     assert (reason is not None) == forbidden
     if reason is not None:
         assert container in reason
@@ -289,7 +292,7 @@ async def test_combination_that_the_container_forbids_is_refused(
             await encode(clips / "clip.mp4", tmp_path / "out", EncodeSettings(codec, "480p", 25, container))
 
 
-# What is refused
+# Refusals
 
 
 def concat(clips: Path) -> bytes:
@@ -349,13 +352,13 @@ async def test_what_is_no_video_is_refused(
 @pytest.mark.parametrize("name", ["missing.mp4", "."])
 async def test_what_is_no_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(MediaError, match="not a file"):
-        await probe.probe(tmp_path / name)
+        await probe(tmp_path / name)
 
 
 async def test_concat_is_refused_even_if_the_caller_vouches_for_it(clips: Path, tmp_path: Path) -> None:
     source = tmp_path / "in.mp4"
     source.write_bytes(concat(clips))
-    info = await probe.probe(clips / "clip.mp4")
+    info = await probe(clips / "clip.mp4")
     with pytest.raises(MediaError, match="could not be encoded"):
         await encode(source, tmp_path / "out.mp4", SMALL, info=info)
     assert files_in(tmp_path) == [source]
@@ -387,7 +390,7 @@ async def test_truncated_video_is_not_passed_off_as_whole(
 ) -> None:
     source = tmp_path / "in.mp4"
     source.write_bytes(content(clips))
-    info = await probe.probe(source)
+    info = await probe(source)
     with pytest.raises(MediaError, match=r"truncated|corrupt") as raised:
         await encode(source, tmp_path / "out.mp4", attrs.evolve(SMALL, fps=5), info=info)
     assert str(tmp_path) not in str(raised.value)
@@ -398,7 +401,7 @@ async def test_name_of_a_file_cannot_pass_for_its_content(clips: Path, tmp_path:
     source = tmp_path / "a\n[info]   Stream #0:7: Video: h264, 9x9\n  Duration: 09:00:00.00.mp4"
     source.write_bytes((clips / "sound.m4a").read_bytes())
     with pytest.raises(MediaError, match="no video stream"):
-        await probe.probe(source)
+        await probe(source)
 
 
 @pytest.mark.parametrize(
@@ -413,10 +416,10 @@ async def test_name_of_a_file_cannot_pass_for_its_content(clips: Path, tmp_path:
     ],
 )
 def test_failure_says_the_last_errors_without_local_paths(status: int, log: str, expected: str) -> None:
-    assert probe.Finished(status, log).reason(Path("/srv/in.mp4")) == expected
+    assert process.Finished(status, log).reason(Path("/srv/in.mp4")) == expected
 
 
-# How it ends
+# Cancellation and cleanup
 
 SLOW = EncodeSettings("h264", "720p", 60, preset="slow", passes=2)
 
@@ -430,7 +433,7 @@ async def test_cancelled_encode_leaves_nothing(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     source, settings = (clips / "clip.mp4", SMALL) if moment == "when it is done" else (BUNNY, SLOW)
-    info = await probe.probe(source)
+    info = await probe(source)
     await ffmpeg.available_encoders()
     open_process = anyio.open_process
     scope = anyio.CancelScope()

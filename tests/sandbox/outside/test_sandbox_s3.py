@@ -1,4 +1,4 @@
-"""Sources and outputs in S3, against a real server, and folders of them."""
+"""Sources, outputs and folders in S3, against a real server."""
 
 import itertools
 import tracemalloc
@@ -23,10 +23,10 @@ VIDEO = b"not looked into by the instant encoder"
 
 
 class Watched(httpx.AsyncBaseTransport):
-    """Real connections, and what went over them."""
+    """A transport with real connections that records the requests."""
 
     def __init__(self) -> None:
-        # Every client closes its transport: what several share keeps no connection that one could take from another.
+        # Every client closes its transport, so a shared transport must not keep connections.
         self._inner = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_keepalive_connections=0))
         self.requests: list[httpx.Request] = []
 
@@ -37,7 +37,7 @@ class Watched(httpx.AsyncBaseTransport):
 
 @pytest.fixture
 async def near(clock: VirtualClock) -> AsyncIterator[Sandbox]:
-    """A sandbox whose stores may be on this machine."""
+    """A sandbox that allows object stores on this machine."""
     async with Sandbox(clock=clock, seed=1, allow_private_sources=True) as sandbox:
         yield sandbox
 
@@ -127,7 +127,7 @@ def test_the_bucket_is_in_the_host_unless_the_path_style_is_forced_or_a_host_can
 
 
 def refusing(request: httpx.Request) -> httpx.Response:
-    """Refuse as S3 does, repeating what was signed."""
+    """Refuse as S3 does, repeating the signed request."""
     signed = request.headers.get("authorization", "")
     return httpx.Response(403, text=f"<Error><Code>SignatureDoesNotMatch</Code><Message>{signed}</Message></Error>")
 
@@ -298,7 +298,7 @@ async def test_a_listing_is_read_page_by_page(clock: VirtualClock) -> None:
 
     def serve(request: httpx.Request) -> httpx.Response:
         if "list-type" not in request.url.params:
-            return httpx.Response(404)  # a job is after its source already
+            return httpx.Response(404)  # a job requests its source already
         asked.append(dict(request.url.params))
         page = int(request.url.params.get("continuation-token", "0"))
         more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{page + 1}</NextContinuationToken>"
@@ -361,7 +361,7 @@ async def test_big_objects_pass_through_little_memory(tmp_path: Path) -> None:
 
     s3 = S3(Network(Store(), allow_private=False))
     place = {"bucket": "b-1", "key": "k", "accessKeyId": "AKID", "secretAccessKey": "hush"}
-    await s3.store(place, Path(__file__), "video/mp4")  # imports what signing needs
+    await s3.store(place, Path(__file__), "video/mp4")  # imports the modules for signing
     tracemalloc.start()
     try:
         await s3.fetch(place, tmp_path / "film", limit=megabytes << 20)

@@ -128,7 +128,7 @@ async def test_in_progress_strikes_keyed_operations_only(struck: Struck) -> None
 
 async def test_downloads_can_be_cut_too_in_the_middle_of_what_they_hold(struck: Struck) -> None:
     sandbox, http = struck
-    whole = random.Random(1).randbytes(200_000)  # more than one piece of the answer
+    whole = random.Random(1).randbytes(200_000)  # more than one piece of the response
     (sandbox.folder / "sample.mp4").write_bytes(whole)
     job = (await http.post("/jobs", json={**URL_JOB, "confirm": True})).json()["jobId"]
     with anyio.fail_after(60):

@@ -1,4 +1,4 @@
-"""What the areas of the sandbox share: its state, its clock, its rules, its files and its workers."""
+"""What the handlers of all operations share: state, clock, rules, files, places, the encoder and its queue."""
 
 import hashlib
 import hmac
@@ -9,6 +9,7 @@ from urllib.parse import quote
 import attrs
 
 from convertrilo._clock import Clock
+from convertrilo.sandbox.encoding.job_encoder import JobEncoder
 from convertrilo.sandbox.encoding.worker import Worker
 from convertrilo.sandbox.outside.places import Places
 from convertrilo.sandbox.state.faults import Faults
@@ -18,18 +19,19 @@ from convertrilo.sandbox.state.store import Store
 
 
 @attrs.frozen(eq=False, kw_only=True)
-class Service:
-    """The sandbox behind its operations."""
+class Backend:
+    """The sandbox behind its API."""
 
     store: Store
     clock: Clock
     rules: Rules
     files: Files
     places: Places
+    encoder: JobEncoder
     worker: Worker
     faults: Faults
     secret: bytes = attrs.field(repr=False)
-    """What presigned URLs are signed with."""
+    """The secret that presigned URLs are signed with."""
 
     _requests: Iterator[int] = attrs.field(factory=lambda: itertools.count(1), init=False)
 
@@ -38,19 +40,19 @@ class Service:
         return f"req_{next(self._requests):08d}"
 
     def sign(self, origin: str, method: str, key: str, expires_at: float) -> str:
-        """Return a presigned URL: whoever has it may do `method` with one object until it expires."""
+        """Return a presigned URL, which allows `method` on one object until it expires."""
         expires = str(int(expires_at))
         return f"{origin}/storage/{quote(key)}?expires={expires}&signature={self._signature(method, key, expires)}"
 
     def is_signed(self, method: str, key: str, expires: str, signature: str) -> bool:
-        """Whether a presigned URL is ours and has not expired."""
-        known = self.same(signature, self._signature(method, key, expires))
+        """Return whether a presigned URL was signed here and has not expired."""
+        known = is_same_secret(signature, self._signature(method, key, expires))
         return known and int(expires) > self.clock.time()
 
     def _signature(self, method: str, key: str, expires: str) -> str:
         return hmac.new(self.secret, f"{method}\n{key}\n{expires}".encode(), hashlib.sha256).hexdigest()
 
-    @staticmethod
-    def same(one: str, other: str) -> bool:
-        """Compare two secrets in constant time."""
-        return hmac.compare_digest(one.encode(), other.encode())
+
+def is_same_secret(one: str, other: str) -> bool:
+    """Compare two secrets in constant time."""
+    return hmac.compare_digest(one.encode(), other.encode())

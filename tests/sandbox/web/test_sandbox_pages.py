@@ -1,4 +1,4 @@
-"""The pages of jobs and of the API: they show what there is, to whom it belongs, and load nothing from elsewhere."""
+"""The pages of jobs and of the API: they show an account its own jobs, and load nothing from other hosts."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bytes in and out: presigned URLs, ranges, uploads in parts."""
+"""Uploads and downloads: presigned URLs, ranges, uploads in parts."""
 
 import hashlib
 from collections.abc import AsyncIterator

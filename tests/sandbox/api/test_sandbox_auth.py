@@ -1,4 +1,4 @@
-"""Who may do what: API keys, access tokens, scopes."""
+"""Authentication and authorization: API keys, access tokens, scopes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Encodes that aim for a VMAF score: they reach it, and the score is what VMAF itself says."""
+"""Encodes with a target VMAF score: they reach the score, and VMAF itself confirms it."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ from convertrilo.sandbox.encoding import ffmpeg, vmaf
 from convertrilo.sandbox.encoding.ffmpeg import EncodeSettings, RateFactors, encode
 from convertrilo.sandbox.encoding.probe import probe
 
-one_backend = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the search is what costs, and it is the same
+one_backend = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # the search is expensive
 FPS = 10
 SETTINGS = EncodeSettings("h264", "480p", FPS)
 
@@ -29,7 +29,7 @@ def run_ffmpeg(*arguments: str) -> str:
 
 @pytest.fixture(scope="session")
 def small(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One second of Big Buck Bunny, small."""
+    """A small clip of one second, of Big Buck Bunny."""
     file = tmp_path_factory.mktemp("vmaf") / "small.mp4"
     crop = ("-vf", f"scale=320:180,fps={FPS}", "-c:v", "libx264", "-crf", "12", "-preset", "veryfast", "-an")
     run_ffmpeg("-i", str(clip), "-t", "1.2", *crop, str(file))
@@ -37,7 +37,7 @@ def small(clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def score_of(reference: Path, output: Path) -> float:
-    """Measure with raw frames, which have no timestamps that could mislead."""
+    """Measure with raw frames, which have no misleading timestamps."""
     raw = [path.with_suffix(f"{path.suffix}.y4m") for path in (reference, output)]
     for path, frames in zip((reference, output), raw, strict=True):
         run_ffmpeg("-i", str(path), "-vf", f"settb=1/{FPS},setpts=N", "-r", str(FPS), str(frames))
@@ -85,7 +85,8 @@ async def test_the_container_does_not_change_the_score(
     info = await probe(small)
     scores: list[float] = []
     for container in containers:
-        settings = EncodeSettings(codec, "480p", 24, container)  # 24 frames a second are no whole milliseconds apart
+        # The interval of 24 frames per second is not a whole number of milliseconds.
+        settings = EncodeSettings(codec, "480p", 24, container)
         await encode(small, tmp_path / "output", settings, info=info, factor=40)
         scores.append(await vmaf.measure(small, tmp_path / "output", settings, info))
     assert max(scores) - min(scores) < 0.01, scores
@@ -94,7 +95,7 @@ async def test_the_container_does_not_change_the_score(
 
 @one_backend
 async def test_a_long_source_is_judged_by_sections_and_held_to_the_whole(clip: Path, tmp_path: Path) -> None:
-    """Half of it is a test picture that is hard to encode: no section alone is like the whole."""
+    """A clip whose second half is hard to encode, so that no section represents all of it."""
     long = tmp_path / "long.mp4"
     hard = "[0:V:0]scale=160:90,fps=10[a];testsrc2=size=160x90:rate=10:duration=8[b];[a][b]concat=n=2:v=1[v]"
     run_ffmpeg("-i", str(clip), "-filter_complex", hard, "-map", "[v]", "-c:v", "libx264", "-qp", "0", str(long))
@@ -122,7 +123,7 @@ async def test_a_score_that_cannot_be_is_come_near_to_in_few_trials(
     settings, info = EncodeSettings("h264", "480p", 5), await probe(source)
     said = await vmaf.encode_to_score(source, tmp_path / "out", settings, target, info=info, on_progress=nothing)
     assert said >= 90
-    assert len(encodes) <= vmaf._TRIALS + vmaf._WHOLES
+    assert len(encodes) <= vmaf._TRIALS + vmaf._FULL_ENCODES
 
 
 @one_backend

@@ -16,7 +16,7 @@ HOOK = {"url": "https://hooks.example/a", "events": ["job.completed", "job.faile
 
 
 class Receiver(httpx.AsyncBaseTransport):
-    """Takes deliveries, and answers with a status."""
+    """A webhook receiver that answers with a fixed status."""
 
     def __init__(self) -> None:
         self.status = 200

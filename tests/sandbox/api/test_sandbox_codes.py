@@ -1,4 +1,4 @@
-"""Every error code of the contract can be had from the sandbox, and reads as openapi.yaml says."""
+"""The sandbox can produce every error code of the contract, in the shape that openapi.yaml defines."""
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from sandbox_help import JOB, ON_DEMAND, URL_JOB, client_of
 
 from convertrilo.sandbox import Rules, Sandbox, VirtualClock
 
-OPENAPI = yaml.safe_load((Path(__file__).parents[2] / "openapi.yaml").read_text(encoding="utf-8"))
+OPENAPI = yaml.safe_load((Path(__file__).parents[3] / "openapi.yaml").read_text(encoding="utf-8"))
 DOCUMENTED: list[str] = OPENAPI["components"]["schemas"]["ErrorResponse"]["properties"]["code"]["enum"]
 LOGIN = {"email": "someone@example.com", "password": "sandbox-password"}
 WEBHOOK = {"url": "https://hooks.example/", "events": ["job.completed"]}
@@ -107,7 +107,7 @@ async def endless() -> Any:
 
 @attrs.frozen
 class Case:
-    """How to come by a code: what to do, with which rules and options of the sandbox."""
+    """How to provoke an error code: a request, and the rules and options of the sandbox."""
 
     status: int
     act: Act
