@@ -19,9 +19,15 @@ class BatchReader:
     """Reads the input batch by batch.
 
     Jobs without an `external_id` get batches of their own, because they and their batch have no identity.
+
+    Args:
+        jobs: The input.
+        size: Jobs per batch.
+        now: Returns the time in seconds, to measure how long a plain iterable keeps other tasks from running.
     """
 
-    def __init__(self, jobs: Jobs, size: int) -> None:
+    def __init__(self, jobs: Jobs, size: int, *, now: Callable[[], float] = time.perf_counter) -> None:
+        self._now = now
         self.size = size
         """Jobs per batch."""
         self.taken = 0
@@ -44,15 +50,15 @@ class BatchReader:
                 next call, and this call returns None.
         """
         named, nameless, size = self._named, self._nameless, self.size
-        advance, due = self._advance, time.perf_counter() + _SLICE
+        advance, due = self._advance, self._now() + _SLICE
         is_stopped = False
         while not (self._is_at_end or is_stopped) and len(named) < size and len(nameless) < size:
             try:
                 if advance is not None:
                     request = advance()
-                    if time.perf_counter() > due:
+                    if self._now() > due:
                         await anyio.lowlevel.checkpoint()  # other tasks get a turn, however slow the iterable is
-                        due = time.perf_counter() + _SLICE
+                        due = self._now() + _SLICE
                         is_stopped = is_time_to_stop()
                 else:
                     request = await anext(self._source)

@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -38,7 +37,7 @@ from convertrilo import (
     ValidationError,
     derive_key,
 )
-from convertrilo.bulk import input as bulk_input
+from convertrilo.bulk.input import BatchReader
 from convertrilo.retry import Allowance
 from convertrilo.sandbox import Rules, Sandbox
 
@@ -567,9 +566,8 @@ async def test_cancellation_at_any_moment_leaves_nothing_running_and_nothing_twi
     assert ids(results) == service.made
 
 
-async def test_a_slow_iterable_gives_others_a_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_iterable_gives_others_a_turn() -> None:
     now = last_turn = longest = 0.0
-    monkeypatch.setattr(bulk_input, "time", SimpleNamespace(perf_counter=lambda: now))
 
     def slow() -> Iterator[Any]:
         nonlocal now, longest
@@ -584,9 +582,10 @@ async def test_a_slow_iterable_gives_others_a_turn(monkeypatch: pytest.MonkeyPat
             last_turn = now
             await anyio.lowlevel.checkpoint()
 
-    async with client_of(FakeService()) as client, anyio.create_task_group() as tasks:
+    reader = BatchReader(slow(), 1000, now=lambda: now)
+    async with anyio.create_task_group() as tasks:
         tasks.start_soon(others)
-        await submit(client, slow(), batch_size=1000)
+        assert len(await reader.next(lambda: False) or ()) == 60
         tasks.cancel_scope.cancel()
     assert now == pytest.approx(0.18)
     assert 0.01 < longest < 0.03  # a slice and a job; or two of them, as trio takes its tasks in any order
