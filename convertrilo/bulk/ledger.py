@@ -6,12 +6,14 @@ import sqlite3
 import uuid
 from collections import OrderedDict
 from collections.abc import Generator, Iterable
+from datetime import datetime
 from functools import partial
 from typing import NamedTuple
 
 import anyio
 import attrs
 
+from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._http.engine import only_logged
 from convertrilo.bulk.batches import Batch, Outcome, read_outcomes
 from convertrilo.errors import OutcomeUnknownError
@@ -25,6 +27,7 @@ from convertrilo.journal.journal import (
     check_service,
     claim_operation,
     find_operation,
+    last_of_other_senders,
     unknown_outcome,
 )
 
@@ -226,3 +229,18 @@ def is_alive(owner: str) -> bool:
     except OSError:
         pass  # it is another user's
     return True
+
+
+async def last_sent_by_another_key(client: BaseClient, journal: Journal) -> datetime | None:
+    """Return when an operation was last sent for the first time with another API key than the client's, or None.
+
+    Args:
+        client: Names the service and the API key.
+        journal: The journal, which is open.
+
+    Raises:
+        JournalError: The journal cannot be used, or belongs to another service. Nothing was sent.
+    """
+    engine, _ = engine_of(client)
+    work = partial(last_of_other_senders, service=engine.service, sender=engine.credentials.sender)
+    return await journal.do(work, "Nothing was sent.")
