@@ -74,7 +74,7 @@ def test_a_file_that_is_damaged_is_said_to_be(text: str, says: str, capsys: pyte
 def test_an_unknown_profile_is_an_error_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     saved({"work": {"apiKey": "b"}})
     assert run(["balance", "--profile", "wrok"]) == 2
-    says = "there is no profile 'wrok', there are work: log in with convertrilo login --profile wrok"
+    says = "there is no profile 'wrok', the saved profiles are work: log in with convertrilo login --profile wrok"
     assert capsys.readouterr().err == f"convertrilo: {says}\n"
 
 

@@ -1,4 +1,4 @@
-"""`convertrilo journal`: what was sent, and what was answered, as a file of `Journal` holds it."""
+"""`convertrilo journal`: inspect the file of a `Journal`."""
 
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convertrilo.cli.options import of_output, readable_file
-from convertrilo.cli.output import Output, table
+from convertrilo.cli.files import check_readable
+from convertrilo.cli.options import output_options
+from convertrilo.cli.output import Output, print_table
 
 if TYPE_CHECKING:
     from convertrilo.journal import Entry, Journal
@@ -17,39 +18,39 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 @click.group()
 def journal() -> None:
-    """Look into FILE, a journal of the SDK or of `ingest`: what was sent, and what was answered."""
+    """Inspect FILE, a journal of the SDK or of a command: what was sent, and what was answered."""
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def pending(file: Path, output: Output) -> None:
-    """Show what was sent, is not answered, and may be sent again."""
+    """List operations that were sent, have no answer, and may be sent again."""
     _list(file, output, lambda opened: opened.pending())
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def answered(file: Path, output: Output) -> None:
-    """Show what was answered."""
+    """List operations that were answered."""
     _list(file, output, lambda opened: opened.answered())
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def unknown(file: Path, output: Output) -> None:
-    """Show what was not answered in time, and needs a decision: look for it, then `drop` it or leave it."""
+    """List operations whose outcome is unknown: find out what happened to each, then `drop` it or keep it."""
     _list(file, output, lambda opened: opened.unknown())
 
 
 @journal.command()
 @_FILE
 @click.argument("key")
-@of_output
+@output_options
 def show(file: Path, key: str, output: Output) -> None:
-    """Show the operation with an idempotency key: its request, and its answer without what is secret in it."""
+    """Show the operation with an idempotency key: its request and its answer, without secrets."""
     from convertrilo.errors import JournalError
 
     entry = _with(file, lambda opened: opened.get(key))
@@ -61,9 +62,9 @@ def show(file: Path, key: str, output: Output) -> None:
 @journal.command()
 @_FILE
 @click.argument("key")
-@of_output
+@output_options
 def drop(file: Path, key: str, output: Output) -> None:
-    """Forget the operation with an idempotency key: the next call with it is a new operation."""
+    """Forget the operation with an idempotency key: the next call with that key is a new operation."""
     from convertrilo.errors import JournalError
 
     if not _with(file, lambda opened: opened.drop(key)):
@@ -76,7 +77,7 @@ def _with(file: Path, work: "Callable[[Journal], Any]") -> Any:
 
     from convertrilo.journal import Journal
 
-    readable_file(file)
+    check_readable(file)
 
     async def use() -> Any:
         async with Journal(file) as opened:
@@ -95,7 +96,7 @@ def _list(file: Path, output: Output, chosen: "Callable[[Journal], AsyncIterator
 def _table(wire: Any) -> None:
     names = ("firstSentAt", "operation", "name", "identity", "key")
     rows = [[each.get(name) for name in names] for each in wire["operations"]]
-    table(("first sent", "operation", "name", "identity", "key"), rows, empty="There is nothing of that kind.")
+    print_table(("first sent", "operation", "name", "identity", "key"), rows, empty="There are no such operations.")
 
 
 def _wire(entry: "Entry", *, whole: bool = False) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def _wire(entry: "Entry", *, whole: bool = False) -> dict[str, Any]:
 
 
 def _readable(body: bytes) -> Any:
-    """Return a body without the temporary permissions, such as upload URLs, that it may hold."""
+    """Return a body for display, without secrets such as presigned URLs."""
     import json
 
     from convertrilo._http.redaction import hider, secrets_in, without_secrets
