@@ -21,9 +21,9 @@ from support import names_in
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, WaitTimeoutError
 from convertrilo.cli.app import run
+from convertrilo.cli.job_wait import JobWait
 from convertrilo.cli.output import print_line
 from convertrilo.cli.settings import state_folder
-from convertrilo.cli.job_wait import JobWait
 from convertrilo.sandbox import Rules, Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"
