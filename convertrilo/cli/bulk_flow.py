@@ -59,11 +59,11 @@ class NumberedJob(dict[str, Any]):
 
 
 class JobLines:
-    """Parses the lines of the file into jobs, numbers them, and reports bad lines as failures.
+    """Parses the lines of the file into jobs, and reports bad lines as failures.
 
     Args:
+        report: Counts the jobs, and reports bad lines.
         dry_run: Whether no job is created, so that jobs need no externalId.
-        report: Reports the bad lines.
     """
 
     def __init__(self, report: "BulkReport", *, dry_run: bool) -> None:
@@ -98,9 +98,9 @@ class JobLines:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"is no JSON: {error}") from None
+            raise ValueError(f"is not valid JSON: {error}") from None
         if not isinstance(value, dict):
-            raise ValueError("is no JSON object")
+            raise ValueError("is not a JSON object")
         job = NumberedJob(cast("dict[str, Any]", value))
         job.line = self._line
         if self._needs_external_id and not job.get("externalId"):

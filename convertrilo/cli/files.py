@@ -27,6 +27,6 @@ def check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise click.UsageError(f"there is no folder {path.parent}")
     if path.exists() and not path.is_file():
-        raise click.UsageError(f"{path} is no regular file")
+        raise click.UsageError(f"{path} is not a regular file")
     if not os.access(path.parent, os.W_OK):
         raise click.UsageError(f"{path} cannot be written: permission denied")

@@ -105,7 +105,7 @@ def timeout_option(default_ms: int) -> Callable[[Command[R]], Command[R]]:
             type=click.IntRange(1),
             default=default_ms,
             show_default=True,
-            help="Longest time to wait for jobs to end, in milliseconds.",
+            help="Longest wait for encoding to end, in milliseconds.",
         )
         @wraps(command)
         def wrapped(*arguments: Any, timeout_ms: int, **options: Any) -> R:
@@ -163,12 +163,18 @@ def encoding_options(command: Command[R]) -> Command[R]:
             help="Frame rate, in frames per second.",
         ),
         click.option(
-            "--container", type=choice(Container), help="File format.  [default: the output file's suffix, or mp4]"
+            "--container", type=choice(Container), help="File format.  [default: the suffix of --output, or mp4]"
         ),
-        click.option("--preset", type=choice(Preset), help="Encoding speed; a slower preset compresses better."),
-        click.option("--bitrate-tier", type=choice(BitrateTier), help="Bitrate for the resolution."),
-        click.option("--quality", type=choice(Quality), help="Quality level of the output."),
-        click.option("--passes", type=click.IntRange(1, 2), help="Number of encoding passes over the source."),
+        click.option(
+            "--preset", type=choice(Preset), help="Encoding speed; a slower preset compresses better.  [default: fast]"
+        ),
+        click.option("--bitrate-tier", type=choice(BitrateTier), help="Bitrate for the resolution.  [default: medium]"),
+        click.option(
+            "--quality", type=choice(Quality), help="Quality level of the output.  [default: the service's own]"
+        ),
+        click.option(
+            "--passes", type=click.IntRange(1, 2), help="Number of encoding passes over the source.  [default: 1]"
+        ),
         click.option(
             "--optimize", type=choice(Optimize), help="vmaf: aim for the score of --vmaf-target instead of a bitrate."
         ),
@@ -243,7 +249,7 @@ def parse_metadata(given: tuple[str, ...]) -> dict[str, Any] | None:
             try:
                 metadata |= json.loads(each)
             except ValueError as error:
-                raise click.UsageError(f"--metadata is no JSON object: {error}") from None
+                raise click.UsageError(f"--metadata is not a JSON object: {error}") from None
         elif mark and name:
             metadata[name] = value
         else:

@@ -146,7 +146,7 @@ def _read(file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError:
-        raise ConfigurationError(f"{file} is no JSON: fix it, or remove it and log in again") from None
+        raise ConfigurationError(f"{file} is not valid JSON: fix it, or remove it and log in again") from None
     if not isinstance(found, dict):
         raise _no_profiles(file)
     return cast("dict[str, Any]", found)

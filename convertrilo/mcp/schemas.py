@@ -157,8 +157,8 @@ def _issues(mismatch: Mismatch) -> list[Issue]:
 
 def _unknown(path: str, name: str, properties: Mapping[str, Any]) -> Issue:
     if name in CREDENTIALS:
-        return Issue(path[1:], "is a credential, and credentials are no arguments; name a storageProfile instead")
+        return Issue(path[1:], "is a credential, which is never an argument; name a storageProfile instead")
     if name == "storageProfile":
         return Issue(path[1:], f"names no storage profile. {_NO_PROFILE}")
     known = f"the arguments are {', '.join(properties)}" if properties else "there are none"
-    return Issue(path[1:], f"is no argument here; {known}")
+    return Issue(path[1:], f"is not an argument of this tool; {known}")

@@ -51,7 +51,7 @@ def test_each_line_has_a_result_and_bad_ones_are_their_own(service: Sandbox, tmp
     assert {line for line, each in results.items() if "error" not in each} == {1, 7}
     assert results[1]["status"] == "success"
     assert results[1]["jobId"] == service.assert_created_once(external_id="clip-1").id
-    assert results[3]["error"].startswith("is no JSON")
+    assert results[3]["error"].startswith("is not valid JSON")
     assert "fps" in results[4]["error"]
     assert results[5]["error"].startswith("has no externalId")
     assert done.stderr.splitlines()[-1].startswith("2 submitted, 2 succeeded, 4 failed; ")

@@ -384,7 +384,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "--timeout-ms", "0"], "0 is not in the range"),
     (["encode", "in.mp4", "--json", "--job-id-only"], "exclude each other"),
     (["encode", "in.mp4", "-o", "none/out.mp4"], "there is no folder none"),
-    (["encode", "in.mp4", "-o", ""], ". is no regular file"),
+    (["encode", "in.mp4", "-o", ""], ". is not a regular file"),
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "out.mp4.part", "-o", "out.mp4"], "out.mp4.part is the source itself"),
@@ -399,7 +399,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "https://a.test/in.mp4", "--resolution", "4320p"], "resolution"),
     (["encode", "ftp://a.test/in.mp4"], "only http and https"),
     (["encode", "in.mp4", "--metadata", "nothing"], "KEY=VALUE or a JSON object"),
-    (["encode", "in.mp4", "--metadata", "{"], "no JSON object"),
+    (["encode", "in.mp4", "--metadata", "{"], "not a JSON object"),
     (["encode", "in.mp4", "--external-id", "x" * 256], "externalId: must have at most 255"),
     (["encode", "in.mp4"], "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or use this"),
     (["unknown"], "No such command 'unknown'"),
@@ -431,7 +431,7 @@ def test_where_nothing_can_be_written_nothing_is_encoded(
 ) -> None:
     os.mkfifo("pipe")
     assert run(["encode", "in.mp4", "-o", "pipe"]) == 2
-    assert "pipe is no regular file" in capsys.readouterr().err
+    assert "pipe is not a regular file" in capsys.readouterr().err
     assert Path("pipe").is_fifo()
     monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
     assert run(["encode", "in.mp4"]) == 2

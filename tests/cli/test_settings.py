@@ -55,7 +55,7 @@ def test_the_typescript_commands_settings_are_read_until_there_are_own_ones(
 
 
 WRONG = [
-    ("{", "is no JSON"),
+    ("{", "is not valid JSON"),
     ("[]", "holds no profiles"),
     ('{"profiles": []}', "holds no profiles"),
     ('{"profiles": {"default": 1}}', "holds no profiles"),

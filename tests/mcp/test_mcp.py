@@ -472,7 +472,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("create_encode_job", {**ENCODE, "fps": 0}, "fps", "must be at least 1"),
     ("create_encode_job", {**ENCODE, "passes": 3}, "passes", "must be one of 1, 2"),
     ("create_encode_job", {**ENCODE, "vmafTarget": 100}, "vmafTarget", "must be at most 99"),
-    ("create_encode_job", {**ENCODE, "colour": "red"}, "colour", "is no argument here; the arguments are sourceUrl, "),
+    (
+        "create_encode_job",
+        {**ENCODE, "colour": "red"},
+        "colour",
+        "is not an argument of this tool; the arguments are sourceUrl, ",
+    ),
     ("create_encode_job", {**ENCODE, "idempotencyKey": " "}, "idempotencyKey", "must match"),
     ("create_encode_job", {**ENCODE, "idempotencyKey": "k" * 256}, "idempotencyKey", "at most 255 characters"),
     ("create_encode_job", {**ENCODE, "outputS3": {"bucket": "b"}}, "outputS3.key", "is required"),
@@ -498,7 +503,7 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("create_jobs_bulk", {"jobs": [{"codec": "av1", "fps": 1}]}, "jobs[0].resolution", "is required"),
     ("get_job_status", {"jobId": ""}, "jobId", "must have at least 1 characters"),
     ("wait_for_job", {"jobId": "j", "timeoutMs": 0}, "timeoutMs", "must be above 0"),
-    ("get_token_balance", {"all": True}, "all", "is no argument here; there are none"),
+    ("get_token_balance", {"all": True}, "all", "is not an argument of this tool; there are none"),
     ("list_pending_operations", {"limit": 1000}, "limit", "must be at most 200"),
 ]
 

@@ -26,15 +26,18 @@ from convertrilo.models import Priority
     help="The output file.  [default: for a file NAME.CODEC.CONTAINER, for a URL no download]",
 )
 @encoding_options
-@click.option("--priority", type=choice(Priority), help="For a URL: priority in the queue.")
-@click.option("--external-id", help="Your own id for the job; a repeated id is the same job.")
+@click.option("--priority", type=choice(Priority), help="For a URL: priority in the queue.  [default: normal]")
+@click.option("--external-id", help="Your own id for the job; repeating it continues the same job.")
 @click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Returned with the job; may be repeated.")
-@click.option("--idempotency-key", help="A repeated key is the same job.")
+@click.option(
+    "--idempotency-key",
+    help="The idempotency key of the job; repeating it continues the same job.  [default: a new one]",
+)
 @click.option("--webhook", metavar="URL", help="For a URL: called once when the job has ended.")
 @click.option(
     "--output-expiry",
     type=click.IntRange(3600, 604800),
-    help="For a URL: how long the service keeps the output, in seconds.",
+    help="For a URL: how long the output can be downloaded, in seconds.  [default: 86400]",
 )
 @s3_output_options("key", "For a URL")
 @click.option(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.option(
     "--base-url",
     metavar="URL",
-    help="The service's base URL.  [default: the saved one, or https://api.convertrilo.com]",
+    help="The service's base URL.  [default: CONVERTRILO_BASE_URL, the saved one, or https://api.convertrilo.com]",
 )
 @click.option("--profile", metavar="NAME", help="The profile to save.  [default: default]")
 @click.option(

@@ -33,9 +33,13 @@ if TYPE_CHECKING:
     type=click.Choice(["ffmpeg", "instant"]),
     default="ffmpeg",
     show_default=True,
-    help="ffmpeg encodes for real; instant only pretends to.",
+    help="ffmpeg encodes for real; instant answers with a tiny file.",
 )
-@click.option("--max-encodes", type=click.IntRange(1), help="Most jobs that run at once.  [default: 2]")
+@click.option(
+    "--max-encodes",
+    type=click.IntRange(1),
+    help="Most jobs that run at once.  [default: 2 with ffmpeg, 1000 with instant]",
+)
 @click.option("--seed", type=int, help="Seed of the random ids; a fixed seed gives the same ids in every run.")
 @click.option("--allow-private-sources", is_flag=True, help="Allow source URLs on this machine and its network.")
 def sandbox(
