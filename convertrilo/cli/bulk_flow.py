@@ -35,7 +35,7 @@ JobFacts = dict[str, Any]
 
 @attrs.frozen(kw_only=True)
 class BulkOptions:
-    """The options of `convertrilo bulk`, as click names them."""
+    """The options of `convertrilo bulk`, under the names that click gives them."""
 
     confirm: bool
     dry_run: bool

@@ -80,7 +80,7 @@ def _configuration(service: ServiceTarget) -> Check:
         folder = settings.state_folder()
         return Check("settings", "ok", f"the sandbox in {folder}", facts={"path": str(folder)})
     try:
-        account = settings.account(service.profile)
+        account = settings.account_settings(service.profile)
     except ConvertriloError as error:
         return Check("settings", "failed", error.message, failures.USAGE)
     origins = dict(account.origins)
@@ -124,9 +124,8 @@ class _ClockTransport(httpx.AsyncBaseTransport):
         began = time.time()
         response = await self._inner.handle_async_request(request)
         try:
-            date = (
-                parsedate_to_datetime(response.headers["date"]).timestamp() + 0.5
-            )  # the header drops fractions of a second
+            # The header drops fractions of a second.
+            date = parsedate_to_datetime(response.headers["date"]).timestamp() + 0.5
         except (KeyError, ValueError):
             return response
         self.skew = date - (began + time.time()) / 2
@@ -188,7 +187,7 @@ async def _key(client: AsyncClient, service: ServiceTarget, balance: object, web
 
 async def _key_in_use(client: AsyncClient, service: ServiceTarget) -> ApiKeyResponse | None:
     """Return the service's record of the API key in use, if an access token allows to read it."""
-    account = None if service.sandbox else settings.account(service.profile)
+    account = None if service.sandbox else settings.account_settings(service.profile)
     if account is None or account.api_key is None or account.access_token is None:
         return None
     answer = await _try(client.get_api_keys())

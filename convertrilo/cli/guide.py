@@ -41,7 +41,7 @@ def _source(text: str) -> str:
 
 
 def _has_account() -> bool:
-    from convertrilo.cli.settings import account
+    from convertrilo.cli.settings import account_settings
 
-    who = account(None)
-    return bool(who.api_key or who.access_token)
+    account = account_settings(None)
+    return bool(account.api_key or account.access_token)

@@ -28,7 +28,7 @@ _TOTALS = ("size", "estimated", "reserved", "dry_run")
 
 @attrs.frozen(kw_only=True)
 class IngestOptions:
-    """The options of `convertrilo ingest`, as click names them, without those of the encode."""
+    """The options of `convertrilo ingest`, under the names that click gives them, without those in `ENCODING`."""
 
     journal_file: Path
     include: tuple[str, ...]

@@ -23,7 +23,7 @@ async def interruptible(
 
     Args:
         context: The context manager whose value the work gets.
-        work: The work.
+        work: Called with that value.
         how_to_resume: Says, after an interruption, what state the work is in and how to resume it.
 
     Raises:

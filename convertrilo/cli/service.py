@@ -82,7 +82,7 @@ class ServiceTarget:
         """Run work with a client, and return its result.
 
         Args:
-            work: The work.
+            work: Called with the client.
             how_to_resume: Says, after an interruption, what state the work is in and how to resume it.
             by_token: Whether the work needs an access token, as `keys` does.
             options: Options of `AsyncClient`.
@@ -113,24 +113,24 @@ class ServiceTarget:
 
     @asynccontextmanager
     async def _account_client(self, by_token: bool, options: "ClientOptions") -> "AsyncGenerator[AsyncClient]":
-        from convertrilo.cli.settings import account
+        from convertrilo.cli.settings import account_settings
         from convertrilo.client import AsyncClient
         from convertrilo.errors import ConfigurationError
 
-        who = account(self.profile)
-        token = who.access_token
+        account = account_settings(self.profile)
+        token = account.access_token
         if by_token and token is None:
             raise ConfigurationError(
                 "this command needs an access token: log in with convertrilo login --email YOU@EXAMPLE.COM, "
                 "or set CONVERTRILO_ACCESS_TOKEN"
             )
-        if who.api_key is None and token is None:
+        if account.api_key is None and token is None:
             raise ConfigurationError(
                 "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or use this machine with --sandbox"
             )
         get_token = None if token is None else lambda: token
-        options.setdefault("api_key", who.api_key)
-        async with AsyncClient(get_token=get_token, base_url=who.base_url, **options) as client:
+        options.setdefault("api_key", account.api_key)
+        async with AsyncClient(get_token=get_token, base_url=account.base_url, **options) as client:
             yield client
 
     @asynccontextmanager

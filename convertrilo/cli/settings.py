@@ -73,7 +73,7 @@ def saved() -> tuple[Path, dict[str, dict[str, str]]]:
     return own, {}
 
 
-def account(profile: str | None) -> AccountSettings:
+def account_settings(profile: str | None) -> AccountSettings:
     """Return the settings in effect: from the environment, then from the profile; a named profile comes first.
 
     Args:

@@ -19,7 +19,7 @@ from mcp.server.stdio import stdio_server
 
 from convertrilo._version import __version__
 from convertrilo.cli.extras import requires_sandbox_extra
-from convertrilo.cli.settings import DEFAULT_PROFILE, AccountSettings, account
+from convertrilo.cli.settings import DEFAULT_PROFILE, AccountSettings, account_settings
 from convertrilo.client import AsyncClient
 from convertrilo.errors import ConfigurationError, ConvertriloError
 from convertrilo.events import log_attempts
@@ -86,17 +86,17 @@ def _parser() -> argparse.ArgumentParser:
 async def _serve(options: argparse.Namespace) -> None:
     profiles = storage_profiles(os.environ)
     table = tools(profiles)
-    who = None if options.sandbox else account(options.profile)
-    path: Path = options.journal or _default_journal(who)
+    account = None if options.sandbox else account_settings(options.profile)
+    path: Path = options.journal or _default_journal(account)
     journal = RecordingJournal(path)
     secrets = [secret for each in profiles.values() for secret in (each.access_key_id, each.secret_access_key)]
-    secrets += [] if who is None else filter(None, (who.api_key, who.access_token))
+    secrets += [] if account is None else filter(None, (account.api_key, account.access_token))
     failure: ConvertriloError | None = None
     closing, closed = anyio.Event(), anyio.Event()
 
     async def hold(*, task_status: TaskStatus[AsyncClient]) -> None:
         try:
-            async with _client(who, journal, path.with_name(f"{path.stem}-sandbox")) as client:
+            async with _client(account, journal, path.with_name(f"{path.stem}-sandbox")) as client:
                 task_status.started(client)
                 await closing.wait()
         finally:
@@ -140,13 +140,13 @@ async def _serve_until_stopped(serve: Callable[[], Awaitable[None]]) -> int | No
 
 
 @asynccontextmanager
-async def _client(who: AccountSettings | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
+async def _client(account: AccountSettings | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
     """Yield a client for an account, or without one for a sandbox in a folder, which is served meanwhile."""
-    if who is not None:
-        token = who.access_token
+    if account is not None:
+        token = account.access_token
         get_token = None if token is None else lambda: token
         async with AsyncClient(
-            who.api_key, get_token=get_token, base_url=who.base_url, journal=journal, on_event=log_attempts
+            account.api_key, get_token=get_token, base_url=account.base_url, journal=journal, on_event=log_attempts
         ) as client:
             yield client
         return
@@ -168,17 +168,17 @@ async def _client(who: AccountSettings | None, journal: Journal, folder: Path) -
         yield await stack.enter_async_context(client)
 
 
-def _default_journal(who: AccountSettings | None) -> Path:
+def _default_journal(account: AccountSettings | None) -> Path:
     """Return the default journal of a service's host and a profile.
 
     API keys do not tell which account they belong to, so profiles stand for accounts.
     """
     try:
-        name = "sandbox" if who is None else httpx.URL(who.base_url).host
+        name = "sandbox" if account is None else httpx.URL(account.base_url).host
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"the base URL is no URL: {error}") from None
-    if who is not None and who.profile != DEFAULT_PROFILE:
-        name += f"-{hashlib.sha256(who.profile.encode()).hexdigest()[:8]}"
+    if account is not None and account.profile != DEFAULT_PROFILE:
+        name += f"-{hashlib.sha256(account.profile.encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("convertrilo", appauthor=False)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -492,6 +492,18 @@ def test_help_imports_no_client() -> None:
     assert not {"httpx", "attrs", "rich", "convertrilo.client", "convertrilo.models"} & loaded
 
 
+def test_the_help_of_a_command_imports_no_client_and_no_flow() -> None:
+    script = (
+        "import sys; from convertrilo.cli.app import run; "
+        "[run([name, '--help']) for name in sys.argv[1:]]; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *COMMANDS], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "convertrilo.cli.commands.encode" in loaded
+    assert not {"httpx", "anyio", "rich", "convertrilo.client"} & loaded
+    assert not [name for name in loaded if name.startswith("convertrilo.cli.") and name.endswith("_flow")]
+
+
 @pytest.mark.parametrize(
     ("missing", "arguments", "says"),
     [

@@ -25,7 +25,7 @@ def get(name: str | None, profile: str | None, output: Output) -> None:
     """Show the settings in effect and where each comes from, or only NAME. Credentials are never shown."""
     from convertrilo.cli import settings
 
-    account = settings.account(profile)
+    account = settings.account_settings(profile)
     values = {
         "apiKey": account.api_key and _SAVED,
         "accessToken": account.access_token and _SAVED,

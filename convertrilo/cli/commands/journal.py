@@ -1,8 +1,8 @@
 """`convertrilo journal`: inspect the file of a `Journal`."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -12,6 +12,8 @@ from convertrilo.cli.output import Output, print_table
 
 if TYPE_CHECKING:
     from convertrilo.journal import Entry, Journal
+
+T = TypeVar("T")
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
@@ -53,7 +55,7 @@ def show(file: Path, key: str, output: Output) -> None:
     """Show the operation with an idempotency key: its request and its answer, without secrets."""
     from convertrilo.errors import JournalError
 
-    entry = _with(file, lambda opened: opened.get(key))
+    entry = _run(file, lambda opened: opened.get(key))
     if entry is None:
         raise JournalError(f"the journal {file} holds no key {key}")
     output.show(_wire(entry, whole=True))
@@ -67,33 +69,34 @@ def drop(file: Path, key: str, output: Output) -> None:
     """Forget the operation with an idempotency key: the next call with that key is a new operation."""
     from convertrilo.errors import JournalError
 
-    if not _with(file, lambda opened: opened.drop(key)):
+    if not _run(file, lambda opened: opened.drop(key)):
         raise JournalError(f"the journal {file} holds no key {key}")
     output.show({"key": key, "dropped": True})
 
 
-def _with(file: Path, work: "Callable[[Journal], Any]") -> Any:
+def _run(file: Path, work: "Callable[[Journal], Awaitable[T]]") -> T:
+    """Run work on the journal in a file, which must exist."""
     import anyio
 
     from convertrilo.journal import Journal
 
     check_readable(file)
 
-    async def use() -> Any:
+    async def use() -> T:
         async with Journal(file) as opened:
             return await work(opened)
 
     return anyio.run(use)
 
 
-def _list(file: Path, output: Output, chosen: "Callable[[Journal], AsyncIterator[Entry]]") -> None:
+def _list(file: Path, output: Output, select: "Callable[[Journal], AsyncIterator[Entry]]") -> None:
     async def collect(opened: "Journal") -> list[dict[str, Any]]:
-        return [_wire(entry) async for entry in chosen(opened)]
+        return [_wire(entry) async for entry in select(opened)]
 
-    output.show({"operations": _with(file, collect)}, _table)
+    output.show({"operations": _run(file, collect)}, _table)
 
 
-def _table(wire: Any) -> None:
+def _table(wire: Mapping[str, Any]) -> None:
     names = ("firstSentAt", "operation", "name", "identity", "key")
     rows = [[each.get(name) for name in names] for each in wire["operations"]]
     print_table(("first sent", "operation", "name", "identity", "key"), rows, empty="There are no such operations.")
