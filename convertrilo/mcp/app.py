@@ -94,7 +94,7 @@ async def _serve(options: argparse.Namespace) -> None:
     failure: ConvertriloError | None = None
     closing, closed = anyio.Event(), anyio.Event()
 
-    async def hold(*, task_status: TaskStatus[AsyncClient]) -> None:
+    async def keep_client_open(*, task_status: TaskStatus[AsyncClient]) -> None:
         try:
             async with _client(account, journal, path.with_name(f"{path.stem}-sandbox")) as client:
                 task_status.started(client)
@@ -105,7 +105,7 @@ async def _serve(options: argparse.Namespace) -> None:
     # The client lives in a task of its own, so that it can be closed while stdin is still open.
     async with anyio.create_task_group() as tasks:
         try:
-            client = await tasks.start(hold)
+            client = await tasks.start(keep_client_open)
         except ConvertriloError as error:
             failure = error
         else:
@@ -129,7 +129,7 @@ async def _serve_until_stopped(serve: Callable[[], Awaitable[None]]) -> int | No
     async def listen() -> None:
         nonlocal received
         with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            received = await anext(aiter(signals))
+            received = await anext(aiter(signals))  # not on Windows
             tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
