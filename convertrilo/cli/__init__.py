@@ -1,4 +1,4 @@
-"""The command `convertrilo`: thin over `AsyncClient`, with nothing to decide of its own."""
+"""The command `convertrilo`: a thin layer over `AsyncClient`."""
 
 import os
 import sys
@@ -7,10 +7,10 @@ _EXTRA = frozenset({"click", "platformdirs", "rich"})
 
 
 def main() -> None:
-    """Run the command with the process's arguments, and end the process with its exit code."""
+    """Run the command with the process's arguments, and exit with its exit code."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:  # closed by whoever started it
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # until the process ends
+        if getattr(sys, name) is None:  # the parent process closed it
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115  # open until exit
     try:
         from convertrilo.cli.app import run
 

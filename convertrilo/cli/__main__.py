@@ -1,4 +1,4 @@
-"""`python -m convertrilo.cli`: the command, where its script is not on the path."""
+"""`python -m convertrilo.cli`: the command, for when its script is not on the PATH."""
 
 from convertrilo.cli import main
 

@@ -1,4 +1,4 @@
-"""The command's entrance: its subcommands, and what every one of them does with errors and exit codes."""
+"""The command's entry point: its subcommands, and how all of them turn errors into messages and exit codes."""
 
 import importlib
 import os
@@ -14,43 +14,43 @@ if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 COMMANDS = {
-    "encode": "Encode a local file, or a URL.",
-    "ingest": "Encode every video of an S3 folder, each exactly once.",
+    "encode": "Encode a local file or a URL.",
+    "ingest": "Encode every video of an S3 folder exactly once.",
     "bulk": "Create the jobs of a JSON Lines file.",
-    "status": "Show where a job stands.",
+    "status": "Show the status of a job.",
     "wait": "Wait until a job has ended.",
     "cancel": "Cancel a job.",
     "upload": "Upload the file of a job.",
-    "download": "Download what a job has made.",
-    "balance": "Show the account's tokens.",
-    "webhooks": "List, create, change, test and look into webhooks.",
+    "download": "Download the output of a job.",
+    "balance": "Show the token balance.",
+    "webhooks": "List, create, change, test and inspect webhooks.",
     "keys": "List, create and revoke API keys.",
-    "journal": "Look into a journal: what was sent, and what was answered.",
-    "doctor": "Check settings, service, key, tokens, clock and webhooks.",
-    "login": "Save an API key, or log in by e-mail address and password.",
-    "logout": "Forget what login has saved.",
-    "config": "Show and change saved settings.",
-    "sandbox": "Serve a local Convertrilo that really encodes.",
-    "completion": "Print what a shell needs to complete commands.",
+    "journal": "Inspect a journal: what was sent, and what was answered.",
+    "doctor": "Check settings, service, API key, tokens, clock and webhooks.",
+    "login": "Save an API key, or log in with e-mail address and password.",
+    "logout": "Remove the saved credentials.",
+    "config": "Show and change the saved settings.",
+    "sandbox": "Serve a local Convertrilo that encodes for real.",
+    "completion": "Print a script that completes commands in a shell.",
 }
-"""Each is a command of the module of its name in this package, which is imported when it is called."""
+"""The commands and their summaries. `convertrilo.cli.commands` has a module per command, imported when it is needed."""
 
 EPILOG = """\b
 Exit codes:
-  0    it worked
-  1    the job failed or was canceled, or the source is no video; of many, one did
-  2    an option, a file or a setting is not right
-  3    the service refused
+  0    success
+  1    the job (or one of several) failed or was canceled, or the source is no video
+  2    an option, a file or a setting is wrong
+  3    the service refused the request
   4    no answer, or not in time
-  5    the credentials are missing, wrong, or do not allow this
+  5    the credentials are missing or wrong, or do not allow this
   6    the account has too few tokens
-  7    it is unclear whether it happened; repeating it could do it twice
+  7    the outcome is unknown; repeating the command could do it twice
   130  interrupted
 """
 
 
 class _Commands(click.Group):
-    """Knows its commands by name, so that help does not wait for what they need."""
+    """A group that imports a command only when it is called, so that --help stays fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's signature, here and below
         return list(COMMANDS)
@@ -85,8 +85,8 @@ class _Commands(click.Group):
 def convertrilo(ctx: click.Context) -> None:
     """Encode videos with Convertrilo, or on this machine with --sandbox.
 
-    Without a command it asks what to encode. Settings come from the options, from CONVERTRILO_API_KEY and
-    CONVERTRILO_BASE_URL, or from what `convertrilo login` has saved.
+    Without a command, convertrilo asks what to encode. Settings come from the options, from CONVERTRILO_API_KEY and
+    CONVERTRILO_BASE_URL, or from the account that `convertrilo login` has saved.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -99,7 +99,7 @@ def convertrilo(ctx: click.Context) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code; an error is one line on stderr."""
+    """Run the command, and return its exit code; an error is printed as one line on stderr."""
     colour = False if os.environ.get("NO_COLOR") else None
     try:
         code = convertrilo.main(list(arguments), prog_name="convertrilo", standalone_mode=False, color=colour)
@@ -109,13 +109,13 @@ def run(arguments: Sequence[str]) -> int:
         click.echo(error.format_message())
         return error.exit_code
     except click.ClickException as error:
-        return _fail(error.format_message() + _where_to_look(error), error.exit_code)
-    except Exception as error:  # noqa: BLE001  # raised again unless it is one that people can do something about
-        return _fail_of(_only(error))
-    return code if isinstance(code, int) else 0  # what `ctx.exit` was given, or what the command returned: nothing
+        return _fail(error.format_message() + _help_hint(error), error.exit_code)
+    except Exception as error:  # noqa: BLE001  # reraised unless the user can act on it
+        return _fail_with(_unwrapped(error))
+    return code if isinstance(code, int) else 0  # a code given to `ctx.exit`; a command itself returns None
 
 
-def _fail_of(error: Exception) -> int:
+def _fail_with(error: Exception) -> int:
     from convertrilo.cli import failures
     from convertrilo.cli.interrupt import Interrupted
     from convertrilo.errors import ConvertriloError
@@ -125,8 +125,8 @@ def _fail_of(error: Exception) -> int:
     if isinstance(error, Interrupted):
         return _fail(str(error), failures.INTERRUPTED)
     if isinstance(error, ConvertriloError):
-        return _fail(failures.line(error), failures.exit_code(error))
-    if isinstance(error, OSError) and error.strerror:  # a file, or stdout
+        return _fail(failures.error_line(error), failures.exit_code(error))
+    if isinstance(error, OSError) and error.strerror:  # of a file or of stdout
         what = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         return _fail("; ".join([what, *getattr(error, "__notes__", [])]), failures.USAGE)
     raise error
@@ -139,13 +139,13 @@ def _fail(message: str, code: int) -> int:
     return code
 
 
-def _only(error: Exception) -> Exception:
-    """Return what happened, without the groups that the tasks around it put it in."""
+def _unwrapped(error: Exception) -> Exception:
+    """Return the first error inside the exception groups that task groups put around it."""
     while isinstance(error, ExceptionGroup):
         error = cast("ExceptionGroup[Exception]", error).exceptions[0]
     return error
 
 
-def _where_to_look(error: click.ClickException) -> str:
+def _help_hint(error: click.ClickException) -> str:
     context = error.ctx if isinstance(error, click.UsageError) else None
     return "" if context is None else f" (see {context.command_path} --help)"

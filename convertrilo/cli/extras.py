@@ -1,4 +1,4 @@
-"""What only an extra brings: a missing one is an error that says how to install it."""
+"""Imports that need an extra: a missing extra raises an error that says how to install it."""
 
 import importlib.util
 from collections.abc import Generator
@@ -8,11 +8,11 @@ from convertrilo.errors import ConfigurationError
 
 
 @contextmanager
-def needing_the_sandbox() -> Generator[None]:
-    """Import the sandbox in here.
+def requires_sandbox_extra() -> Generator[None]:
+    """Guard the imports of the sandbox in a `with` block.
 
     Raises:
-        ConfigurationError: Something that the extra `sandbox` brings is not installed.
+        ConfigurationError: A dependency of the extra `sandbox` is not installed.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
         raise _missing("imageio_ffmpeg")

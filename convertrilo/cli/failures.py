@@ -1,4 +1,4 @@
-"""What a failure is to the command's user: one line that says what to do next, and an exit code."""
+"""Errors as the user sees them: an exit code, and one line that says what to do next."""
 
 from typing import cast
 
@@ -15,11 +15,12 @@ TOKENS = 6
 UNCLEAR = 7
 INTERRUPTED = 130
 
-_BY_PASSWORD = frozenset({"getApiKeys", "createApiKey", "revokeApiKey"})
+_NEED_ACCESS_TOKEN = frozenset({"getApiKeys", "createApiKey", "revokeApiKey"})
+"""Operations that take an access token, which a login with a password gives, and no API key."""
 
 
 def exit_code(error: errors.ConvertriloError) -> int:
-    """Return the exit code that stands for an error."""
+    """Return the exit code of an error."""
     if isinstance(error, errors.JobError) and not isinstance(error, errors.WaitTimeoutError):
         return JOB_FAILED
     if isinstance(error, errors.ValidationError | errors.ConfigurationError | errors.JournalError):
@@ -35,18 +36,18 @@ def exit_code(error: errors.ConvertriloError) -> int:
     return TOKENS if isinstance(error, errors.InsufficientTokensError) else REFUSED
 
 
-def leaves_work(error: errors.ConvertriloError) -> bool:
-    """Whether the same command may go on where an error has stopped it, without the user having to change it."""
+def can_be_resumed(error: errors.ConvertriloError) -> bool:
+    """Whether repeating the unchanged command may continue where the error stopped it."""
     return exit_code(error) not in (JOB_FAILED, USAGE, CREDENTIALS)
 
 
-def line(error: errors.ConvertriloError) -> str:
-    """Return an error as people want it: what went wrong, and what to do next."""
+def error_line(error: errors.ConvertriloError) -> str:
+    """Return an error as one line: what went wrong, and what to do next."""
     notes = cast("list[str]", getattr(error, "__notes__", []))
-    return "; ".join(filter(None, [_what(error), _what_next(error), *notes]))
+    return "; ".join(filter(None, [_what_happened(error), _what_next(error), *notes]))
 
 
-def _what(error: errors.ConvertriloError) -> str:
+def _what_happened(error: errors.ConvertriloError) -> str:
     if isinstance(error, errors.ValidationError) and all(issue.path for issue in error.issues):
         return "; ".join(map(str, error.issues))
     if not isinstance(error, errors.APIError):
@@ -62,23 +63,29 @@ def _what_next(error: errors.ConvertriloError) -> str:
     if isinstance(error, errors.AuthenticationError):
         if error.operation == "login":
             return ""
-        how = "convertrilo login --email YOU@EXAMPLE.COM" if error.operation in _BY_PASSWORD else "convertrilo login"
-        return f"log in with {how}" + ("" if error.operation in _BY_PASSWORD else ", or set CONVERTRILO_API_KEY")
+        how = (
+            "convertrilo login --email YOU@EXAMPLE.COM"
+            if error.operation in _NEED_ACCESS_TOKEN
+            else "convertrilo login"
+        )
+        return f"log in with {how}" + ("" if error.operation in _NEED_ACCESS_TOKEN else ", or set CONVERTRILO_API_KEY")
     if isinstance(error, errors.InsufficientTokensError):
         return f"{_number(error.required)} tokens are required, {_number(error.available)} are available"
     if isinstance(error, errors.PermissionDeniedError) and error.required_scope:
         return f"use a key with the scope {error.required_scope}: convertrilo keys create NAME --scope …"
     if isinstance(error, errors.IdempotencyConflictError):
         return (
-            "this key or external id has stood for another request before: what that made is there, and nothing new "
-            "was made; repeat that request as it was, or give this one a key or external id of its own"
+            "this idempotency key or external id was used for a different request before: the result of that request "
+            "exists, and nothing new was created; repeat that request unchanged, or use another key or external id"
         )
     if isinstance(error, errors.IdempotencyInProgressError):
-        return "the first request with this key still runs: repeat the command in a moment, and no second job is made"
+        return (
+            "the first request with this key is still running: repeat the command in a moment, no second job is created"
+        )
     if isinstance(error, errors.RateLimitError):
         return f"try again in {error.retry_after:.0f} s" if error.retry_after else "try again later"
     if isinstance(error, errors.TransportError):
-        return "convertrilo doctor looks for the reason"
+        return "run convertrilo doctor to find the reason"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""`convertrilo` without a command: asks what to encode, and shows the command that does it."""
+"""`convertrilo` without a command: ask what to encode, and show the equivalent command."""
 
 import shlex
 from pathlib import Path
@@ -12,18 +12,20 @@ from convertrilo.models import Codec, OnDemandResolution, Quality
 
 
 def ask() -> list[str]:
-    """Ask on the terminal, and return the arguments of the command that was meant."""
-    note("What shall be encoded? (Ctrl-C ends this; convertrilo --help shows all commands.)")
-    source = _prompt("A file, or a URL", value_proc=_source)
+    """Ask on the terminal what to encode, and return the arguments of the equivalent command."""
+    note("What do you want to encode? (Ctrl-C quits; convertrilo --help lists all commands.)")
+    source = _prompt("File or URL", value_proc=_source)
     codec = _prompt("Codec", type=choice(Codec), default="h264")
-    resolution = _prompt("At most so high", type=choice(OnDemandResolution), default="1080p")
+    resolution = _prompt("Maximum height", type=choice(OnDemandResolution), default="1080p")
     quality = _prompt("Quality", type=choice(Quality), default="better")
     stem = Path(source.partition("?")[0].rpartition("/")[2]).stem or "output"
-    path = _prompt("Where to put the result", default=f"{stem}.{codec}.mp4")
+    path = _prompt("Output file", default=f"{stem}.{codec}.mp4")
     arguments = ["encode", source, "--codec", codec, "--resolution", resolution, "--quality", quality, "-o", path]
-    if not _has_account() and click.confirm("No account is known. Encode on this machine?", default=True, err=True):
+    if not _has_account() and click.confirm(
+        "No account is configured. Encode on this machine?", default=True, err=True
+    ):
         arguments.append("--sandbox")
-    note(f"The same in one line: convertrilo {shlex.join(arguments)}")
+    note(f"The same as one command: convertrilo {shlex.join(arguments)}")
     return arguments
 
 
@@ -39,7 +41,7 @@ def _source(text: str) -> str:
 
 
 def _has_account() -> bool:
-    from convertrilo.cli.settings import account
+    from convertrilo.cli.settings import account_settings
 
-    who = account(None)
-    return bool(who.api_key or who.access_token)
+    account = account_settings(None)
+    return bool(account.api_key or account.access_token)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM, and a terminal that is closed: what runs is cancelled, and the command says how to go on."""
+"""Ctrl-C, SIGTERM and SIGHUP: cancel the work in progress, and say how to resume it."""
 
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,22 +12,22 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 
-class Interrupted(Exception):  # noqa: N818  # no error: the user's wish
-    """The user, or the system, wants the command to end; the message says in which state things are."""
+class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
+    """The command was asked to end; the message says what state the work is in and how to resume it."""
 
 
 async def interruptible(
-    context: AbstractAsyncContextManager[C], work: Callable[[C], Awaitable[T]], state: Callable[[], str]
+    context: AbstractAsyncContextManager[C], work: Callable[[C], Awaitable[T]], how_to_resume: Callable[[], str]
 ) -> T:
-    """Do some work in a context; at SIGINT, SIGTERM or SIGHUP cancel it, and leave the context in peace.
+    """Run work in a context; SIGINT, SIGTERM or SIGHUP cancels the work, and the context still exits in order.
 
     Args:
-        context: What the work needs.
-        work: What to do.
-        state: Says in which state things are, once the work was interrupted.
+        context: The context manager whose value the work gets.
+        work: Called with that value.
+        how_to_resume: Says, after an interruption, what state the work is in and how to resume it.
 
     Raises:
-        Interrupted: It was.
+        Interrupted: The work was interrupted.
     """
     interrupted = False
     result: list[T] = []
@@ -37,7 +37,7 @@ async def interruptible(
         nonlocal interrupted
         with ExitStack() as stack:
             signals: AsyncIterator[signal.Signals] | None = None
-            with suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels the main task
+            with suppress(NotImplementedError):  # Windows, where Ctrl-C cancels the main task
                 signals = stack.enter_context(anyio.open_signal_receiver(*_signals()))
             task_status.started()
             if signals is not None:
@@ -52,13 +52,13 @@ async def interruptible(
                 result.append(await work(entered))
         tasks.cancel_scope.cancel()
     if not result:
-        said = state() if interrupted else ""
+        said = how_to_resume() if interrupted else ""
         raise Interrupted(f"interrupted; {said}" if said else "interrupted")
     return result[0]
 
 
 def _signals() -> list[signal.Signals]:
-    """Return the signals that end a command; one that it was started to ignore, as nohup does, stays ignored."""
+    """Return the signals that end a command, except those that the parent process had it ignore, as nohup does."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     known = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
     return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""What the commands print: the result on stdout, for people or for programs; all else on stderr."""
+"""What the commands print: results on stdout, for people or for programs; everything else on stderr."""
 
 import errno
 import json
@@ -19,20 +19,20 @@ _COLOURS = {
     **dict.fromkeys(("canceled", "pending", "warning", "failing"), "yellow"),
     **dict.fromkeys(("running", "queued"), "cyan"),
 }
-"""What a state looks like on a terminal."""
+"""The colour of each state on a terminal."""
 
-_FIRST = frozenset({"jobId", "status", "available"})
+_SHOWN_FIRST = frozenset({"jobId", "status", "available"})
 
-_ENDLESS = 10_000
-"""Columns of what is no terminal: nothing is wrapped, and nothing cut off."""
+_UNLIMITED_WIDTH = 10_000
+"""Columns, where stdout is no terminal: no cell is wrapped or cut off."""
 
 
 class Output:
     """How the result of a command is printed.
 
     Args:
-        as_json: As JSON, for programs.
-        field: This field of it only.
+        as_json: Whether to print JSON.
+        field: The only field to print; `None` prints the whole result.
     """
 
     def __init__(self, *, as_json: bool, field: str | None = None) -> None:
@@ -44,8 +44,8 @@ class Output:
         """Whether JSON or a field was asked for."""
         return self.as_json or self.field is not None
 
-    def line(self, result: Mapping[str, Any]) -> None:
-        """Print one of many results for programs: a line of JSON, or a field."""
+    def print_item(self, result: Mapping[str, Any]) -> None:
+        """Print one of many results for programs: one line of JSON, or one field."""
         self._print(result, indent=None)
 
     def _print(self, wire: Mapping[str, Any], *, indent: int | None) -> None:
@@ -62,24 +62,24 @@ class Output:
         *,
         quiet: bool = False,
     ) -> None:
-        """Print a result, under the names of the wire.
+        """Print a result, with the field names of the wire.
 
         Args:
-            result: What came out.
-            for_people: Prints it when nobody asked for JSON or a field; by default each field has a line.
-            quiet: Whether people want to see nothing.
+            result: The result.
+            for_people: Prints the result if neither JSON nor a field was asked for; by default one line per field.
+            quiet: Whether to print nothing for people.
         """
         wire = result if isinstance(result, Mapping) else wire_of(result)
         if self.is_for_programs:
             self._print(wire, indent=2)
             if self.field is not None and self.field not in wire:
-                note(f"There is no field {self.field} here; there are {', '.join(wire)}.")
+                note(f"The result has no field {self.field}; its fields are {', '.join(wire)}.")
         elif not quiet:
-            (for_people or facts)(wire)
+            (for_people or print_fields)(wire)
 
 
 def wire_of(model: "Model") -> dict[str, Any]:
-    """Return an answer in the wire's shape; what says which job it is about says it as `jobId`."""
+    """Return an answer in the wire's shape, with the job's id as `jobId` whatever the answer calls it."""
     from convertrilo.codec import to_wire
     from convertrilo.models import StatusResponse
 
@@ -87,26 +87,26 @@ def wire_of(model: "Model") -> dict[str, Any]:
     return {"jobId": model.id, **wire} if isinstance(model, StatusResponse) else wire
 
 
-def facts(wire: Mapping[str, Any]) -> None:
-    """Print a line for each field that is set, what matters most first."""
-    for name, value in sorted(wire.items(), key=lambda field: field[0] not in _FIRST):
+def print_fields(wire: Mapping[str, Any]) -> None:
+    """Print one line for each field that is set, the most important ones first."""
+    for name, value in sorted(wire.items(), key=lambda field: field[0] not in _SHOWN_FIRST):
         if value is not None and not (name == "id" and "jobId" in wire):
             print_line(f"{click.style(name, bold=True)}: {_text(value)}")
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """Print a table, or what is said when there is nothing in it.
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
+    """Print a table, or a note if it has no rows.
 
     Args:
-        columns: Their heads.
-        rows: Their values.
-        empty: What to say if there are no rows; on stderr, as it is no result.
+        columns: The headings.
+        rows: The values of each row.
+        empty: The note for an empty table, printed on stderr.
     """
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    # An id is whole, to be copied into the next command.
+    # An id is never wrapped, so that it can be copied into the next command.
     heads = [Column(each, overflow="fold", no_wrap=each == "id") for each in columns]
     grid = Table(*heads, box=None, pad_edge=False, header_style="bold")
     for row in rows:
@@ -116,7 +116,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) 
         return
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
-        console.width = _ENDLESS
+        console.width = _UNLIMITED_WIDTH
     with console.capture() as capture:
         console.print(grid)
     for line in capture.get().splitlines():
@@ -129,7 +129,7 @@ def _text(value: Any) -> str:
 
 
 def _plain(value: Any) -> str:
-    """Return a value as people read it."""
+    """Return a value as text for people."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -142,22 +142,22 @@ def _plain(value: Any) -> str:
 
 
 def readable(text: str) -> str:
-    """Return a text in which nothing makes a terminal do anything: names of files come from anywhere."""
+    """Escape unprintable characters, so that a file name or message cannot control the terminal."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def print_line(text: str) -> None:
-    """Print a line on stdout; whoever has read enough of it, or closed the terminal, need not be told the rest."""
+    """Print a line on stdout; once its reader is gone, discard the output silently."""
     try:
         try:
             click.echo(text)
-        except UnicodeEncodeError:  # the name of a file that is no text, or text that this terminal cannot show
+        except UnicodeEncodeError:  # a file name that is no valid text, or text outside stdout's encoding
             click.echo(_encoded(text, sys.stdout.encoding))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
             error.filename = "stdout"
             raise
-        _give_up(sys.stdout)
+        _discard(sys.stdout)
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -168,13 +168,13 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 
 def note(text: str) -> None:
-    """Say something that is no result: on stderr."""
+    """Print a line that is no result, on stderr."""
     with suppress(OSError):  # the terminal has been closed
         click.echo(text, err=True)
 
 
 def size_text(size: float) -> str:
-    """Return a number of bytes as people read it."""
+    """Return a size in bytes as text, with a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
@@ -183,12 +183,12 @@ def size_text(size: float) -> str:
 
 
 def tokens_text(tokens: float) -> str:
-    """Return a number of tokens as people read it, with all of its digits."""
+    """Return a number of tokens as text, with all significant digits."""
     return f"{tokens:,.6f}".rstrip("0").rstrip(".")
 
 
-def _give_up(stream: TextIO) -> None:
-    """Let what a stream still holds, and what is written to it from now on, go nowhere."""
+def _discard(stream: TextIO) -> None:
+    """Redirect a stream to the null device, with what it has buffered."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

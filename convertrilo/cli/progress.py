@@ -1,4 +1,4 @@
-"""How far things are, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress on stderr: a bar on a terminal, an occasional line elsewhere."""
 
 import sys
 import time
@@ -11,43 +11,43 @@ import attrs
 from convertrilo.cli.output import note, size_text
 from convertrilo.transfers import Progress
 
-Show = Callable[[Progress], None]
+ShowProgress = Callable[[Progress], None]
 
-_DOING = {"upload": "uploading", "encode": "encoding", "download": "downloading"}
+_STEP_NAMES = {"upload": "uploading", "encode": "encoding", "download": "downloading"}
 _SECONDS_BETWEEN_LINES = 5.0
 
 
 @attrs.frozen
-class Step:
-    """How far one step of a command is, for people."""
+class StepProgress:
+    """The progress of one step of a command."""
 
     name: str
     done: float
     total: float | None
-    """`None` if it is not known."""
+    """`None` while it is unknown."""
     amount: str = ""
-    """What is done, of what."""
+    """What is done, in words."""
     unit: Callable[[float], str] = "{:.1f} %".format
-    """Writes how much of it is done in a second."""
+    """Formats how much is done per second."""
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Generator[Show]:
-    """Yield what shows how far the transfers and the encode of one job are."""
-    with steps(quiet=quiet) as show:
+def show_progress(*, quiet: bool) -> Generator[ShowProgress]:
+    """Yield a callback that shows the progress of one job's transfers and encode."""
+    with show_steps(quiet=quiet) as show:
         yield lambda at: show(_step_of(at))
 
 
-def _step_of(at: Progress) -> Step:
+def _step_of(at: Progress) -> StepProgress:
     if at.stage == "encode":
-        return Step(_DOING[at.stage], at.done, at.total)
+        return StepProgress(_STEP_NAMES[at.stage], at.done, at.total)
     amount = size_text(at.done) if at.total is None else f"{size_text(at.done)} of {size_text(at.total)}"
-    return Step(_DOING[at.stage], at.done, at.total, amount, size_text)
+    return StepProgress(_STEP_NAMES[at.stage], at.done, at.total, amount, size_text)
 
 
 @contextmanager
-def steps(*, quiet: bool) -> Generator[Callable[[Step], None]]:
-    """Yield what shows steps: as a bar on a terminal, as a line now and then elsewhere, not at all if quiet."""
+def show_steps(*, quiet: bool) -> Generator[Callable[[StepProgress], None]]:
+    """Yield a callback that shows steps: a bar on a terminal, an occasional line elsewhere, nothing if quiet."""
     if quiet:
         yield lambda _: None
     elif sys.stderr.isatty():
@@ -58,20 +58,20 @@ def steps(*, quiet: bool) -> Generator[Callable[[Step], None]]:
             yield show
 
 
-class Steadfast:
-    """A stream whose end is no error: who closes the terminal wants the work to be left in order, not to break."""
+class ForgivingStream:
+    """A stream that ignores write errors: a closed terminal must not break the work in progress."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, if there still is somebody to read."""
+        """Write, and ignore that the reader is gone."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if there still is somebody to read."""
+        """Flush, and ignore that the reader is gone."""
         with suppress(OSError):
             self._stream.flush()
 
@@ -79,34 +79,34 @@ class Steadfast:
         return getattr(self._stream, name)
 
 
-class _Pace:
-    """How fast one step goes."""
+class _StepRate:
+    """The rate and the remaining time of one step."""
 
-    def __init__(self, at: Step) -> None:
+    def __init__(self, at: StepProgress) -> None:
         self.name = at.name
         self._began = time.monotonic()
         self._first = at.done
 
-    def _rate(self, at: Step) -> float | None:
+    def _per_second(self, at: StepProgress) -> float | None:
         passed, done = time.monotonic() - self._began, at.done - self._first
         return done / passed if passed > 0 and done > 0 else None
 
-    def rate(self, at: Step) -> str:
-        """Return how much is done in a second."""
-        rate = self._rate(at)
-        return "" if rate is None else f"{at.unit(rate)}/s"
+    def text(self, at: StepProgress) -> str:
+        """Return how much is done per second, as text."""
+        per_second = self._per_second(at)
+        return "" if per_second is None else f"{at.unit(per_second)}/s"
 
-    def left(self, at: Step) -> str:
-        """Return how much time is left."""
-        rate = self._rate(at)
-        if rate is None or at.total is None:
+    def time_left(self, at: StepProgress) -> str:
+        """Return the estimated time left, as text."""
+        per_second = self._per_second(at)
+        if per_second is None or at.total is None:
             return ""
-        minutes, seconds = divmod(round((at.total - at.done) / rate), 60)
+        minutes, seconds = divmod(round((at.total - at.done) / per_second), 60)
         return f"{minutes}:{seconds:02} left"
 
 
 @contextmanager
-def _bars() -> Generator[Callable[[Step], None]]:
+def _bars() -> Generator[Callable[[StepProgress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
@@ -120,47 +120,47 @@ def _bars() -> Generator[Callable[[Step], None]]:
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     tasks: dict[str, TaskID] = {}
-    pace: _Pace | None = None
-    console = Console(file=cast("TextIO", Steadfast(sys.stderr)))
-    # What is printed meanwhile appears above the bars; a result that goes elsewhere goes there.
+    rate: _StepRate | None = None
+    console = Console(file=cast("TextIO", ForgivingStream(sys.stderr)))
+    # Results printed to the same terminal appear above the bars; a redirected stdout is left alone.
     with Bars(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
 
-        def show(at: Step) -> None:
-            nonlocal pace
+        def show(at: StepProgress) -> None:
+            nonlocal rate
             if at.name not in tasks:
                 for task in tasks.values():
                     bars.stop_task(task)
                 tasks[at.name] = bars.add_task(at.name, total=at.total, amount="", rate="")
-                pace = _Pace(at)
-            assert pace is not None
-            fields: dict[str, Any] = {"amount": at.amount, "rate": pace.rate(at)}
+                rate = _StepRate(at)
+            assert rate is not None
+            fields: dict[str, Any] = {"amount": at.amount, "rate": rate.text(at)}
             bars.update(tasks[at.name], completed=at.done, total=at.total, **fields)
 
         yield show
 
 
 @contextmanager
-def _lines() -> Generator[Callable[[Step], None]]:
-    pace: _Pace | None = None
+def _lines() -> Generator[Callable[[StepProgress], None]]:
+    rate: _StepRate | None = None
     due = 0.0
-    unsaid: Step | None = None
+    unprinted: StepProgress | None = None
 
-    def say(at: Step) -> None:
-        assert pace is not None
+    def print_step(at: StepProgress) -> None:
+        assert rate is not None
         percent = f"{100 * at.done / at.total:.0f} %" if at.total else ""
-        note(" ".join(filter(None, (at.name, percent, at.amount, pace.rate(at), pace.left(at)))))
+        note(" ".join(filter(None, (at.name, percent, at.amount, rate.text(at), rate.time_left(at)))))
 
-    def show(at: Step) -> None:
-        nonlocal pace, due, unsaid
+    def show(at: StepProgress) -> None:
+        nonlocal rate, due, unprinted
         now = time.monotonic()
-        unsaid = at
-        if pace is not None and at.name == pace.name and now < due:
+        unprinted = at
+        if rate is not None and at.name == rate.name and now < due:
             return
-        if pace is None or at.name != pace.name:
-            pace = _Pace(at)
-        due, unsaid = now + _SECONDS_BETWEEN_LINES, None
-        say(at)
+        if rate is None or at.name != rate.name:
+            rate = _StepRate(at)
+        due, unprinted = now + _SECONDS_BETWEEN_LINES, None
+        print_step(at)
 
     yield show
-    if unsaid is not None:
-        say(unsaid)
+    if unprinted is not None:
+        print_step(unprinted)

@@ -1,4 +1,4 @@
-"""How a command talks to the service: to the real one as a saved account, or to the sandbox on this machine."""
+"""The service that a command talks to: the real one with a saved account, or the sandbox on this machine."""
 
 import os
 import sys
@@ -6,25 +6,41 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from convertrilo.cli.output import note
 
 if TYPE_CHECKING:
+    from typing import TypedDict, Unpack
+
+    import httpx
+
     from convertrilo.client import AsyncClient
-    from convertrilo.events import AttemptEvent
+    from convertrilo.events import AttemptEvent, Listener
+    from convertrilo.journal import Journal
+    from convertrilo.retry import RetryPolicy
+
+    class ClientOptions(TypedDict, total=False):
+        """The options of `AsyncClient` that commands set."""
+
+        api_key: str | None
+        retry: RetryPolicy
+        journal: Journal | None
+        transport: httpx.AsyncBaseTransport
+        on_event: Listener
+
 
 T = TypeVar("T")
 
-_PATIENCE = 1.0
-"""Seconds for which somebody at a terminal waits without asking why."""
+_SILENT_WAIT = 1.0
+"""Seconds; longer waits before a retry are explained on a terminal."""
 
 
-class Service:
+class ServiceTarget:
     """The service that a command talks to.
 
     Args:
-        profile: The saved account to use, if one was named.
+        profile: The saved account that --profile names, if any.
         sandbox: Whether to use the sandbox instead.
     """
 
@@ -34,13 +50,16 @@ class Service:
 
     @property
     def suffix(self) -> str:
-        """What a command must end with to talk to the same service."""
+        """The options that make another command talk to the same service, with a leading space."""
         if self.sandbox:
             return " --sandbox"
         return f" --profile {self.profile}" if self.profile else ""
 
-    def journal_of(self, file: Path) -> Path:
-        """Return where the journal of a file of jobs is: beside it, or in the sandbox's state, to go with that."""
+    def default_journal(self, file: Path) -> Path:
+        """Return the default journal of a file of jobs: beside it, or with --sandbox in the sandbox's folder.
+
+        Removing that folder removes the sandbox's jobs, and the journal with them.
+        """
         from hashlib import sha256
         from urllib.parse import quote
 
@@ -56,69 +75,71 @@ class Service:
         self,
         work: "Callable[[AsyncClient], Awaitable[T]]",
         *,
-        state: Callable[[], str] = str,
+        how_to_resume: Callable[[], str] = str,
         by_token: bool = False,
-        **options: Any,
+        **options: "Unpack[ClientOptions]",
     ) -> T:
-        """Do some work with a client, and return its result.
+        """Run work with a client, and return its result.
 
         Args:
-            work: What to do.
-            state: Says in which state things are, and how to go on, if the work is interrupted.
-            by_token: Whether it takes an access token, as `keys` does.
-            options: `AsyncClient`'s own.
+            work: Called with the client.
+            how_to_resume: Says, after an interruption, what state the work is in and how to resume it.
+            by_token: Whether the work needs an access token, as `keys` does.
+            options: Options of `AsyncClient`.
 
         Raises:
-            Interrupted: By Ctrl-C, SIGTERM, or a terminal that was closed.
+            Interrupted: Ctrl-C, SIGTERM or a closed terminal ended the work.
         """
         import anyio
 
         from convertrilo.cli.interrupt import interruptible
 
-        return anyio.run(partial(interruptible, self.client(by_token=by_token, **options), work, state))
+        return anyio.run(partial(interruptible, self.client(by_token=by_token, **options), work, how_to_resume))
 
     @asynccontextmanager
-    async def client(self, *, by_token: bool = False, **options: Any) -> "AsyncGenerator[AsyncClient]":
+    async def client(
+        self, *, by_token: bool = False, **options: "Unpack[ClientOptions]"
+    ) -> "AsyncGenerator[AsyncClient]":
         """Yield a client of the service.
 
         Raises:
-            ConfigurationError: No credentials are known, or the sandbox cannot be used.
+            ConfigurationError: There are no credentials, or the sandbox cannot be used.
         """
         if sys.stderr.isatty():
-            options.setdefault("on_event", _tell)
-        open_client = self._of_the_sandbox if self.sandbox else partial(self._of_the_account, by_token)
+            options.setdefault("on_event", _explain_wait)
+        open_client = self._sandbox_client if self.sandbox else partial(self._account_client, by_token)
         async with open_client(options) as client:
             yield client
 
     @asynccontextmanager
-    async def _of_the_account(self, by_token: bool, options: dict[str, Any]) -> "AsyncGenerator[AsyncClient]":
-        from convertrilo.cli.settings import account
+    async def _account_client(self, by_token: bool, options: "ClientOptions") -> "AsyncGenerator[AsyncClient]":
+        from convertrilo.cli.settings import account_settings
         from convertrilo.client import AsyncClient
         from convertrilo.errors import ConfigurationError
 
-        who = account(self.profile)
-        token = who.access_token
+        account = account_settings(self.profile)
+        token = account.access_token
         if by_token and token is None:
             raise ConfigurationError(
-                "this takes an access token: log in with convertrilo login --email YOU@EXAMPLE.COM, "
+                "this command needs an access token: log in with convertrilo login --email YOU@EXAMPLE.COM, "
                 "or set CONVERTRILO_ACCESS_TOKEN"
             )
-        if who.api_key is None and token is None:
+        if account.api_key is None and token is None:
             raise ConfigurationError(
-                "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, "
-                "or work on this machine with --sandbox"
+                "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or use this machine with --sandbox"
             )
         get_token = None if token is None else lambda: token
-        async with AsyncClient(who.api_key, get_token=get_token, base_url=who.base_url, **options) as client:
+        options.setdefault("api_key", account.api_key)
+        async with AsyncClient(get_token=get_token, base_url=account.base_url, **options) as client:
             yield client
 
     @asynccontextmanager
-    async def _of_the_sandbox(self, options: dict[str, Any]) -> "AsyncGenerator[AsyncClient]":
-        from convertrilo.cli.extras import needing_the_sandbox
+    async def _sandbox_client(self, options: "ClientOptions") -> "AsyncGenerator[AsyncClient]":
+        from convertrilo.cli.extras import requires_sandbox_extra
         from convertrilo.cli.settings import state_folder
         from convertrilo.errors import ConfigurationError
 
-        with needing_the_sandbox():
+        with requires_sandbox_extra():
             from convertrilo.sandbox import Sandbox
         folder = state_folder()
         sandbox = Sandbox(encoder="ffmpeg", state=folder, allow_private_sources=True)
@@ -132,13 +153,13 @@ class Service:
             except (OSError, RuntimeError) as error:
                 raise ConfigurationError(
                     f"the sandbox in {folder} cannot be used: {error}. Wait until the other command has ended, "
-                    "serve one sandbox for both with convertrilo sandbox, or remove the folder to begin anew"
+                    "share one sandbox with convertrilo sandbox, or remove the folder to start over"
                 ) from error
             client = await stack.enter_async_context(sandbox.client(get_token=get_token, **options))
             yield client
 
 
-def _tell(event: "AttemptEvent") -> None:
-    """Say why nothing seems to happen."""
-    if event.wait is not None and event.wait >= _PATIENCE:
+def _explain_wait(event: "AttemptEvent") -> None:
+    """Print why the command waits before its next attempt."""
+    if event.wait is not None and event.wait >= _SILENT_WAIT:
         note(f"{event.operation}: no answer yet ({event.status or event.outcome}), again in {event.wait:.0f} s")

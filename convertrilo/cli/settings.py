@@ -1,4 +1,4 @@
-"""Who the user is to the service: what the environment says, or else a saved profile."""
+"""The user's credentials and base URL: from the environment, or from a saved profile."""
 
 import json
 import os
@@ -17,49 +17,49 @@ VARIABLES = {
     "accessToken": "CONVERTRILO_ACCESS_TOKEN",
     "baseUrl": "CONVERTRILO_BASE_URL",
 }
-"""The settings of a profile, and what stands for each in the environment."""
+"""The settings of a profile, and the environment variable of each."""
 
 DEFAULT_PROFILE = "default"
 
 
 @attrs.frozen
-class Account:
-    """The settings that hold for one command."""
+class AccountSettings:
+    """The account settings in effect for one command."""
 
     profile: str
     api_key: str | None = attrs.field(repr=False)
     access_token: str | None = attrs.field(repr=False)
     base_url: str
     origins: Mapping[str, str]
-    """Where each setting comes from, by its name in the file."""
+    """Where each setting comes from, by the setting's name in the file."""
 
 
 def config_file() -> Path:
-    """Return where profiles are saved: in the platform's folder for configuration."""
+    """Return the file that holds the profiles, in the platform's configuration folder."""
     import platformdirs
 
     return platformdirs.user_config_path("convertrilo", appauthor=False) / "config.json"
 
 
 def typescript_file() -> Path:
-    """Return where the TypeScript command saves its settings; they are read if there are no own ones."""
+    """Return the TypeScript command's settings file, which is read while there is no `config_file`."""
     return Path.home() / ".convertrilo" / "config.json"
 
 
 def state_folder() -> Path:
-    """Return where the sandbox of `--sandbox` keeps its jobs."""
+    """Return the folder where the sandbox of `--sandbox` keeps its jobs."""
     import platformdirs
 
     return platformdirs.user_state_path("convertrilo", appauthor=False) / "sandbox"
 
 
 def profile_name(given: str | None) -> str:
-    """Return which profile is meant."""
+    """Return the name of the profile in use."""
     return given or os.environ.get("CONVERTRILO_PROFILE") or DEFAULT_PROFILE
 
 
 def saved() -> tuple[Path, dict[str, dict[str, str]]]:
-    """Return the file that holds now, and the profiles in it.
+    """Return the settings file in use, and its profiles.
 
     Raises:
         ConfigurationError: The file cannot be read.
@@ -73,11 +73,11 @@ def saved() -> tuple[Path, dict[str, dict[str, str]]]:
     return own, {}
 
 
-def account(profile: str | None) -> Account:
-    """Return the settings that hold: those of a profile that was named, or the environment's and then the profile's.
+def account_settings(profile: str | None) -> AccountSettings:
+    """Return the settings in effect: from the environment, then from the profile; a named profile comes first.
 
     Args:
-        profile: What the command line names; it then stands before the environment.
+        profile: The profile that --profile names; if given, the environment is ignored.
 
     Raises:
         ConfigurationError: The file cannot be read, or has no such profile.
@@ -85,7 +85,7 @@ def account(profile: str | None) -> Account:
     name = profile_name(profile)
     file, profiles = saved()
     if name not in profiles and name != DEFAULT_PROFILE:
-        known = f"there are {', '.join(sorted(profiles))}" if profiles else "none is saved"
+        known = f"the saved profiles are {', '.join(sorted(profiles))}" if profiles else "none is saved"
         raise ConfigurationError(
             f"there is no profile {name!r}, {known}: log in with convertrilo login --profile {name}"
         )
@@ -98,7 +98,7 @@ def account(profile: str | None) -> Account:
             values[setting], origins[setting] = given, variable
         elif stored:
             values[setting], origins[setting] = stored, f"profile {name} in {file}"
-    return Account(
+    return AccountSettings(
         profile=name,
         api_key=values.get("apiKey"),
         access_token=values.get("accessToken"),
@@ -108,7 +108,11 @@ def account(profile: str | None) -> Account:
 
 
 def save(profile: str, changes: Mapping[str, str | None]) -> Path:
-    """Change a profile, and return the file that it is saved in, which its owner alone can read; `None` removes.
+    """Change a profile, and return the file it is saved in, which only its owner can read.
+
+    Args:
+        profile: The profile's name.
+        changes: New values by setting; `None` removes a setting.
 
     Raises:
         ConfigurationError: The file cannot be read or written.
@@ -119,7 +123,7 @@ def save(profile: str, changes: Mapping[str, str | None]) -> Path:
     file = config_file()
     try:
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # A file of its own, with mode 0600 from its first moment, so that nobody ever reads half of it.
+        # A temporary file with mode 0600 that replaces the old one, so that nobody reads a half-written file.
         descriptor, new = tempfile.mkstemp(dir=file.parent, prefix=".config-")
         try:
             with os.fdopen(descriptor, "w") as opened:
@@ -127,7 +131,7 @@ def save(profile: str, changes: Mapping[str, str | None]) -> Path:
                 opened.write("\n")
             Path(new).replace(file)
         except BaseException:
-            Path(new).unlink(missing_ok=True)  # a credential is in it
+            Path(new).unlink(missing_ok=True)  # it holds credentials
             raise
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror or error}") from error
@@ -142,23 +146,23 @@ def _read(file: Path) -> dict[str, Any] | None:
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror or error}") from error
     except ValueError:
-        raise ConfigurationError(f"{file} is no JSON: mend it, or remove it and log in again") from None
+        raise ConfigurationError(f"{file} is not valid JSON: fix it, or remove it and log in again") from None
     if not isinstance(found, dict):
-        raise _odd(file)
+        raise _no_profiles(file)
     return cast("dict[str, Any]", found)
 
 
 def _profiles(file: Path, found: Any) -> dict[str, dict[str, str]]:
     profiles: dict[str, dict[str, str]] = {}
     if not isinstance(found, dict):
-        raise _odd(file)
+        raise _no_profiles(file)
     for name, settings in cast("dict[str, Any]", found).items():
         if not isinstance(settings, dict):
-            raise _odd(file)
+            raise _no_profiles(file)
         values = cast("dict[str, Any]", settings)
         profiles[name] = {key: value for key, value in values.items() if isinstance(value, str)}
     return profiles
 
 
-def _odd(file: Path) -> ConfigurationError:
-    return ConfigurationError(f"{file} holds no profiles: mend it, or remove it and log in again")
+def _no_profiles(file: Path) -> ConfigurationError:
+    return ConfigurationError(f"{file} holds no profiles: fix it, or remove it and log in again")

@@ -1,4 +1,4 @@
-"""Stdin as it arrives: whoever writes there may be slow, or never end, and the command need not wait for that."""
+"""The lines of stdin as they arrive, so that a slow or endless writer does not hold up the command."""
 
 import os
 import sys
@@ -14,27 +14,27 @@ from anyio.lowlevel import current_token
 from convertrilo.errors import Issue, ValidationError
 
 _READ_BYTES = 1 << 16
-_AHEAD = 16
-"""How many pieces are read ahead."""
+_READ_AHEAD = 16
+"""How many pieces the thread reads ahead."""
 
-_NOBODY_LISTENS = (anyio.RunFinishedError, anyio.BrokenResourceError, anyio.ClosedResourceError, CancelledError)
+_READER_GONE = (anyio.RunFinishedError, anyio.BrokenResourceError, anyio.ClosedResourceError, CancelledError)
 
 
 @asynccontextmanager
 async def arriving_lines() -> AsyncGenerator[AsyncIterator[list[bytes]]]:
-    """Yield what iterates over the lines of stdin, each time over all that have arrived by then.
+    """Yield an iterator over stdin, whose items are the lists of lines that have arrived since the last item.
 
     Raises:
         ValidationError: Stdin cannot be read.
     """
-    descriptor = sys.stdin.fileno()  # read past its buffer, whose lock nobody could take while a thread waits there
+    descriptor = sys.stdin.fileno()  # not the buffered stream: the waiting thread would hold its lock
     token = current_token()
     failure: OSError | None = None
-    send, receive = anyio.create_memory_object_stream[bytes](_AHEAD)
+    send, receive = anyio.create_memory_object_stream[bytes](_READ_AHEAD)
 
     def read() -> None:
         nonlocal failure
-        with suppress(*_NOBODY_LISTENS):
+        with suppress(*_READER_GONE):
             try:
                 while piece := os.read(descriptor, _READ_BYTES):
                     anyio.from_thread.run(send.send, piece, token=token)
@@ -58,6 +58,6 @@ async def arriving_lines() -> AsyncGenerator[AsyncIterator[list[bytes]]]:
             yield [rest]
 
     with send, receive:
-        # Nothing wakes it where nothing arrives, so that it is left behind: a worker of anyio's would be waited for.
+        # A daemon thread: nothing wakes it while no input arrives, and anyio would wait for a worker thread to end.
         threading.Thread(target=read, name="stdin", daemon=True).start()
         yield lines()

@@ -122,7 +122,7 @@ async def read_report(journal: Journal, *, passed_over: int = 0, dry_run: bool =
     return IngestReport(**attrs.asdict(totals), passed_over=passed_over, dry_run=dry_run, journal=journal)
 
 
-def check_writable(path: Path) -> None:
+def check_report_file(path: Path) -> None:
     """Raise unless a report can be written to this path; a file that is there stays as it is.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The command `convertrilo-mcp`: an MCP server for agents, thin over `AsyncClient`."""
+"""The command `convertrilo-mcp`: an MCP server for agents, a thin layer over `AsyncClient`."""
 
 import sys
 
@@ -6,7 +6,7 @@ _EXTRA = frozenset({"jsonschema", "mcp", "platformdirs", "yaml"})
 
 
 def main() -> None:
-    """Serve on stdin and stdout until the host closes them, and end the process with an exit code."""
+    """Serve on stdin and stdout until the host closes them, and exit with an exit code."""
     try:
         from convertrilo.mcp.app import run
 

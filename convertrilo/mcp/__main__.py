@@ -1,4 +1,4 @@
-"""`python -m convertrilo.mcp`: the server, where its script is not on the path."""
+"""`python -m convertrilo.mcp`: the server, for when its script is not on the PATH."""
 
 from convertrilo.mcp import main
 

@@ -1,68 +1,71 @@
-"""Errors as an agent is told them: a code to branch on, what happened, and what to do next."""
+"""Errors as agents see them: a code to branch on, what happened, and what to do next."""
 
 from typing import Any
 
 from convertrilo import errors
 from convertrilo.errors import APIError, ConvertriloError
 
-_AGAIN = "Call the tool again with the same arguments; that makes no second job."
+_AGAIN = "Call the tool again with the same arguments; this makes no second job."
 _SETTINGS = (
-    "The user has to mend it, by `convertrilo login` or in this MCP server's settings (its environment), and then to "
+    "The user has to correct it with `convertrilo login` or in this MCP server's settings (its environment), and then "
     "restart the server."
 )
 
 _BY_CODE = {
     "insufficient_tokens": "Choose cheaper settings or fewer jobs, or ask the user to buy tokens.",
     "idempotency_conflict": "This idempotencyKey was used with other arguments, or with a credential that has been "
-    "replaced since. The first job stands. For another job, choose another idempotencyKey.",
+    "replaced since. The first job is unaffected. For another job, choose another idempotencyKey.",
     "idempotency_in_progress": f"The first call is still running. {_AGAIN}",
-    "rate_limit_exceeded": f"Wait, then go on. {_AGAIN}",
+    "rate_limit_exceeded": f"Wait, then continue. {_AGAIN}",
     "missing_required_scope": "Ask the user for an API key with this scope.",
-    "account_banned": "Nothing can be done here; the user has to contact the service.",
+    "account_banned": "No tool can help; the user has to contact the service.",
     "url_host_blocked": "Use a source on another host.",
     "private_ip_blocked": "Use a source that is reachable from the internet.",
     "host_not_resolvable": "Check the host name in the URL.",
     "file_too_large": "Use a smaller source.",
-    "probe_failed": "Check that the source is a video, and whole.",
+    "probe_failed": "Check that the source is a complete video file.",
     "google_drive_not_connected": "Ask the user to connect Google Drive to the account, or choose another destination.",
     "no_video_files_found": "Check the bucket and the prefix.",
-    "output_not_available": "The output has expired or was stored elsewhere. Only a new job makes it again: the same "
-    "arguments with another idempotencyKey.",
+    "output_not_available": "The output has expired or was stored elsewhere. To encode it again, make a new job: "
+    "use the same arguments with another idempotencyKey.",
 }
 
 _BY_CLASS: dict[type[ConvertriloError], tuple[str, str]] = {
-    errors.WaitTimeoutError: ("wait_timeout", "The job goes on. Call wait_for_job again, or get_job_status later."),
+    errors.WaitTimeoutError: (
+        "wait_timeout",
+        "The job is still running. Call wait_for_job again, or get_job_status later.",
+    ),
     errors.ValidationError: ("invalid_arguments", "Nothing was sent. Correct the arguments and call again."),
     errors.ConfigurationError: ("configuration", _SETTINGS),
     errors.JournalError: ("journal", _SETTINGS),
-    errors.OutcomeUnknownError: ("outcome_unknown", ""),  # its message says it
+    errors.OutcomeUnknownError: ("outcome_unknown", ""),  # the error says what to do next
     errors.NotSentError: ("not_sent", f"The service cannot be reached. {_AGAIN}"),
     errors.DeadlineExceededError: ("deadline_exceeded", _AGAIN),
     errors.TransportError: ("no_answer", _AGAIN),
     errors.TransferError: ("storage", "Check the bucket, the prefix and the storage profile, then call again."),
-    errors.DecodeError: ("undecodable_answer", "The answer is not the service's own; is the base URL right?"),
-    errors.AuthenticationError: ("", f"The API key is not accepted. {_SETTINGS}"),
+    errors.DecodeError: ("undecodable_answer", "The answer does not come from the service; check the base URL."),
+    errors.AuthenticationError: ("", f"The service does not accept the API key. {_SETTINGS}"),
     errors.NotFoundError: ("", "Check the id; it may belong to another account."),
     errors.RateLimitError: ("", _BY_CODE["rate_limit_exceeded"]),
     errors.ServerError: ("", f"The service has a problem. {_AGAIN}"),
-    APIError: ("", "Correct the arguments by the message and call again."),
+    APIError: ("", "Correct the arguments as the message says, and call again."),
 }
 
 UNEXPECTED = {
     "code": "internal_error",
-    "message": "this server failed in a way that nobody thought of; its log says more",
+    "message": "this server failed unexpectedly; its log has the details",
     "next": "Tell the user. Repeating the call makes no second job.",
 }
 
 
-def facts(error: ConvertriloError) -> dict[str, Any]:
-    """Return what an agent is told of an error."""
-    code, advice = next((said for cls, said in _BY_CLASS.items() if isinstance(error, cls)), ("error", ""))
-    told: dict[str, Any] = {}
+def error_facts(error: ConvertriloError) -> dict[str, Any]:
+    """Return what an agent is told about an error."""
+    code, advice = next((known for cls, known in _BY_CLASS.items() if isinstance(error, cls)), ("error", ""))
+    details: dict[str, Any] = {}
     if isinstance(error, APIError):
         code = error.code
         advice = _BY_CODE.get(code, advice)
-        told = {
+        details = {
             "httpStatus": error.status,
             "issues": error.issues,
             "requiredScope": error.required_scope,
@@ -72,20 +75,20 @@ def facts(error: ConvertriloError) -> dict[str, Any]:
             "retryAfterSec": error.retry_after,
         }
     elif isinstance(error, errors.ValidationError):
-        told = {"issues": [{"path": issue.path, "message": issue.message} for issue in error.issues]}
+        details = {"issues": [{"path": issue.path, "message": issue.message} for issue in error.issues]}
     elif isinstance(error, errors.JobError):
-        told = {"jobId": error.job_id, "status": getattr(error.status, "status", None)}
+        details = {"jobId": error.job_id, "status": getattr(error.status, "status", None)}
     elif isinstance(error, errors.OutcomeUnknownError):
         advice = error.find_out
-    told |= {"operation": error.operation, "idempotencyKey": error.idempotency_key}
+    details |= {"operation": error.operation, "idempotencyKey": error.idempotency_key}
     return {
         "code": code,
         "message": error.message,
         "next": advice,
-        **{name: value for name, value in told.items() if value is not None},
+        **{name: value for name, value in details.items() if value is not None},
     }
 
 
-def text(told: dict[str, Any]) -> str:
-    """Return the same for people, and for hosts that show text only."""
-    return f"{told['code']}: {told['message']}\n{told['next']}".rstrip()
+def error_text(facts: dict[str, Any]) -> str:
+    """Return the facts of an error as text, for people and for hosts that show only text."""
+    return f"{facts['code']}: {facts['message']}\n{facts['next']}".rstrip()

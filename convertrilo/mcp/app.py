@@ -1,4 +1,4 @@
-"""The command: its options, where the journal is, and the life of the server."""
+"""The command `convertrilo-mcp`: its options, its journal, and the lifetime of the server."""
 
 import argparse
 import hashlib
@@ -18,29 +18,29 @@ from anyio.abc import TaskStatus
 from mcp.server.stdio import stdio_server
 
 from convertrilo._version import __version__
-from convertrilo.cli.extras import needing_the_sandbox
-from convertrilo.cli.settings import DEFAULT_PROFILE, Account, account
+from convertrilo.cli.extras import requires_sandbox_extra
+from convertrilo.cli.settings import DEFAULT_PROFILE, AccountSettings, account_settings
 from convertrilo.client import AsyncClient
 from convertrilo.errors import ConfigurationError, ConvertriloError
 from convertrilo.events import log_attempts
 from convertrilo.journal import Journal
-from convertrilo.mcp.calls import WatchedJournal
+from convertrilo.mcp.calls import RecordingJournal
 from convertrilo.mcp.server import make_server
-from convertrilo.mcp.storage import profiles_in
+from convertrilo.mcp.storage import storage_profiles
 from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import tools
 
 _EPILOG = """\
 environment:
-  CONVERTRILO_API_KEY                      the API key; by default that of convertrilo login
-  CONVERTRILO_BASE_URL                     another service than https://api.convertrilo.com
-  CONVERTRILO_PROFILE                      a saved account, as --profile
-  CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID      a storage profile <name>: agents name it, and never see what is in it
+  CONVERTRILO_API_KEY                      the API key (default: the one saved by convertrilo login)
+  CONVERTRILO_BASE_URL                     the service's base URL (default: https://api.convertrilo.com)
+  CONVERTRILO_PROFILE                      the saved account to use, like --profile
+  CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID      the storage profile <name>, which agents name without seeing its credentials
   CONVERTRILO_S3_<NAME>_SECRET_ACCESS_KEY
-  CONVERTRILO_S3_<NAME>_ENDPOINT           where its store is not Amazon's
+  CONVERTRILO_S3_<NAME>_ENDPOINT           the store's endpoint, unless it is Amazon S3
   CONVERTRILO_S3_<NAME>_REGION
 
-An MCP host starts this command and talks to it on stdin and stdout; its log is on stderr.
+An MCP host starts this command and talks to it on stdin and stdout. The log goes to stderr.
 """
 
 
@@ -64,48 +64,48 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", metavar="NAME", help="the account that was saved under this name")
-    parser.add_argument("--read-only", action="store_true", help="offer no tool that makes or cancels anything")
+    parser.add_argument("--profile", metavar="NAME", help="the saved account to use")
+    parser.add_argument("--read-only", action="store_true", help="offer no tool that makes or cancels jobs")
     parser.add_argument(
         "--sandbox",
         action="store_true",
-        help="encode on this machine, with no account and no network; what it makes is kept beside the journal, in a "
-        "folder that is named after it",
+        help="encode on this machine, with no account and no network; jobs and files are kept in a folder beside the "
+        "journal that is named after it",
     )
     parser.add_argument(
         "--journal",
         type=Path,
         metavar="FILE",
-        help="where to write down what is sent, so that nothing is made twice; one file for each account "
-        "[default: mcp-<host>.db in the user's state folder, with --profile another one]",
+        help="the file that records what is sent, so that no job is made twice; use one file per account "
+        "[default: mcp-<host>.db in the user's state folder, a separate file for each profile]",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
 async def _serve(options: argparse.Namespace) -> None:
-    profiles = profiles_in(os.environ)
+    profiles = storage_profiles(os.environ)
     table = tools(profiles)
-    who = None if options.sandbox else account(options.profile)
-    path: Path = options.journal or _default_journal(who)
-    journal = WatchedJournal(path)
+    account = None if options.sandbox else account_settings(options.profile)
+    path: Path = options.journal or _default_journal(account)
+    journal = RecordingJournal(path)
     secrets = [secret for each in profiles.values() for secret in (each.access_key_id, each.secret_access_key)]
-    secrets += [] if who is None else filter(None, (who.api_key, who.access_token))
+    secrets += [] if account is None else filter(None, (account.api_key, account.access_token))
     failure: ConvertriloError | None = None
     closing, closed = anyio.Event(), anyio.Event()
 
-    async def hold(*, task_status: TaskStatus[AsyncClient]) -> None:
+    async def keep_client_open(*, task_status: TaskStatus[AsyncClient]) -> None:
         try:
-            async with _client(who, journal, path.with_name(f"{path.stem}-sandbox")) as client:
+            async with _client(account, journal, path.with_name(f"{path.stem}-sandbox")) as client:
                 task_status.started(client)
                 await closing.wait()
         finally:
             closed.set()
 
-    # The client and what belongs to it has a task of its own, so that it can be closed before stdin is.
+    # The client lives in a task of its own, so that it can be closed while stdin is still open.
     async with anyio.create_task_group() as tasks:
         try:
-            client = await tasks.start(hold)
+            client = await tasks.start(keep_client_open)
         except ConvertriloError as error:
             failure = error
         else:
@@ -113,44 +113,44 @@ async def _serve(options: argparse.Namespace) -> None:
             server = make_server(toolbox, table, read_only=options.read_only, secrets=secrets)
             async with stdio_server() as (incoming, outgoing):
                 serving = partial(server.run, incoming, outgoing, server.create_initialization_options())
-                number = await _until_told(serving)
+                number = await _serve_until_stopped(serving)
                 closing.set()
                 await closed.wait()
                 if number is not None:
-                    os._exit(128 + number)  # a thread is reading stdin, and nothing wakes it
+                    os._exit(128 + number)  # a thread is blocked reading stdin
     if failure is not None:
         raise failure
 
 
-async def _until_told(serve: Callable[[], Awaitable[None]]) -> int | None:
-    """Serve until stdin ends, or SIGINT or SIGTERM arrives; return which."""
-    told: int | None = None
+async def _serve_until_stopped(serve: Callable[[], Awaitable[None]]) -> int | None:
+    """Serve until stdin ends or SIGINT or SIGTERM arrives; return the signal's number, if any."""
+    received: int | None = None
 
     async def listen() -> None:
-        nonlocal told
+        nonlocal received
         with suppress(NotImplementedError), anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            told = await anext(aiter(signals))  # not on Windows
+            received = await anext(aiter(signals))  # not on Windows
             tasks.cancel_scope.cancel()
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(listen)
         await serve()
         tasks.cancel_scope.cancel()
-    return told
+    return received
 
 
 @asynccontextmanager
-async def _client(who: Account | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
-    """Yield a client for an account; or, without one, of a sandbox in a folder that is served as long."""
-    if who is not None:
-        token = who.access_token
+async def _client(account: AccountSettings | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
+    """Yield a client for an account, or without one for a sandbox in a folder, which is served meanwhile."""
+    if account is not None:
+        token = account.access_token
         get_token = None if token is None else lambda: token
         async with AsyncClient(
-            who.api_key, get_token=get_token, base_url=who.base_url, journal=journal, on_event=log_attempts
+            account.api_key, get_token=get_token, base_url=account.base_url, journal=journal, on_event=log_attempts
         ) as client:
             yield client
         return
-    with needing_the_sandbox():
+    with requires_sandbox_extra():
         from convertrilo.sandbox import Sandbox, serve
     from convertrilo._http.transport import PoolTransport
 
@@ -158,27 +158,30 @@ async def _client(who: Account | None, journal: Journal, folder: Path) -> AsyncG
         service = Sandbox(encoder="ffmpeg", state=folder, allow_private_sources=True)
         try:
             await stack.enter_async_context(service)
-        except (OSError, RuntimeError) as error:  # another one has this state
-            raise ConfigurationError(f"{error}; another --journal has a sandbox of its own") from error
+        except (OSError, RuntimeError) as error:  # the folder is in use
+            raise ConfigurationError(f"{error}; name another --journal to use another sandbox") from error
         base_url = await stack.enter_async_context(serve(service))
-        # Its own connections: a proxy that the environment names is not for this machine.
+        # A transport without the environment's proxy settings: the sandbox is on this machine.
         client = AsyncClient(
             service.api_key, base_url=base_url, transport=PoolTransport(), journal=journal, on_event=log_attempts
         )
         yield await stack.enter_async_context(client)
 
 
-def _default_journal(who: Account | None) -> Path:
-    """Return a file for an account on a service; nothing tells API keys of one account from those of another."""
+def _default_journal(account: AccountSettings | None) -> Path:
+    """Return the default journal of a service's host and a profile.
+
+    API keys do not tell which account they belong to, so profiles stand for accounts.
+    """
     try:
-        name = "sandbox" if who is None else httpx.URL(who.base_url).host
+        name = "sandbox" if account is None else httpx.URL(account.base_url).host
     except httpx.InvalidURL as error:
         raise ConfigurationError(f"the base URL is no URL: {error}") from None
-    if who is not None and who.profile != DEFAULT_PROFILE:
-        name += f"-{hashlib.sha256(who.profile.encode()).hexdigest()[:8]}"
+    if account is not None and account.profile != DEFAULT_PROFILE:
+        name += f"-{hashlib.sha256(account.profile.encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("convertrilo", appauthor=False)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"there can be no folder {folder} for the journal: {error.strerror}") from error
+        raise ConfigurationError(f"the folder {folder} for the journal cannot be created: {error.strerror}") from error
     return folder / f"mcp-{name}.db"

@@ -1,4 +1,4 @@
-"""What the call of a tool needs: its progress passed on, and whether what it begins was begun before."""
+"""What a tool call needs: progress reports, and a record of which operations the call began."""
 
 import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -14,19 +14,26 @@ from convertrilo.journal import Entry, Journal
 T = TypeVar("T")
 
 Arguments = Mapping[str, Any]
-Progress = tuple[float, float | None, str]
-"""How far a call is, of how much, if that is known, and in words."""
-Tell = Callable[[Progress], Awaitable[None]]
+"""The arguments of a tool, as the agent gave them; the tool's schema has been checked."""
+
+CallProgress = tuple[float, float | None, str]
+"""How much of a call is done, of what total (None if unknown), and a description."""
+
+ReportProgress = Callable[[CallProgress], Awaitable[None]]
 
 _begun: ContextVar[list[Entry] | None] = ContextVar("_begun", default=None)
 
 
-class WatchedJournal(Journal):
-    """A journal that tells the call of a tool what it begins, and whether that was begun before."""
+class RecordingJournal(Journal):
+    """A journal that records, for `recording_entries`, the operations that are begun."""
 
-    async def begin(self, **operation: Any) -> Entry:
+    async def begin(
+        self, *, service: str, sender: str = "", operation: str, key: str, body: bytes, identity: str, name: str | None
+    ) -> Entry:
         """See `Journal.begin`."""
-        entry = await super().begin(**operation)
+        entry = await super().begin(
+            service=service, sender=sender, operation=operation, key=key, body=body, identity=identity, name=name
+        )
         begun = _begun.get()
         if begun is not None:
             begun.append(entry)
@@ -34,8 +41,8 @@ class WatchedJournal(Journal):
 
 
 @contextmanager
-def begun_here() -> Generator[list[Entry]]:
-    """Yield what is begun in watched journals by this block and its tasks; the list grows as it goes on."""
+def recording_entries() -> Generator[list[Entry]]:
+    """Yield a list that grows by each operation that this block and its tasks begin in a `RecordingJournal`."""
     begun: list[Entry] = []
     token = _begun.set(begun)
     try:
@@ -44,19 +51,26 @@ def begun_here() -> Generator[list[Entry]]:
         _begun.reset(token)
 
 
-async def passing_on(tell: Tell, work: Callable[[Callable[[Progress], object]], Awaitable[T]]) -> T:
-    """Do some work whose callback cannot be awaited, and pass on what it says."""
+async def run_with_progress(
+    report: ReportProgress, work: Callable[[Callable[[CallProgress], None]], Awaitable[T]]
+) -> T:
+    """Run work whose progress callback is synchronous, and report its progress.
+
+    Args:
+        report: Reports the progress to the agent.
+        work: Takes the synchronous callback.
+    """
     result: list[T] = []
-    news, heard = anyio.create_memory_object_stream[Progress](math.inf)
+    send, receive = anyio.create_memory_object_stream[CallProgress](math.inf)
 
-    async def do() -> None:
-        with news:
-            result.append(await work(news.send_nowait))
+    async def run() -> None:
+        with send:
+            result.append(await work(send.send_nowait))
 
-    async def pass_on() -> None:
-        with heard:
-            async for each in heard:
-                await tell(each)
+    async def forward() -> None:
+        with receive:
+            async for progress in receive:
+                await report(progress)
 
-    await run_all([do, pass_on])
+    await run_all([run, forward])
     return result[0]

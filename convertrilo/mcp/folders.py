@@ -1,4 +1,4 @@
-"""The tool `ingest_folder`: a dry run; and then, confirmed by what that gave, a job for each video, once."""
+"""The tool `ingest_folder`: a dry run, and after its confirmation one job for each video."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import anyio
 
-from convertrilo._base_client import engine_of
+from convertrilo._clock import Clock
 from convertrilo.client import AsyncClient
 from convertrilo.codec import from_request
 from convertrilo.errors import ConfigurationError, Issue, ValidationError
@@ -17,40 +17,49 @@ from convertrilo.idempotency import strip_credentials
 from convertrilo.ingest import IngestProgress, IngestReport, IngestRow, ingest_folder
 from convertrilo.ingest.report import read_report
 from convertrilo.journal import Journal
-from convertrilo.mcp.calls import Arguments, Progress, Tell, passing_on
-from convertrilo.mcp.storage import Profile, with_credentials
+from convertrilo.mcp.calls import Arguments, CallProgress, ReportProgress, run_with_progress
+from convertrilo.mcp.storage import StorageProfile, resolve_storage_profiles
 from convertrilo.models import S3FolderSource
 
 SHOWN = 50
-WAIT_MS = 1_800_000
+"""The most objects that an answer lists."""
 
-_ASKED = ("sourceS3", "job", "include", "exclude", "maxFiles")
-"""What a dry run and its confirmation have in common."""
+WAIT_MS = 1_800_000
+"""The default wait, in milliseconds."""
+
+_CONFIRMED_ARGUMENTS = ("sourceS3", "job", "include", "exclude", "maxFiles")
+"""The arguments that must be the same in a dry run and its confirmation."""
 
 
 async def ingest(
-    client: AsyncClient, folders: Path, profiles: Mapping[str, Profile], arguments: Arguments, tell: Tell
+    client: AsyncClient,
+    clock: Clock,
+    folders: Path,
+    profiles: Mapping[str, StorageProfile],
+    arguments: Arguments,
+    report: ReportProgress,
 ) -> dict[str, Any]:
-    """Do what the tool does.
+    """Run the tool, and return its result.
 
     Args:
-        client: Whom to ask.
-        folders: Where each folder's journal is kept.
-        profiles: Where credentials come from. Without a profile the folder is read as nobody: what the machine itself
-            has credentials for is none of an agent's business.
-        arguments: What the agent asks for.
-        tell: Told how far it is.
+        client: The client.
+        clock: The client's clock.
+        folders: The directory that holds a journal for each S3 folder.
+        profiles: The storage profiles. Without a profile the folder is listed anonymously: an agent must not use the
+            machine's own credentials.
+        arguments: The tool's arguments.
+        report: Reports the progress.
 
     Raises:
-        ValidationError: The confirmation is not that of these arguments.
-        ConvertriloError: As `ingest_folder` raises it.
+        ValidationError: The confirmation does not belong to these arguments.
+        ConvertriloError: An error of `ingest_folder`.
     """
-    asked = {name: arguments[name] for name in _ASKED if name in arguments}
+    asked = {name: arguments[name] for name in _CONFIRMED_ARGUMENTS if name in arguments}
     confirmed = _confirmed(asked, arguments["confirmation"]) if "confirmation" in arguments else None
-    wire = with_credentials(profiles, asked)
-    journal = Journal(await _path(folders, wire), clock=engine_of(client)[0].clock)
+    wire = resolve_storage_profiles(profiles, asked)
+    journal = Journal(await _path(folders, wire), clock=clock)
 
-    async def work(hear: Callable[[Progress], object]) -> IngestReport:
+    async def work(on_progress: Callable[[CallProgress], None]) -> IngestReport:
         return await ingest_folder(
             client,
             from_request(S3FolderSource, wire["sourceS3"]),
@@ -63,46 +72,48 @@ async def ingest(
             wait=arguments.get("wait", False),
             timeout=arguments.get("timeoutMs", WAIT_MS) / 1000,
             dry_run=confirmed is None,
-            on_progress=lambda each: hear(_progress(each)),
+            on_progress=lambda at: on_progress(_progress(at)),
         )
 
     async with journal:
         before = await read_report(journal)
-        report = await passing_on(tell, work)
-        result = await _result(report)
+        ingested = await run_with_progress(report, work)
+        result = await _result(ingested)
     if confirmed is not None:
-        result["replayed"] = report.submitted == before.submitted
-    elif report.listed > report.submitted + report.refused:
-        result["confirmation"] = _confirmation(asked, report.listed)
+        result["replayed"] = ingested.submitted == before.submitted
+    elif ingested.listed > ingested.submitted + ingested.refused:
+        result["confirmation"] = _confirmation(asked, ingested.listed)
     return result
 
 
 def _confirmation(asked: Mapping[str, Any], listed: int) -> str:
-    """Return what says that these arguments, and so many objects, are what is wanted."""
+    """Return the confirmation of these arguments and this number of objects."""
     text = json.dumps([asked, listed], sort_keys=True)
     return f"{listed}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _confirmed(asked: Mapping[str, Any], confirmation: str) -> int:
-    """Return how many objects a confirmation is for."""
+    """Check a confirmation, and return how many objects it covers."""
     listed, _, _ = confirmation.partition("-")
     if not listed.isdecimal() or confirmation != _confirmation(asked, int(listed)):
-        issue = "is not what a dry run with these very arguments gave; leave it out to make one"
+        issue = "was not returned by a dry run with these arguments; omit it to make a dry run"
         raise ValidationError("arguments", [Issue("confirmation", issue)])
     return int(listed)
 
 
 async def _path(folders: Path, wire: Mapping[str, Any]) -> Path:
-    """Return where the journal of a folder, and of what is made of it, is kept."""
+    """Return the journal file for a folder and a job template."""
     which = json.dumps([strip_credentials(wire["sourceS3"]), wire["job"]], sort_keys=True)
     try:
         await anyio.Path(folders).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"there can be no folder {folders} for the journals: {error.strerror}") from error
+        raise ConfigurationError(
+            f"the folder {folders} for the journals cannot be created: {error.strerror}"
+        ) from error
     return folders / f"{hashlib.sha256(which.encode()).hexdigest()[:16]}.db"
 
 
-def _progress(at: IngestProgress) -> Progress:
+def _progress(at: IngestProgress) -> CallProgress:
     words = f"{at.listed} found, {at.submitted} submitted, {at.succeeded} succeeded, {at.failed} failed"
     return at.listed + at.submitted + at.succeeded + at.failed, None, words
 
@@ -129,7 +140,7 @@ async def _result(report: IngestReport) -> dict[str, Any]:
 
 
 async def _objects(report: IngestReport) -> list[IngestRow]:
-    """Return some rows: those that went wrong before the others."""
+    """Return at most `SHOWN` rows, problems first."""
     wrong: list[IngestRow] = []
     others: list[IngestRow] = []
     problems = min(report.refused + report.unknown + report.failed + report.canceled, SHOWN)
@@ -144,5 +155,5 @@ async def _objects(report: IngestReport) -> list[IngestRow]:
 
 
 def _object(row: IngestRow) -> dict[str, Any]:
-    told = {"key": row.key, "status": row.status, "jobId": row.job_id, "output": row.output, "error": row.error}
-    return {**{name: value for name, value in told.items() if value is not None}, "estimatedNeu": row.estimate}
+    facts = {"key": row.key, "status": row.status, "jobId": row.job_id, "output": row.output, "error": row.error}
+    return {**{name: value for name, value in facts.items() if value is not None}, "estimatedNeu": row.estimate}

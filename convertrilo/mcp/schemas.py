@@ -1,4 +1,4 @@
-"""The tools' schemas, made from openapi.yaml and the models, and arguments checked by them."""
+"""The tools' JSON schemas, derived from openapi.yaml and the models, and the check of arguments against them."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -27,9 +27,9 @@ def object_schema(properties: Mapping[str, Schema], required: Sequence[str] = ()
 
 
 def request_schema(cls: type[Model], profiles: Sequence[str]) -> Schema:
-    """Return the schema of a request as an agent makes it: what is withdrawn or a credential is left out.
+    """Return the schema of a request for agents: without credentials and deprecated fields.
 
-    Where credentials of a store were, there is `storageProfile`, the name of one of the profiles, if there are any.
+    If there are storage profiles, `storageProfile` replaces the credentials of a store.
     """
     return _request(cls, _contract(cls.__name__), profiles)
 
@@ -58,17 +58,17 @@ def _request(cls: type[Model], contract: Mapping[str, Any], profiles: Sequence[s
     )
 
 
-_PROFILE = "Whose credentials to use: one of the profiles that the user has set up for this server."
+_PROFILE = "The storage profile with the credentials to use; the user has set it up for this server."
 _NO_PROFILE = (
-    "There is no storage profile to take credentials from; the user can set one up for this server "
+    "No storage profile is set up; the user can set one up for this server "
     "(CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID and CONVERTRILO_S3_<NAME>_SECRET_ACCESS_KEY in its environment)."
 )
 
 
 def answer_schema(*classes: type[Model], also: Mapping[str, Schema]) -> Schema:
-    """Return the schema of a result: an answer's fields, or those of one of several answers, and some more.
+    """Return the schema of a result: the fields of one or several answers, and those in `also`.
 
-    Whatever the service may add one day fits it too.
+    Fields that the service may add later are allowed.
     """
     properties: dict[str, Schema] = {}
     for cls in classes:
@@ -116,10 +116,10 @@ def _line(text: str) -> str:
 
 
 def check(schema: Schema, arguments: Mapping[str, Any]) -> None:
-    """Check arguments; what is wrong is said without the values, which may be credentials in a wrong place.
+    """Check arguments against a schema. Errors do not quote values, which may be misplaced credentials.
 
     Raises:
-        ValidationError: They do not fit the schema.
+        ValidationError: The arguments do not fit the schema.
     """
     validator: Any = Draft202012Validator(schema)
     found: Iterable[Mismatch] = validator.iter_errors(arguments)
@@ -155,9 +155,10 @@ def _issues(mismatch: Mismatch) -> list[Issue]:
     return [Issue(path[1:], _LIMITS.get(rule, f"does not fit {rule}").format(limit))]
 
 
-def _unknown(path: str, name: str, properties: Iterable[str]) -> Issue:
+def _unknown(path: str, name: str, properties: Mapping[str, Any]) -> Issue:
     if name in CREDENTIALS:
-        return Issue(path[1:], "is a credential, which is no argument; name a storageProfile instead")
+        return Issue(path[1:], "is a credential, which is never an argument; name a storageProfile instead")
     if name == "storageProfile":
-        return Issue(path[1:], f"names none. {_NO_PROFILE}")
-    return Issue(path[1:], f"is no argument here; there are {', '.join(properties) or 'none'}")
+        return Issue(path[1:], f"names no storage profile. {_NO_PROFILE}")
+    known = f"the arguments are {', '.join(properties)}" if properties else "there are none"
+    return Issue(path[1:], f"is not an argument of this tool; {known}")

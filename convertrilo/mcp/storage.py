@@ -1,8 +1,8 @@
-"""Storage profiles: an agent names one, and its credentials come from the server's environment.
+"""Storage profiles: an agent names a profile, and the credentials come from the server's environment.
 
-A profile `media` is `CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID` and `CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY`; and, where the
-store is not Amazon's, `CONVERTRILO_S3_MEDIA_ENDPOINT`; and `CONVERTRILO_S3_MEDIA_REGION`, where it has one. Its
-credentials are used at its own endpoint only, so nobody can talk an agent into taking them elsewhere.
+The profile `media` is defined by `CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID` and `CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY`, and
+optionally `CONVERTRILO_S3_MEDIA_ENDPOINT` (default: Amazon S3) and `CONVERTRILO_S3_MEDIA_REGION`. Its credentials are
+used only at its own endpoint, so nobody can talk an agent into sending them elsewhere.
 """
 
 import re
@@ -17,8 +17,8 @@ _NAMES = re.compile(r"CONVERTRILO_S3_(\w+)_(ACCESS_KEY_ID|SECRET_ACCESS_KEY)")
 
 
 @attrs.frozen
-class Profile:
-    """Credentials of one store, and where it is."""
+class StorageProfile:
+    """The credentials of one store, and its location."""
 
     access_key_id: str = attrs.field(repr=False)
     secret_access_key: str = attrs.field(repr=False)
@@ -26,20 +26,20 @@ class Profile:
     region: str | None
 
 
-def profiles_in(environment: Mapping[str, str]) -> dict[str, Profile]:
-    """Return the profiles that an environment describes, by their names in lower case.
+def storage_profiles(environment: Mapping[str, str]) -> dict[str, StorageProfile]:
+    """Return the storage profiles that the environment defines, by lower-case name.
 
     Raises:
-        ConfigurationError: One has half of its credentials only.
+        ConfigurationError: A profile has only one of its two credentials.
     """
     names = {match[1] for name in environment if (match := _NAMES.fullmatch(name))}
-    profiles: dict[str, Profile] = {}
+    profiles: dict[str, StorageProfile] = {}
     for name in sorted(names):
         prefix = f"CONVERTRILO_S3_{name}_"
         for part in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
             if not environment.get(prefix + part):
                 raise ConfigurationError(f"the storage profile {name.lower()} is not complete: set {prefix}{part}")
-        profiles[name.lower()] = Profile(
+        profiles[name.lower()] = StorageProfile(
             environment[f"{prefix}ACCESS_KEY_ID"],
             environment[f"{prefix}SECRET_ACCESS_KEY"],
             environment.get(f"{prefix}ENDPOINT") or None,
@@ -48,21 +48,21 @@ def profiles_in(environment: Mapping[str, str]) -> dict[str, Profile]:
     return profiles
 
 
-def with_credentials(profiles: Mapping[str, Profile], value: Any, path: str = "") -> Any:
-    """Return arguments in which each `storageProfile` has become what the profile holds.
+def resolve_storage_profiles(profiles: Mapping[str, StorageProfile], value: Any, path: str = "") -> Any:
+    """Return arguments in which the content of the storage profile replaces each `storageProfile`.
 
     Raises:
-        ValidationError: There is no such profile, or its credentials are to go to another endpoint than its own.
+        ValidationError: The arguments name another endpoint than the profile's own.
     """
     if isinstance(value, list):
         values = cast("Sequence[Any]", value)
-        return [with_credentials(profiles, each, f"{path}[{index}]") for index, each in enumerate(values)]
+        return [resolve_storage_profiles(profiles, each, f"{path}[{index}]") for index, each in enumerate(values)]
     if not isinstance(value, dict):
         return value
     given = cast("dict[str, Any]", value)
     prefix = f"{path}." if path else ""
     wire = {
-        name: each if name == "metadata" else with_credentials(profiles, each, f"{prefix}{name}")
+        name: each if name == "metadata" else resolve_storage_profiles(profiles, each, f"{prefix}{name}")
         for name, each in given.items()
         if name != "storageProfile"
     }
@@ -70,7 +70,7 @@ def with_credentials(profiles: Mapping[str, Profile], value: Any, path: str = ""
         return wire
     profile = profiles[given["storageProfile"]]
     if wire.get("endpoint", profile.endpoint) != profile.endpoint:
-        issue = "is not the storage profile's own; leave it out, or name the profile that belongs to it"
+        issue = "is not the endpoint of the storage profile; omit it, or name the profile of that endpoint"
         raise ValidationError("arguments", [Issue(f"{prefix}endpoint", issue)])
     own = {"endpoint": profile.endpoint, "region": profile.region}
     return {

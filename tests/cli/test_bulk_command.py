@@ -51,7 +51,7 @@ def test_each_line_has_a_result_and_bad_ones_are_their_own(service: Sandbox, tmp
     assert {line for line, each in results.items() if "error" not in each} == {1, 7}
     assert results[1]["status"] == "success"
     assert results[1]["jobId"] == service.assert_created_once(external_id="clip-1").id
-    assert results[3]["error"].startswith("is no JSON")
+    assert results[3]["error"].startswith("is not valid JSON")
     assert "fps" in results[4]["error"]
     assert results[5]["error"].startswith("has no externalId")
     assert done.stderr.splitlines()[-1].startswith("2 submitted, 2 succeeded, 4 failed; ")
@@ -176,8 +176,8 @@ def test_answers_to_another_key_are_not_taken_for_this_account_s(
             assert run(["bulk", "jobs.jsonl", "--confirm"]) == 2
             out, err = capsys.readouterr()
             assert (out, err.count("\n")) == ("", 1)
-            assert "jobs.jsonl.db holds what was sent with another API key, last at 20" in err
-            assert "If it is, --journal jobs.jsonl.db goes on with what is there, and makes no job twice" in err
+            assert "the journal jobs.jsonl.db was last used with another API key at 20" in err
+            assert "If they do, repeat the command with --journal jobs.jsonl.db: no job is created twice" in err
             assert key not in err
         assert len(service.requests) == seen
         monkeypatch.setenv("CONVERTRILO_API_KEY", others)
@@ -250,8 +250,7 @@ def test_a_line_that_has_arrived_is_submitted_and_a_signal_ends_what_waits_for_m
         guard.cancel()
         assert process.stdout.read() == b""
         assert process.stderr.read().decode().splitlines()[-1] == (
-            "convertrilo: interrupted; 2 jobs are submitted; "
-            "the same command again goes on, and makes none of them twice"
+            "convertrilo: interrupted; 2 jobs are submitted; repeat the command to continue, no job is created twice"
         )
     done = subprocess.run(command, cwd=tmp_path, input=b"".join(lines), stdout=pipe, timeout=60, check=True)
     assert [json.loads(line)["jobId"] for line in done.stdout.splitlines()] == [job.id for job in service.jobs]
@@ -347,7 +346,7 @@ def test_interrupted_it_is_run_again_and_makes_no_job_twice(
     else:
         terminal.process.send_signal(end)
         assert terminal.end() == (130, "")
-        assert "the same command again goes on, and makes none of them twice" in " ".join(terminal.shown.split())
+        assert "repeat the command to continue, no job is created twice" in " ".join(terminal.shown.split())
     assert convertrilo(*command, cwd=tmp_path).stdout.startswith("5 submitted, 5 succeeded, 0 failed")
     assert len(service.jobs) == 5
     service.assert_no_duplicates()
@@ -355,8 +354,8 @@ def test_interrupted_it_is_run_again_and_makes_no_job_twice(
 
 WRONG = [
     (["none.jsonl"], 2, "there is no file none.jsonl"),
-    (["-"], 2, "for stdin, --journal must say where to keep what was submitted"),
-    (["jobs.jsonl", "--wait"], 2, "--wait would wait for ever without --confirm"),
+    (["-"], 2, "stdin has no default journal: name one with --journal"),
+    (["jobs.jsonl", "--wait"], 2, "--wait would wait forever without --confirm"),
     (["jobs.jsonl", "--json", "--job-id-only"], 2, "exclude each other"),
 ]
 

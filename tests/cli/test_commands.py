@@ -21,9 +21,9 @@ from support import names_in
 
 from convertrilo import AsyncClient, JobCreateRequest, Journal, OnDemandEncodeRequest, WaitTimeoutError
 from convertrilo.cli.app import run
+from convertrilo.cli.job_wait import JobWait
 from convertrilo.cli.output import print_line
 from convertrilo.cli.settings import state_folder
-from convertrilo.cli.wait_flow import Waiting
 from convertrilo.sandbox import Rules, Sandbox, SandboxServer, serve_in_thread
 
 URL = "https://example.com/holiday.mov"
@@ -121,7 +121,7 @@ def test_a_download_takes_no_place_that_nobody_gave_it(
     (here / "holiday.mp4").write_text("the source")  # what the service calls the result, too
     capsys.readouterr()
     assert run(["download", job_id, "--quiet"]) == 2
-    said = "convertrilo: holiday.mp4 is there already: say with --output where to put the result\n"
+    said = "convertrilo: holiday.mp4 already exists: name the output file with --output\n"
     assert capsys.readouterr().err == said
     assert (here / "holiday.mp4").read_text() == "the source"
     assert run(["download", job_id, "--quiet", "-o", "none/out.mp4"]) == 2
@@ -141,7 +141,7 @@ def test_cancel(server: SandboxServer) -> None:
     assert answered("wait", done)["status"] == "success"
     refused = convertrilo("cancel", done, cwd=Path())
     assert refused.returncode == 1
-    assert refused.stderr == f"convertrilo: job {done} is success, and can be canceled no more\n"
+    assert refused.stderr == f"convertrilo: job {done} is success, and can no longer be canceled\n"
 
 
 def test_cancel_ends_what_runs_on_demand_wherever_else_the_service_knows_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -349,7 +349,7 @@ async def asked(*, interval: float | None) -> int:
         tasks.start_soon(clock.run)
         job = await client.on_demand_encode(OnDemandEncodeRequest(source_url=URL))
         with pytest.raises(WaitTimeoutError):
-            await Waiting(20.0, interval, quiet=True).wait(client, job.job_id, lambda _: None)
+            await JobWait(20.0, interval, quiet=True, clock=clock).wait(client, job.job_id, lambda _: None)
         tasks.cancel_scope.cancel()
     return sum("tatus" in each.operation for each in sandbox.requests)
 
@@ -408,5 +408,5 @@ def test_an_interrupted_wait_says_how_to_go_on(
             return
         terminal.process.send_signal(end)
         assert terminal.end() == (130, "")
-    says = f"interrupted; the job goes on: wait for it again with convertrilo wait {job_id}"
+    says = f"interrupted; the job is still running: wait for it again with convertrilo wait {job_id}"
     assert says in " ".join(terminal.shown.split())

@@ -145,7 +145,7 @@ def test_interrupted_it_leaves_no_ffmpeg_and_goes_on_when_run_again(tmp_path: Pa
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, "")
     said = re.fullmatch(
-        r"convertrilo: interrupted; job (\S+) is kept: the same command with --idempotency-key (\S+) goes on",
+        r"convertrilo: interrupted; job (\S+) is kept: repeat the command with --idempotency-key (\S+) to continue",
         err.splitlines()[-1],
     )
     assert said is not None, err
@@ -268,7 +268,7 @@ def test_a_field_that_is_none_is_said_to_be(service: Sandbox, capsys: pytest.Cap
     out, err = capsys.readouterr()
     assert (out, err) == (
         "\n",
-        "There is no field availabel here; there are available, reserved, trialExpiresAt, trialGrantRemaining.\n",
+        "The result has no field availabel; its fields are available, reserved, trialExpiresAt, trialGrantRemaining.\n",
     )
 
 
@@ -331,8 +331,8 @@ def test_an_interrupted_upload_is_gone_on_with_or_given_up(
     assert process.returncode == 130
     key = err.partition("--idempotency-key ")[2].partition(" ")[0]
     assert err.splitlines()[-1] == (
-        f"convertrilo: interrupted; job {job.id} is kept: the same command with --idempotency-key {key} goes on, "
-        f"convertrilo cancel {job.id} gives it up"
+        f"convertrilo: interrupted; job {job.id} is kept: repeat the command with --idempotency-key {key} to continue, "
+        f"or convertrilo cancel {job.id} to give it up"
     )
     assert names_in(tmp_path) == ["in.mp4"]
     assert run(["encode", "in.mp4", "-o", "out.mp4", "--idempotency-key", key]) == 0
@@ -345,7 +345,9 @@ def test_too_few_tokens_and_a_key_of_another_request_are_told_apart(
     for fps, code in ((30, 0), (25, 3)):
         assert run(["encode", URL, "--fps", str(fps), "--idempotency-key", "k", "--quiet"]) == code
     err = capsys.readouterr().err
-    assert "(409 idempotency_conflict); this key or external id has stood for another request before" in err
+    assert (
+        "(409 idempotency_conflict); this idempotency key or external id was used for a different request before" in err
+    )
     with serve_in_thread(poor := Sandbox(tokens=0)) as base_url:
         monkeypatch.setenv("CONVERTRILO_BASE_URL", base_url)
         monkeypatch.setenv("CONVERTRILO_API_KEY", poor.api_key)
@@ -364,7 +366,7 @@ def test_a_wait_has_an_end(
         (job,) = slow.jobs
     said = capsys.readouterr().err
     assert "running after 0.5 seconds; " in said
-    assert said.endswith(f"job {job.id} is kept: the same command goes on\n")
+    assert said.endswith(f"job {job.id} is kept: repeat the command to continue\n")
 
 
 # ---- what is said before anything is done
@@ -382,21 +384,24 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "--timeout-ms", "0"], "0 is not in the range"),
     (["encode", "in.mp4", "--json", "--job-id-only"], "exclude each other"),
     (["encode", "in.mp4", "-o", "none/out.mp4"], "there is no folder none"),
-    (["encode", "in.mp4", "-o", ""], ". is no regular file"),
+    (["encode", "in.mp4", "-o", ""], ". is not a regular file"),
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "out.mp4.part", "-o", "out.mp4"], "out.mp4.part is the source itself"),
-    (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv says mkv, and --container mp4"),
-    (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-…: for URLs"),
+    (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv is named as mkv, but --container is mp4"),
+    (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-…: only for URLs"),
     (["encode", URL, "--passes", "2", "--webhook", URL], "--passes cannot be given together with --webhook"),
-    (["encode", URL, "--output-s3-bucket", "b", "--output-s3-key", "k", "-o", "out.mp4"], "the result is in one place"),
+    (
+        ["encode", URL, "--output-s3-bucket", "b", "--output-s3-key", "k", "-o", "out.mp4"],
+        "the output has one destination",
+    ),
     (["encode", URL, "--output-s3-key", "k"], "outputS3.bucket: is required"),
     (["encode", "https://a.test/in.mp4", "--resolution", "4320p"], "resolution"),
     (["encode", "ftp://a.test/in.mp4"], "only http and https"),
     (["encode", "in.mp4", "--metadata", "nothing"], "KEY=VALUE or a JSON object"),
-    (["encode", "in.mp4", "--metadata", "{"], "no JSON object"),
+    (["encode", "in.mp4", "--metadata", "{"], "not a JSON object"),
     (["encode", "in.mp4", "--external-id", "x" * 256], "externalId: must have at most 255"),
-    (["encode", "in.mp4"], "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or work on this"),
+    (["encode", "in.mp4"], "no API key: log in with convertrilo login, set CONVERTRILO_API_KEY, or use this"),
     (["unknown"], "No such command 'unknown'"),
     (["encode", "in.mp4", "--unknown"], "No such option"),
 ]
@@ -426,7 +431,7 @@ def test_where_nothing_can_be_written_nothing_is_encoded(
 ) -> None:
     os.mkfifo("pipe")
     assert run(["encode", "in.mp4", "-o", "pipe"]) == 2
-    assert "pipe is no regular file" in capsys.readouterr().err
+    assert "pipe is not a regular file" in capsys.readouterr().err
     assert Path("pipe").is_fifo()
     monkeypatch.setattr(os, "access", lambda _, mode: mode != os.W_OK)
     assert run(["encode", "in.mp4"]) == 2
@@ -440,8 +445,8 @@ def test_a_result_that_cannot_be_printed_names_its_job(service: Sandbox) -> None
             [*COMMAND, "encode", URL], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
         )
     (job,) = service.jobs
-    says = f"convertrilo: stdout: No space left on device; job {job.id} is made: convertrilo status {job.id} shows it\n"
-    assert (done.returncode, done.stderr) == (2, says)
+    says = f"job {job.id} was created: convertrilo status {job.id} shows it"
+    assert (done.returncode, done.stderr) == (2, f"convertrilo: stdout: No space left on device; {says}\n")
 
 
 def test_a_name_that_is_no_text_is_one_all_the_same(service: Sandbox) -> None:
@@ -457,7 +462,7 @@ def test_an_empty_external_id_names_no_job(
 ) -> None:
     sandbox.faults.status("createJob", 503, headers={"retry-after": "86400"})
     assert run(["encode", "in.mp4", "--external-id", ""]) == 4
-    assert "the same command with --idempotency-key cli-" in capsys.readouterr().err
+    assert "repeat the command with --idempotency-key cli-" in capsys.readouterr().err
 
 
 # ---- help, and what is missing
@@ -471,7 +476,7 @@ def test_help_goes_to_stdout(arguments: list[str], capsys: pytest.CaptureFixture
     assert "convertrilo" in out
     if arguments != ["--version"]:
         assert "130  interrupted" in out
-        assert "  0    it worked" in out
+        assert "  0    success" in out
 
 
 def test_every_command_is_there() -> None:
@@ -485,6 +490,18 @@ def test_help_imports_no_client() -> None:
     loaded = set(done.stdout.split())
     assert "click" in loaded
     assert not {"httpx", "attrs", "rich", "convertrilo.client", "convertrilo.models"} & loaded
+
+
+def test_the_help_of_a_command_imports_no_client_and_no_flow() -> None:
+    script = (
+        "import sys; from convertrilo.cli.app import run; "
+        "[run([name, '--help']) for name in sys.argv[1:]]; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *COMMANDS], capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "convertrilo.cli.commands.encode" in loaded
+    assert not {"httpx", "anyio", "rich", "convertrilo.client"} & loaded
+    assert not [name for name in loaded if name.startswith("convertrilo.cli.") and name.endswith("_flow")]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from convertrilo import errors
-from convertrilo.cli.failures import exit_code, line
+from convertrilo.cli.failures import error_line, exit_code
 
 API = {"status": 400, "code": "c"}
 CODES: list[tuple[errors.ConvertriloError, int]] = [
@@ -36,7 +36,7 @@ def test_the_exit_code_tells_the_kind_of_failure(error: errors.ConvertriloError,
 
 
 def of(kind: type[errors.APIError], status: int, code: str, operation: str = "createJob", **facts: Any) -> str:
-    return line(kind("No.", status=status, code=code, operation=operation, **facts))
+    return error_line(kind("No.", status=status, code=code, operation=operation, **facts))
 
 
 NEXT = [
@@ -53,9 +53,9 @@ NEXT = [
     ),
     (
         of(errors.IdempotencyConflictError, 409, "c"),
-        "No (409 c); this key or external id has stood for another request",
+        "No (409 c); this idempotency key or external id was used for a different request",
     ),
-    (of(errors.IdempotencyInProgressError, 409, "c"), "No (409 c); the first request with this key still runs"),
+    (of(errors.IdempotencyInProgressError, 409, "c"), "No (409 c); the first request with this key is still running"),
     (of(errors.RateLimitError, 429, "c", retry_after=30.0), "No (429 c); try again in 30 s"),
     (of(errors.InvalidRequestError, 400, "c", issues=[{"path": "fps", "message": "too much"}]), "fps too much (400 c)"),
     (of(errors.InvalidRequestError, 400, "c", issues=["odd"]), "No (400 c)"),
@@ -63,9 +63,12 @@ NEXT = [
         of(errors.InsufficientTokensError, 402, "c", required=1234567.25, available=1e6),
         "No (402 c); 1,234,567.25 tokens are required, 1,000,000 are available",
     ),
-    (line(errors.ValidationError("shard", [errors.Issue("", "must be i/n")])), "shard: must be i/n"),
-    (line(errors.ValidationError("Job", [errors.Issue("fps", "is required")])), "fps: is required"),
-    (line(errors.NotSentError("nothing was sent")), "nothing was sent; convertrilo doctor looks for the reason"),
+    (error_line(errors.ValidationError("shard", [errors.Issue("", "must be i/n")])), "shard: must be i/n"),
+    (error_line(errors.ValidationError("Job", [errors.Issue("fps", "is required")])), "fps: is required"),
+    (
+        error_line(errors.NotSentError("nothing was sent")),
+        "nothing was sent; run convertrilo doctor to find the reason",
+    ),
 ]
 
 

@@ -20,10 +20,10 @@ def asked(answers: list[tuple[str, str]], folder: Path) -> tuple[int, str]:
 def test_the_questions_lead_to_an_encode_and_to_its_command(tmp_path: Path) -> None:
     shutil.copy(CLIP, tmp_path / "in.mp4")
     answers = [
-        ("A file, or a URL: ", "none.mp4\n"),
+        ("File or URL: ", "none.mp4\n"),
         ("there is no file none.mp4", "in.mp4\n"),
         ("Codec", "\n"),
-        ("At most so high", "480p\n"),
+        ("Maximum height", "480p\n"),
         ("Quality", "\n"),
         ("[in.h264.mp4]", "out.mp4\n"),
         ("Encode on this machine?", "y\n"),
@@ -31,13 +31,13 @@ def test_the_questions_lead_to_an_encode_and_to_its_command(tmp_path: Path) -> N
     code, shown = asked(answers, tmp_path)
     assert code == 0, shown
     said = "convertrilo encode in.mp4 --codec h264 --resolution 480p --quality better -o out.mp4 --sandbox"
-    assert f"The same in one line: {said}" in shown
+    assert f"The same as one command: {said}" in shown
     assert "out.mp4: " in shown
     assert names_in(tmp_path) == ["in.mp4", "out.mp4"]
 
 
 def test_who_answers_no_more_ends_it(tmp_path: Path) -> None:
-    code, shown = asked([("A file, or a URL: ", "\x04")], tmp_path)  # Ctrl-D
+    code, shown = asked([("File or URL: ", "\x04")], tmp_path)  # Ctrl-D
     assert code == 130
     assert "convertrilo: interrupted" in shown
 

@@ -100,7 +100,7 @@ def test_interrupted_it_is_gone_on_with_to_a_correct_end(
         terminal.process.send_signal(end)
         code, out = terminal.end()
         said = " ".join(terminal.shown.split())
-        assert "run the same command again to go on: run.db knows what is done" in said
+        assert "repeat the command to continue: run.db records what is done" in said
         assert ("12 submitted" if moment == "bulkStatus" else "0 submitted") in said
     assert (code, out) == (130, "")
     assert not (tmp_path / "out.csv").exists()
@@ -163,7 +163,7 @@ def test_a_report_that_fails_at_the_end_says_how_to_go_on(
     assert run(command) == 2
     said = capsys.readouterr().err
     assert "out.csv: cannot be written: No space left on device; 12 objects are listed and 12 submitted; " in said
-    assert "run the same command again to go on: run.db knows what is done" in said
+    assert "repeat the command to continue: run.db records what is done" in said
     assert not part.is_symlink()
     assert run(command) == 0
     assert [each["status"] for each in rows(tmp_path / "out.csv")] == ["submitted"] * COUNT
@@ -229,7 +229,7 @@ WRONG = [
     (["films", "--journal", "r.db"], 2, "s3://"),
     (["s3://bucket/x", "--journal", "r.db", "--report", "none/out.csv"], 2, "there is no folder none"),
     (["s3://bucket/x", "--journal", "r.db", "--shard", "3/2"], 2, "must be i/n"),
-    (["s3://missing-bucket-1/x", "--journal", "r.db"], 4, "run the same command again"),
+    (["s3://missing-bucket-1/x", "--journal", "r.db"], 4, "repeat the command to continue"),
 ]
 
 

@@ -13,7 +13,7 @@ import pytest
 from support import names_in
 
 from convertrilo.cli.app import run
-from convertrilo.cli.settings import account, config_file
+from convertrilo.cli.settings import account_settings, config_file
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
 
@@ -25,20 +25,20 @@ def saved(profiles: Any) -> Path:
 
 
 def test_nothing_is_saved_at_first() -> None:
-    assert (account(None).api_key, account(None).base_url) == (None, "https://api.convertrilo.com")
+    assert (account_settings(None).api_key, account_settings(None).base_url) == (None, "https://api.convertrilo.com")
 
 
 def test_an_option_stands_before_the_environment_and_that_before_what_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     saved({"default": {"apiKey": "a"}, "work": {"apiKey": "b", "baseUrl": "https://b.test"}, "home": {"apiKey": "c"}})
-    assert account(None).api_key == "a"
+    assert account_settings(None).api_key == "a"
     monkeypatch.setenv("CONVERTRILO_PROFILE", "work")
-    assert (account(None).api_key, account(None).base_url) == ("b", "https://b.test")
+    assert (account_settings(None).api_key, account_settings(None).base_url) == ("b", "https://b.test")
     monkeypatch.setenv("CONVERTRILO_API_KEY", "env")
-    assert (account(None).api_key, account(None).base_url) == ("env", "https://b.test")
+    assert (account_settings(None).api_key, account_settings(None).base_url) == ("env", "https://b.test")
     monkeypatch.setenv("CONVERTRILO_BASE_URL", "https://env.test")
-    assert account(None).base_url == "https://env.test"
+    assert account_settings(None).base_url == "https://env.test"
     # Who names an account wants that one, and its key goes nowhere but to that account's service.
-    assert (account("home").api_key, account("home").base_url) == ("c", "https://api.convertrilo.com")
+    assert (account_settings("home").api_key, account_settings("home").base_url) == ("c", "https://api.convertrilo.com")
 
 
 def test_the_typescript_commands_settings_are_read_until_there_are_own_ones(
@@ -47,15 +47,15 @@ def test_the_typescript_commands_settings_are_read_until_there_are_own_ones(
     theirs = home / ".convertrilo" / "config.json"
     theirs.parent.mkdir()
     theirs.write_text('{"apiKey": "cvr_theirs", "baseUrl": "https://theirs.test"}')
-    assert (account(None).api_key, account(None).base_url) == ("cvr_theirs", "https://theirs.test")
+    assert (account_settings(None).api_key, account_settings(None).base_url) == ("cvr_theirs", "https://theirs.test")
     assert run(["logout"]) == 0
     assert "is left as it is" in capsys.readouterr().err
-    assert account(None).api_key is None
+    assert account_settings(None).api_key is None
     assert "cvr_theirs" in theirs.read_text()
 
 
 WRONG = [
-    ("{", "is no JSON"),
+    ("{", "is not valid JSON"),
     ("[]", "holds no profiles"),
     ('{"profiles": []}', "holds no profiles"),
     ('{"profiles": {"default": 1}}', "holds no profiles"),
@@ -74,7 +74,7 @@ def test_a_file_that_is_damaged_is_said_to_be(text: str, says: str, capsys: pyte
 def test_an_unknown_profile_is_an_error_that_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     saved({"work": {"apiKey": "b"}})
     assert run(["balance", "--profile", "wrok"]) == 2
-    says = "there is no profile 'wrok', there are work: log in with convertrilo login --profile wrok"
+    says = "there is no profile 'wrok', the saved profiles are work: log in with convertrilo login --profile wrok"
     assert capsys.readouterr().err == f"convertrilo: {says}\n"
 
 
@@ -146,7 +146,7 @@ def test_login_by_password_saves_a_token_that_keys_can_use(
     assert run(["keys", "list", "--profile", "work", "--json"]) == 0
     assert run(["balance", "--profile", "work"]) == 0
     said = "".join(capsys.readouterr())
-    token = account("work").access_token
+    token = account_settings("work").access_token
     assert token is not None
     assert token not in said
     assert service.password not in said + config_file().read_text()
@@ -178,7 +178,7 @@ def test_a_key_that_may_not_see_the_balance_is_a_good_key(
     assert run(["keys", "create", "small", "--scope", "jobs:read", "--field", "key"]) == 0
     key = capsys.readouterr().out.splitlines()[-1]
     assert login(monkeypatch, "", "--api-key", key) == 0
-    assert account(None).api_key == key
+    assert account_settings(None).api_key == key
 
 
 def test_with_the_sandbox_login_tries_and_saves_nothing(

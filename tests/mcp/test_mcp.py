@@ -23,10 +23,10 @@ from convertrilo import AsyncClient, ConfigurationError, ValidationError
 from convertrilo._base_client import engine_of
 from convertrilo._model import Model, field_specs
 from convertrilo.codec import wire_name
-from convertrilo.mcp.calls import WatchedJournal
+from convertrilo.mcp.calls import RecordingJournal
 from convertrilo.mcp.schemas import request_schema
 from convertrilo.mcp.server import make_server
-from convertrilo.mcp.storage import Profile, profiles_in, with_credentials
+from convertrilo.mcp.storage import StorageProfile, resolve_storage_profiles, storage_profiles
 from convertrilo.mcp.toolbox import Toolbox
 from convertrilo.mcp.tools import tools
 from convertrilo.models import BulkCreateRequest, OnDemandEncodeRequest
@@ -46,7 +46,7 @@ ENVIRONMENT = {
     "CONVERTRILO_S3_OWN_ENDPOINT": "https://store.example",
     "CONVERTRILO_S3_OWN_REGION": "eu-1",
 }
-PROFILES = profiles_in(ENVIRONMENT)
+PROFILES = storage_profiles(ENVIRONMENT)
 READING = {"get_job_status", "wait_for_job", "get_token_balance", "list_pending_operations"}
 MAKING = {"create_encode_job", "create_jobs_bulk", "ingest_folder", "cancel_job"}
 
@@ -64,28 +64,30 @@ IN_TYPESCRIPT = {
 @asynccontextmanager
 async def agent(
     client: AsyncClient,
-    journal: WatchedJournal,
+    journal: RecordingJournal,
     *,
     read_only: bool = False,
     mode: str = "legacy",
-    profiles: Mapping[str, Profile] = PROFILES,
+    profiles: Mapping[str, StorageProfile] = PROFILES,
 ) -> AsyncIterator[Client]:
     """Yield the official client of a server of this client's tools."""
     client._engine.journal = journal
     secrets = [each.secret_access_key for each in profiles.values()]
-    toolbox = Toolbox(client, journal, profiles, Path(journal._store.path).parent / "folders")
+    toolbox = Toolbox(
+        client, journal, profiles, Path(journal._store.path).parent / "folders", clock=client._engine.clock
+    )
     server = make_server(toolbox, tools(profiles), read_only=read_only, secrets=secrets)
     async with client, Client(server, mode=mode) as talking:
         yield talking
 
 
 @pytest.fixture
-def journal(tmp_path: Path, convertrilo_client: AsyncClient) -> WatchedJournal:
-    return WatchedJournal(tmp_path / "mcp.db", clock=convertrilo_client._engine.clock)
+def journal(tmp_path: Path, convertrilo_client: AsyncClient) -> RecordingJournal:
+    return RecordingJournal(tmp_path / "mcp.db", clock=convertrilo_client._engine.clock)
 
 
 @pytest.fixture
-async def talking(convertrilo_client: AsyncClient, journal: WatchedJournal) -> AsyncIterator[Client]:
+async def talking(convertrilo_client: AsyncClient, journal: RecordingJournal) -> AsyncIterator[Client]:
     async with agent(convertrilo_client, journal) as talking:
         yield talking
 
@@ -124,7 +126,7 @@ def parts_of(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, s
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_tools_are_listed_with_their_schemas_and_what_they_may_do(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, mode: str
+    convertrilo_client: AsyncClient, journal: RecordingJournal, mode: str
 ) -> None:
     async with agent(convertrilo_client, journal, mode=mode) as talking:
         listed = {tool.name: tool for tool in (await talking.list_tools()).tools}
@@ -173,7 +175,7 @@ def test_no_tool_takes_a_credential() -> None:
 
 
 async def test_read_only_leaves_out_what_makes_or_cancels(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, convertrilo_sandbox: Sandbox
+    convertrilo_client: AsyncClient, journal: RecordingJournal, convertrilo_sandbox: Sandbox
 ) -> None:
     async with agent(convertrilo_client, journal, read_only=True) as talking:
         assert {tool.name for tool in (await talking.list_tools()).tools} == READING
@@ -185,7 +187,7 @@ async def test_read_only_leaves_out_what_makes_or_cancels(
 
 
 async def test_an_unknown_tool_is_an_error_of_the_protocol(talking: Client) -> None:
-    with pytest.raises(MCPError, match="there is no tool make_coffee; there are create_encode_job, "):
+    with pytest.raises(MCPError, match="there is no tool make_coffee; the tools are create_encode_job, "):
         await talking.call_tool("make_coffee", {})
 
 
@@ -234,7 +236,7 @@ async def test_equal_calls_at_once_are_one_job(talking: Client, convertrilo_sand
 
 
 async def test_a_lost_answer_is_listed_as_pending_until_the_call_is_repeated(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, convertrilo_sandbox: Sandbox
+    convertrilo_client: AsyncClient, journal: RecordingJournal, convertrilo_sandbox: Sandbox
 ) -> None:
     impatient = convertrilo_client.with_options(retry=RetryPolicy.none())
     convertrilo_sandbox.faults.lose_response("onDemandEncode")
@@ -259,7 +261,7 @@ async def test_a_lost_answer_is_listed_as_pending_until_the_call_is_repeated(
 
 
 async def test_what_was_sent_too_long_ago_is_listed_as_unknown_and_not_sent_again(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, convertrilo_sandbox: Sandbox
+    convertrilo_client: AsyncClient, journal: RecordingJournal, convertrilo_sandbox: Sandbox
 ) -> None:
     impatient = convertrilo_client.with_options(retry=RetryPolicy.none())
     convertrilo_sandbox.faults.lose_response("onDemandEncode", times=2)
@@ -278,7 +280,7 @@ async def test_what_was_sent_too_long_ago_is_listed_as_unknown_and_not_sent_agai
 
 
 async def test_many_jobs_are_made_once_each_with_its_own_outcome(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, convertrilo_sandbox: Sandbox
+    convertrilo_client: AsyncClient, journal: RecordingJournal, convertrilo_sandbox: Sandbox
 ) -> None:
     job = {"codec": "av1", "resolution": "720p", "fps": 25, "sourceUrl": URL}
     call = {"jobs": [job, {**job, "container": "mov"}], "settings": {"confirm": True}}
@@ -296,7 +298,7 @@ async def test_many_jobs_are_made_once_each_with_its_own_outcome(
 
 
 async def test_a_big_request_is_not_spread_out_in_the_list(
-    convertrilo_client: AsyncClient, journal: WatchedJournal, convertrilo_sandbox: Sandbox
+    convertrilo_client: AsyncClient, journal: RecordingJournal, convertrilo_sandbox: Sandbox
 ) -> None:
     job = {"codec": "av1", "resolution": "720p", "fps": 25, "sourceUrl": URL}
     impatient = convertrilo_client.with_options(retry=RetryPolicy.none())
@@ -379,7 +381,7 @@ async def test_a_wait_that_is_cancelled_leaves_nothing_behind(tmp_path: Path) ->
     status = {"jobId": "j-1", "status": "running", "progress": 5}
     script = Script(ok(status), clock=FakeClock(sleepers="wait"))
     client = client_of(script)
-    async with agent(client, WatchedJournal(tmp_path / "mcp.db")) as talking:
+    async with agent(client, RecordingJournal(tmp_path / "mcp.db")) as talking:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(talking.call_tool, "wait_for_job", {"jobId": "j-1"})
             await script.clock.until_asleep()
@@ -447,7 +449,7 @@ async def test_a_job_that_does_not_exist_is_not_found(talking: Client) -> None:
 
 async def test_without_an_api_key_every_call_says_how_to_set_one(tmp_path: Path) -> None:
     client = client_of(Script(ok({})), api_key=None, get_token=None)
-    async with agent(client, WatchedJournal(tmp_path / "mcp.db")) as talking:
+    async with agent(client, RecordingJournal(tmp_path / "mcp.db")) as talking:
         told = problem_of(await talking.call_tool("get_token_balance"))
     assert told["code"] == "configuration"
     assert "CONVERTRILO_API_KEY" in told["message"]
@@ -462,7 +464,12 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
     ("create_encode_job", {**ENCODE, "fps": 0}, "fps", "must be at least 1"),
     ("create_encode_job", {**ENCODE, "passes": 3}, "passes", "must be one of 1, 2"),
     ("create_encode_job", {**ENCODE, "vmafTarget": 100}, "vmafTarget", "must be at most 99"),
-    ("create_encode_job", {**ENCODE, "colour": "red"}, "colour", "is no argument here; there are sourceUrl, "),
+    (
+        "create_encode_job",
+        {**ENCODE, "colour": "red"},
+        "colour",
+        "is not an argument of this tool; the arguments are sourceUrl, ",
+    ),
     ("create_encode_job", {**ENCODE, "idempotencyKey": " "}, "idempotencyKey", "must match"),
     ("create_encode_job", {**ENCODE, "idempotencyKey": "k" * 256}, "idempotencyKey", "at most 255 characters"),
     ("create_encode_job", {**ENCODE, "outputS3": {"bucket": "b"}}, "outputS3.key", "is required"),
@@ -482,13 +489,13 @@ WRONG: list[tuple[str, dict[str, Any], str, str]] = [
         "create_encode_job",
         {**ENCODE, "outputS3": {"bucket": "b", "key": "k", "storageProfile": "own", "endpoint": "https://evil.test"}},
         "outputS3.endpoint",
-        "is not the storage profile's own",
+        "is not the endpoint of the storage profile",
     ),
     ("create_encode_job", {**ENCODE, "outputS3": [{"secretAccessKey": SECRET}]}, "outputS3", "must be of type object"),
     ("create_jobs_bulk", {"jobs": [{"codec": "av1", "fps": 1}]}, "jobs[0].resolution", "is required"),
     ("get_job_status", {"jobId": ""}, "jobId", "must have at least 1 characters"),
     ("wait_for_job", {"jobId": "j", "timeoutMs": 0}, "timeoutMs", "must be above 0"),
-    ("get_token_balance", {"all": True}, "all", "is no argument here; there are none"),
+    ("get_token_balance", {"all": True}, "all", "is not an argument of this tool; there are none"),
     ("list_pending_operations", {"limit": 1000}, "limit", "must be at most 200"),
 ]
 
@@ -531,7 +538,7 @@ async def test_a_profile_gives_its_credentials_and_nobody_gets_to_see_them(tmp_p
     metadata = {"storageProfile": "media_eu"}
     place = {"bucket": "b", "key": "k", "storageProfile": "media_eu"}
     call = {**ENCODE, "outputS3": place, "metadata": metadata}
-    journal = WatchedJournal(tmp_path / "mcp.db")
+    journal = RecordingJournal(tmp_path / "mcp.db")
     async with agent(client_of(script), journal) as talking:
         result = await talking.call_tool("create_encode_job", call)
         assert SECRET.encode() not in b"".join([entry.body async for entry in journal.answered()])
@@ -553,7 +560,7 @@ async def test_a_profile_gives_its_credentials_and_nobody_gets_to_see_them(tmp_p
 
 def test_a_profile_brings_its_endpoint_and_region() -> None:
     given = {"jobs": [{"sourceS3": {"bucket": "b", "key": "k", "storageProfile": "own"}}]}
-    [job] = with_credentials(PROFILES, given)["jobs"]
+    [job] = resolve_storage_profiles(PROFILES, given)["jobs"]
     assert job["sourceS3"] == {
         "bucket": "b",
         "key": "k",
@@ -562,10 +569,12 @@ def test_a_profile_brings_its_endpoint_and_region() -> None:
         "accessKeyId": "own-id",
         "secretAccessKey": "own-secret",
     }
-    same = with_credentials(PROFILES, {"storageProfile": "own", "endpoint": "https://store.example", "region": "eu-2"})
+    same = resolve_storage_profiles(
+        PROFILES, {"storageProfile": "own", "endpoint": "https://store.example", "region": "eu-2"}
+    )
     assert (same["endpoint"], same["region"]) == ("https://store.example", "eu-2")
-    with pytest.raises(ValidationError, match="is not the storage profile's own"):  # it is Amazon's
-        with_credentials(PROFILES, {"storageProfile": "media_eu", "endpoint": "https://store.example"})
+    with pytest.raises(ValidationError, match="is not the endpoint of the storage profile"):  # it is Amazon's
+        resolve_storage_profiles(PROFILES, {"storageProfile": "media_eu", "endpoint": "https://store.example"})
 
 
 def test_without_profiles_a_place_says_how_to_set_one_up() -> None:
@@ -576,9 +585,9 @@ def test_without_profiles_a_place_says_how_to_set_one_up() -> None:
 
 def test_half_a_profile_is_an_error_that_names_the_other_half() -> None:
     with pytest.raises(ConfigurationError, match="media is not complete: set CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY"):
-        profiles_in({"CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID": "id"})
+        storage_profiles({"CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID": "id"})
     with pytest.raises(ConfigurationError, match="media is not complete: set CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID"):
-        profiles_in({"CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY": "s"})
+        storage_profiles({"CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY": "s"})
     assert "own-secret" not in repr(PROFILES)
 
 

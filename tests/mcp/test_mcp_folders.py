@@ -13,8 +13,8 @@ from test_mcp import agent, problem_of, value_of
 
 from convertrilo import S3FolderSource, ingest_folder
 from convertrilo.mcp import folders
-from convertrilo.mcp.calls import WatchedJournal
-from convertrilo.mcp.storage import Profile
+from convertrilo.mcp.calls import RecordingJournal
+from convertrilo.mcp.storage import StorageProfile
 from convertrilo.retry import RetryPolicy
 from convertrilo.sandbox import Sandbox
 
@@ -34,9 +34,9 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 @asynccontextmanager
 async def using(sandbox: Sandbox, store: ObjectStore, folder: Path, *, patient: bool = True) -> AsyncIterator[Client]:
     """Yield the official client of a server that knows the store's credentials as the profile `store`."""
-    profile = Profile(store.access_key_id, store.secret_access_key, store.endpoint, "us-east-1")
+    profile = StorageProfile(store.access_key_id, store.secret_access_key, store.endpoint, "us-east-1")
     client = sandbox.client(**({} if patient else {"retry": RetryPolicy.none()}))
-    async with agent(client, WatchedJournal(folder / "mcp.db"), profiles={"store": profile}) as talking:
+    async with agent(client, RecordingJournal(folder / "mcp.db"), profiles={"store": profile}) as talking:
         yield talking
 
 
@@ -101,7 +101,7 @@ async def test_a_confirmation_is_for_what_was_looked_into_only(
         confirmation = value_of(await talking.call_tool("ingest_folder", call))["confirmation"]
         told = problem_of(await talking.call_tool("ingest_folder", {**call, "confirmation": confirmation, **change}))
     assert told["code"] == "invalid_arguments"
-    assert "is not what a dry run with these very arguments gave" in told["message"]
+    assert "was not returned by a dry run with these arguments" in told["message"]
     assert sandbox.jobs == []
 
 

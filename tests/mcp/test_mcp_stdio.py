@@ -413,7 +413,7 @@ def test_a_journal_that_is_none_is_one_line_although_stdin_is_open(tmp_path: Pat
         ("CONVERTRILO_PROFILE", "work", "there is no profile 'work', none is saved: log in with convertrilo login"),
         ("CONVERTRILO_API_KEY", "two words", "the API key must be visible ASCII characters"),
         ("CONVERTRILO_S3_A_ACCESS_KEY_ID", "x", "a is not complete: set CONVERTRILO_S3_A_SECRET_ACCESS_KEY"),
-        ("XDG_STATE_HOME", "/dev/null", "there can be no folder /dev/null/convertrilo for the journal"),
+        ("XDG_STATE_HOME", "/dev/null", "the folder /dev/null/convertrilo for the journal cannot be created"),
     ],
 )
 def test_a_setting_that_is_not_right_is_one_line(

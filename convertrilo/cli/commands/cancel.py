@@ -1,12 +1,12 @@
-"""`convertrilo cancel`: a job that is not wanted any more."""
+"""`convertrilo cancel`: cancel a job."""
 
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from convertrilo.cli.options import of_job_output, of_service
+from convertrilo.cli.options import job_output_options, service_options
 from convertrilo.cli.output import Output
-from convertrilo.cli.service import Service
+from convertrilo.cli.service import ServiceTarget
 
 if TYPE_CHECKING:
     from convertrilo.client import AsyncClient
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("job_id")
-@of_job_output
-@of_service
-def cancel(job_id: str, output: Output, service: Service) -> None:
-    """Cancel a job. One that cannot be canceled any more is exit code 1."""
+@job_output_options
+@service_options
+def cancel(job_id: str, output: Output, service: ServiceTarget) -> None:
+    """Cancel a job. Exit code 1: the job can no longer be canceled."""
     from convertrilo._cancel import cancel_job
     from convertrilo.errors import JobError
 
@@ -29,4 +29,4 @@ def cancel(job_id: str, output: Output, service: Service) -> None:
     result = service.run(work)
     output.show(result)
     if result["status"] != "canceled":
-        raise JobError(f"job {job_id} is {result['status']}, and can be canceled no more", job_id=job_id)
+        raise JobError(f"job {job_id} is {result['status']}, and can no longer be canceled", job_id=job_id)

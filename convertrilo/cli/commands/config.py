@@ -1,31 +1,31 @@
-"""`convertrilo config`: the saved settings."""
+"""`convertrilo config`: show and change the saved settings."""
 
 import sys
 
 import click
 
-from convertrilo.cli.options import of_output
+from convertrilo.cli.options import output_options
 from convertrilo.cli.output import Output
 
 _NAMES = click.Choice(["apiKey", "accessToken", "baseUrl"])
-_PROFILE = click.option("--profile", metavar="NAME", help="Which account.  [default: default]")
+_PROFILE = click.option("--profile", metavar="NAME", help="The saved account.  [default: default]")
 _SAVED = "[saved]"
 
 
 @click.group()
 def config() -> None:
-    """Show and change saved settings."""
+    """Show and change the saved settings."""
 
 
 @config.command("get")
 @click.argument("name", required=False, type=_NAMES)
 @_PROFILE
-@of_output
+@output_options
 def get(name: str | None, profile: str | None, output: Output) -> None:
-    """Show which settings hold, and where each comes from; or the value of one. Credentials are never shown."""
+    """Show the settings in effect and where each comes from, or only NAME. Credentials are never shown."""
     from convertrilo.cli import settings
 
-    account = settings.account(profile)
+    account = settings.account_settings(profile)
     values = {
         "apiKey": account.api_key and _SAVED,
         "accessToken": account.access_token and _SAVED,
@@ -49,18 +49,18 @@ def get(name: str | None, profile: str | None, output: Output) -> None:
 @click.argument("name", type=_NAMES)
 @click.argument("value")
 @_PROFILE
-@of_output
+@output_options
 def set_one(name: str, value: str, profile: str | None, output: Output) -> None:
-    """Save a setting; an empty VALUE removes it, and - reads it from stdin, where no other user sees it."""
+    """Save a setting. An empty VALUE removes it; - reads it from stdin, where other users cannot see it."""
     from convertrilo._base_client import DEFAULT_BASE_URL
     from convertrilo.cli import settings
     from convertrilo.client import AsyncClient
 
     text = (sys.stdin.readline() if value == "-" else value).strip()
     if text and name == "baseUrl":
-        AsyncClient("unused", base_url=text)  # raises what is wrong with it
+        AsyncClient("unused", base_url=text)  # checks the URL
     elif text:
-        AsyncClient(text, base_url=DEFAULT_BASE_URL)
+        AsyncClient(text, base_url=DEFAULT_BASE_URL)  # checks the key
     which = settings.profile_name(profile)
     file = settings.save(which, {name: text or None})
     output.show({"profile": which, "path": str(file), name: (text if name == "baseUrl" else _SAVED) if text else None})

@@ -1,24 +1,24 @@
-"""`convertrilo doctor`: whether everything is as it should be, and if not, what to do."""
+"""`convertrilo doctor`: find out what does not work, and how to fix it."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from convertrilo.cli.options import of_output, of_service
-from convertrilo.cli.output import Output, table
-from convertrilo.cli.service import Service
+from convertrilo.cli.options import output_options, service_options
+from convertrilo.cli.output import Output, print_table
+from convertrilo.cli.service import ServiceTarget
 
 
 @click.command()
-@of_output
-@of_service
-def doctor(output: Output, service: Service) -> None:
-    """Check settings, service, key and scopes, tokens, clock, webhooks and ffmpeg. Changes nothing.
+@output_options
+@service_options
+def doctor(output: Output, service: ServiceTarget) -> None:
+    """Check settings, service, API key and scopes, tokens, clock, webhooks and ffmpeg. Changes nothing.
 
-    Exit code 0 if nothing has failed; else that of the first failure.
+    The exit code is that of the first failed check, or 0.
     """
-    from convertrilo.cli.checks import examine
+    from convertrilo.cli.doctor_flow import examine
 
     checks = examine(service)
     failed = [each for each in checks if each.state == "failed"]
@@ -29,4 +29,4 @@ def doctor(output: Output, service: Service) -> None:
 
 def _table(wire: Mapping[str, Any]) -> None:
     rows = [(each["name"], each["state"], each["says"]) for each in wire["checks"]]
-    table(("what", "state", "says"), rows, empty="")
+    print_table(("what", "state", "says"), rows, empty="")

@@ -1,12 +1,20 @@
-"""`convertrilo ingest`: every video of a folder in S3, each encoded once."""
+"""`convertrilo ingest`: encode every video of an S3 folder once."""
 
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from convertrilo.cli.options import A_WEEK_MS, of_encoding, of_output, of_quiet, of_s3_output, of_service, of_timeout
+from convertrilo.cli.options import (
+    ENCODING,
+    WEEK_MS,
+    encoding_options,
+    output_options,
+    quiet_option,
+    s3_output_options,
+    service_options,
+    timeout_option,
+)
 
 
 @click.command()
@@ -16,45 +24,61 @@ from convertrilo.cli.options import A_WEEK_MS, of_encoding, of_output, of_quiet,
     "journal_file",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file that keeps what was listed, submitted and answered: the same one again goes on.",
+    help="The file that records what was listed, submitted and answered; the same file resumes the run.",
 )
-@of_encoding
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Given back with each job.")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Keys to encode.  [default: the endings of videos]")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keys to leave out.")
-@click.option("--min-size", type=click.IntRange(0), help="Bytes.")
-@click.option("--max-size", type=click.IntRange(0), help="Bytes.")
-@click.option("--modified-since", type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"]), help="By UTC.")
-@click.option("--max-files", type=click.IntRange(1), help="Objects that the journal holds at most.")
-@click.option("--shard", metavar="I/N", help="This share, from 0/N to N-1/N; each has a journal of its own.")
-@click.option("--manifest", type=click.Path(path_type=Path), help="A file that says which objects there are.")
+@encoding_options
+@click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Returned with each job; may be repeated.")
+@click.option("--include", multiple=True, metavar="PATTERN", help="Keys to encode.  [default: those of video files]")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keys to skip; may be repeated.")
+@click.option("--min-size", type=click.IntRange(0), help="Skip smaller objects; in bytes.")
+@click.option("--max-size", type=click.IntRange(0), help="Skip larger objects; in bytes.")
+@click.option(
+    "--modified-since",
+    type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"]),
+    help="Skip objects that were last modified before; in UTC unless a time zone is given.",
+)
+@click.option(
+    "--max-files", type=click.IntRange(1), help="Most objects that the journal may hold.  [default: no limit]"
+)
+@click.option(
+    "--shard", metavar="I/N", help="Take only this share of the folder, 0/N to N-1/N; each share needs its own journal."
+)
+@click.option(
+    "--manifest",
+    type=click.Path(path_type=Path),
+    help="A file that lists the objects; the folder itself is not listed.",
+)
 @click.option(
     "--endpoint",
     metavar="URL",
     envvar=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"],
     show_envvar=True,
-    help="Of an S3-compatible store.",
+    help="Endpoint of an S3-compatible store.",
 )
-@click.option("--region", help="Of the bucket.")
-@click.option("--anonymous", is_flag=True, help="Without credentials; else those of AWS's standard chain are used.")
-@click.option("--on-demand", is_flag=True, help="Let the service list the folder: at most 1,000 files.")
-@of_s3_output("prefix", "With --on-demand")
-@click.option("--dry-run", is_flag=True, help="List and estimate; create nothing.")
-@click.option("--from-scratch", is_flag=True, help="Forget what the journal knows, and make every job anew.")
+@click.option("--region", help="The bucket's region.")
+@click.option(
+    "--anonymous", is_flag=True, help="List without credentials.  [default: use AWS's standard credential chain]"
+)
+@click.option("--on-demand", is_flag=True, help="Let the service list the folder, once and at most 1,000 files.")
+@s3_output_options("prefix", "With --on-demand")
+@click.option("--dry-run", is_flag=True, help="List and estimate only; create no job.")
+@click.option("--from-scratch", is_flag=True, help="Forget what the journal holds, and create every job again.")
 @click.option("--wait", "waits", is_flag=True, help="Wait until all jobs have ended.")
-@of_timeout(A_WEEK_MS)
-@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Where to write a row for each object.")
-@of_quiet
-@of_output
-@of_service
-def ingest(source: str, modified_since: datetime | None, **options: Any) -> None:
-    """Have every video below SOURCE, s3://bucket/prefix, encoded once.
+@timeout_option(WEEK_MS)
+@click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="Write a file with one row per object.")
+@quiet_option
+@output_options
+@service_options
+def ingest(source: str, **options: Any) -> None:
+    """Encode every video below SOURCE, s3://bucket/prefix, exactly once.
 
-    Run again with the same journal it goes on where it stopped, and of a folder that has grown only what is new is
-    encoded. A --report whose name ends in .csv is CSV, any other JSON lines.
-    Exit code 1 if objects were refused, jobs have failed, or it is not known whether there is one, 4 if jobs go on
-    after --timeout-ms.
+    A rerun with the same journal continues where the last run stopped, and encodes only the objects that are new.
+    A --report whose name ends in .csv is written as CSV, any other as JSON lines.
+
+    Exit code 1: an object was refused, a job failed, or it is unknown whether an object has a job. Exit code 4: jobs
+    are still running after --timeout-ms.
     """
-    from convertrilo.cli.ingest_flow import Ingestion
+    from convertrilo.cli.ingest_flow import IngestCommand, IngestOptions
 
-    Ingestion(source, modified_since, options).run()
+    encoding = {name: options.pop(name) for name in (*ENCODING, "metadata")}
+    IngestCommand(source, encoding, IngestOptions(**options)).run()

@@ -1,58 +1,61 @@
-"""`convertrilo journal`: what was sent, and what was answered, as a file of `Journal` holds it."""
+"""`convertrilo journal`: inspect the file of a `Journal`."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from convertrilo.cli.options import of_output, readable_file
-from convertrilo.cli.output import Output, table
+from convertrilo.cli.files import check_readable
+from convertrilo.cli.options import output_options
+from convertrilo.cli.output import Output, print_table
 
 if TYPE_CHECKING:
     from convertrilo.journal import Entry, Journal
+
+T = TypeVar("T")
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 
 @click.group()
 def journal() -> None:
-    """Look into FILE, a journal of the SDK or of `ingest`: what was sent, and what was answered."""
+    """Inspect FILE, a journal of the SDK or of a command: what was sent, and what was answered."""
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def pending(file: Path, output: Output) -> None:
-    """Show what was sent, is not answered, and may be sent again."""
+    """List operations that were sent, have no answer, and may be sent again."""
     _list(file, output, lambda opened: opened.pending())
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def answered(file: Path, output: Output) -> None:
-    """Show what was answered."""
+    """List operations that were answered."""
     _list(file, output, lambda opened: opened.answered())
 
 
 @journal.command()
 @_FILE
-@of_output
+@output_options
 def unknown(file: Path, output: Output) -> None:
-    """Show what was not answered in time, and needs a decision: look for it, then `drop` it or leave it."""
+    """List operations whose outcome is unknown: find out what happened to each, then `drop` it or keep it."""
     _list(file, output, lambda opened: opened.unknown())
 
 
 @journal.command()
 @_FILE
 @click.argument("key")
-@of_output
+@output_options
 def show(file: Path, key: str, output: Output) -> None:
-    """Show the operation with an idempotency key: its request, and its answer without what is secret in it."""
+    """Show the operation with an idempotency key: its request and its answer, without secrets."""
     from convertrilo.errors import JournalError
 
-    entry = _with(file, lambda opened: opened.get(key))
+    entry = _run(file, lambda opened: opened.get(key))
     if entry is None:
         raise JournalError(f"the journal {file} holds no key {key}")
     output.show(_wire(entry, whole=True))
@@ -61,41 +64,42 @@ def show(file: Path, key: str, output: Output) -> None:
 @journal.command()
 @_FILE
 @click.argument("key")
-@of_output
+@output_options
 def drop(file: Path, key: str, output: Output) -> None:
-    """Forget the operation with an idempotency key: the next call with it is a new operation."""
+    """Forget the operation with an idempotency key: the next call with that key is a new operation."""
     from convertrilo.errors import JournalError
 
-    if not _with(file, lambda opened: opened.drop(key)):
+    if not _run(file, lambda opened: opened.drop(key)):
         raise JournalError(f"the journal {file} holds no key {key}")
     output.show({"key": key, "dropped": True})
 
 
-def _with(file: Path, work: "Callable[[Journal], Any]") -> Any:
+def _run(file: Path, work: "Callable[[Journal], Awaitable[T]]") -> T:
+    """Run work on the journal in a file, which must exist."""
     import anyio
 
     from convertrilo.journal import Journal
 
-    readable_file(file)
+    check_readable(file)
 
-    async def use() -> Any:
+    async def use() -> T:
         async with Journal(file) as opened:
             return await work(opened)
 
     return anyio.run(use)
 
 
-def _list(file: Path, output: Output, chosen: "Callable[[Journal], AsyncIterator[Entry]]") -> None:
+def _list(file: Path, output: Output, select: "Callable[[Journal], AsyncIterator[Entry]]") -> None:
     async def collect(opened: "Journal") -> list[dict[str, Any]]:
-        return [_wire(entry) async for entry in chosen(opened)]
+        return [_wire(entry) async for entry in select(opened)]
 
-    output.show({"operations": _with(file, collect)}, _table)
+    output.show({"operations": _run(file, collect)}, _table)
 
 
-def _table(wire: Any) -> None:
+def _table(wire: Mapping[str, Any]) -> None:
     names = ("firstSentAt", "operation", "name", "identity", "key")
     rows = [[each.get(name) for name in names] for each in wire["operations"]]
-    table(("first sent", "operation", "name", "identity", "key"), rows, empty="There is nothing of that kind.")
+    print_table(("first sent", "operation", "name", "identity", "key"), rows, empty="There are no such operations.")
 
 
 def _wire(entry: "Entry", *, whole: bool = False) -> dict[str, Any]:
@@ -114,7 +118,7 @@ def _wire(entry: "Entry", *, whole: bool = False) -> dict[str, Any]:
 
 
 def _readable(body: bytes) -> Any:
-    """Return a body without the temporary permissions, such as upload URLs, that it may hold."""
+    """Return a body for display, without secrets such as presigned URLs."""
     import json
 
     from convertrilo._http.redaction import hider, secrets_in, without_secrets

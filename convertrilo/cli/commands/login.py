@@ -1,4 +1,4 @@
-"""`convertrilo login`: from credentials to a saved profile."""
+"""`convertrilo login`: save credentials in a profile."""
 
 import os
 import sys
@@ -6,21 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convertrilo.cli.options import SANDBOX_HELP, of_output
+from convertrilo.cli.options import output_options
 from convertrilo.cli.output import Output, note
-from convertrilo.cli.service import Service
+from convertrilo.cli.service import ServiceTarget
 
 if TYPE_CHECKING:
     from convertrilo.client import AsyncClient
 
 
 @click.command()
-@click.option("--api-key", metavar="KEY", help="The key; other users can read it here, so better let it be asked for.")
-@click.option("--email", help="Log in with the account's password instead, for an access token, which `keys` needs.")
-@click.option("--base-url", metavar="URL", help="Where the service is.")
-@click.option("--profile", metavar="NAME", help="The name to save it under, for several accounts.  [default: default]")
-@click.option("--sandbox", is_flag=True, help=f"{SANDBOX_HELP} Nothing is saved: it needs no login.")
-@of_output
+@click.option("--api-key", metavar="KEY", help="The API key. Prefer the prompt: other users can read options.")
+@click.option(
+    "--email", help="Log in with this e-mail address and a password, and save the access token, which `keys` needs."
+)
+@click.option(
+    "--base-url",
+    metavar="URL",
+    help="The service's base URL.  [default: CONVERTRILO_BASE_URL, the saved one, or https://api.convertrilo.com]",
+)
+@click.option("--profile", metavar="NAME", help="The profile to save.  [default: default]")
+@click.option(
+    "--sandbox",
+    is_flag=True,
+    help="Check the credentials against the local sandbox, which needs no login, and save nothing.",
+)
+@output_options
 def login(
     api_key: str | None,
     email: str | None,
@@ -30,9 +40,9 @@ def login(
     *,
     sandbox: bool,
 ) -> None:
-    """Save an API key, or log in by e-mail address and password, once the service has accepted it.
+    """Save an API key, or log in with e-mail address and password, after the service has accepted them.
 
-    The key or the password is asked for on a terminal, and read from stdin elsewhere.
+    The key or the password is asked for on a terminal, and read from stdin otherwise.
     """
     from functools import partial
 
@@ -51,7 +61,7 @@ def login(
     password = None if email is None else _secret("Password")
     key = (api_key or _secret("API key")) if email is None else None
     client = (
-        Service(None, sandbox=True).client(api_key=key)
+        ServiceTarget(None, sandbox=True).client(api_key=key)
         if sandbox
         else AsyncClient(key, base_url=where, retry=RetryPolicy.none())
     )
@@ -62,7 +72,7 @@ def login(
         result["path"] = str(settings.save(name, changes))
     output.show(result)
     if os.environ.get("CONVERTRILO_API_KEY") and profile is None:
-        note("CONVERTRILO_API_KEY is set, and stands before what is saved.")
+        note("CONVERTRILO_API_KEY is set and overrides the saved key.")
 
 
 def _known(profile: str) -> str | None:
@@ -82,7 +92,7 @@ def _secret(what: str) -> str:
 async def _accepted(
     key: str | None, email: str | None, password: str | None, client: "AsyncClient"
 ) -> dict[str, str | None]:
-    """Have the service check the credentials, and return what is to be saved."""
+    """Have the service check the credentials, and return the settings to save."""
     from convertrilo.errors import PermissionDeniedError
 
     if key is None:
@@ -91,6 +101,6 @@ async def _accepted(
     try:
         await client.get_balance()
     except PermissionDeniedError as error:
-        if error.required_scope is None:  # a key that lacks just this scope is a good one
+        if error.required_scope is None:  # a key without this scope is still valid
             raise
     return {"apiKey": key}

@@ -1,16 +1,16 @@
-"""`convertrilo logout`: forgets what `login` has saved."""
+"""`convertrilo logout`: remove the saved credentials."""
 
 import click
 
-from convertrilo.cli.options import of_output
+from convertrilo.cli.options import output_options
 from convertrilo.cli.output import Output, note
 
 
 @click.command()
-@click.option("--profile", metavar="NAME", help="Which account to forget.  [default: default]")
-@of_output
+@click.option("--profile", metavar="NAME", help="The saved account to remove.  [default: default]")
+@output_options
 def logout(profile: str | None, output: Output) -> None:
-    """Forget the saved key and access token. The key itself goes on working: `keys revoke` ends it."""
+    """Remove the saved API key and access token. The key itself stays valid until `keys revoke`."""
     from convertrilo.cli import settings
 
     name = settings.profile_name(profile)
@@ -18,4 +18,4 @@ def logout(profile: str | None, output: Output) -> None:
     file = settings.save(name, dict.fromkeys(settings.VARIABLES))
     output.show({"profile": name, "path": str(file), "loggedOut": name in profiles})
     if before == settings.typescript_file() and before.exists():
-        note(f"{before}, where the TypeScript command keeps its own settings, is left as it is, and read no more.")
+        note(f"{before} belongs to the TypeScript command: it is left as it is, and no longer read.")

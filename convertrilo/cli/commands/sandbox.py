@@ -1,4 +1,4 @@
-"""`convertrilo sandbox`: a local Convertrilo on a port, until Ctrl-C."""
+"""`convertrilo sandbox`: serve a local Convertrilo on a port."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -10,13 +10,38 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback let other machines in.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
-@click.option("--state", type=click.Path(file_okay=False, path_type=Path), help="A folder that survives a restart.")
-@click.option("--encoder", type=click.Choice(["ffmpeg", "instant"]), default="ffmpeg", show_default=True)
-@click.option("--max-encodes", type=click.IntRange(1), help="How many jobs run at once.  [default: 2]")
-@click.option("--seed", type=int, help="The same ids in every run.")
-@click.option("--allow-private-sources", is_flag=True, help="Let source URLs point to this machine and its network.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; one other than loopback lets other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8080,
+    show_default=True,
+    help="Port to listen on; 0 picks a free one.",
+)
+@click.option(
+    "--state",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A folder that keeps the sandbox's state across restarts.  [default: none is kept]",
+)
+@click.option(
+    "--encoder",
+    type=click.Choice(["ffmpeg", "instant"]),
+    default="ffmpeg",
+    show_default=True,
+    help="ffmpeg encodes for real; instant answers with a tiny file.",
+)
+@click.option(
+    "--max-encodes",
+    type=click.IntRange(1),
+    help="Most jobs that run at once.  [default: 2 with ffmpeg, 1000 with instant]",
+)
+@click.option("--seed", type=int, help="Seed of the random ids; a fixed seed gives the same ids in every run.")
+@click.option("--allow-private-sources", is_flag=True, help="Allow source URLs on this machine and its network.")
 def sandbox(
     host: str,
     port: int,
@@ -27,18 +52,19 @@ def sandbox(
     *,
     allow_private_sources: bool,
 ) -> None:
-    """Serve a local Convertrilo that really encodes, until Ctrl-C.
+    """Serve a local Convertrilo that encodes for real, until Ctrl-C.
 
-    Prints the settings to paste into another terminal. Where it is served, / shows the jobs and /docs the API.
+    The command prints the settings to paste into another terminal. The sandbox shows its jobs at / and its API at
+    /docs.
     """
     import logging
 
     import anyio
 
-    from convertrilo.cli.extras import needing_the_sandbox
+    from convertrilo.cli.extras import requires_sandbox_extra
     from convertrilo.errors import ConfigurationError
 
-    with needing_the_sandbox():
+    with requires_sandbox_extra():
         from convertrilo.sandbox import Sandbox, serve_until_stopped
     local = Sandbox(
         encoder=encoder,
@@ -54,11 +80,11 @@ def sandbox(
     logging.basicConfig()
     try:
         anyio.run(serve)
-    except (OSError, RuntimeError) as error:  # the port is taken, or another sandbox has this state
+    except (OSError, RuntimeError) as error:  # the port or the state folder is in use
         raise ConfigurationError(str(error)) from error
 
 
 def _announce(local: "Sandbox", base_url: str) -> None:
     click.echo(f"export CONVERTRILO_BASE_URL={base_url}")
     click.echo(f"export CONVERTRILO_API_KEY={local.api_key}")
-    click.echo(f"A sandbox is at {base_url}: its jobs at /, its API at /docs. Ctrl-C stops it.", err=True)
+    click.echo(f"The sandbox is at {base_url}: its jobs at /, its API at /docs. Ctrl-C stops it.", err=True)

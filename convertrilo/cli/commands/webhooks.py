@@ -1,30 +1,34 @@
-"""`convertrilo webhooks`: who hears of jobs."""
+"""`convertrilo webhooks`: manage the webhooks that are told about jobs."""
 
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import click
 
-from convertrilo.cli.options import choice, of_output, of_service
-from convertrilo.cli.output import Output, note, table
-from convertrilo.cli.service import Service
+from convertrilo.cli.options import choice, output_options, service_options
+from convertrilo.cli.output import Output, note, print_table
+from convertrilo.cli.service import ServiceTarget
 from convertrilo.models import WebhookEventName
 
 _EVENTS = click.option(
-    "--event", "events", type=choice(WebhookEventName), multiple=True, help="May be repeated.  [default: all]"
+    "--event",
+    "events",
+    type=choice(WebhookEventName),
+    multiple=True,
+    help="An event to deliver; may be repeated.  [default: all events]",
 )
 
 
 @click.group()
 def webhooks() -> None:
-    """List, create, change, test and look into webhooks."""
+    """List, create, change, test and inspect webhooks."""
 
 
 @webhooks.command("list")
-@of_output
-@of_service
-def list_all(output: Output, service: Service) -> None:
-    """Show all webhooks, and which of them are switched off or failing."""
+@output_options
+@service_options
+def list_all(output: Output, service: ServiceTarget) -> None:
+    """List all webhooks, and which of them are off or failing."""
     output.show(service.run(lambda client: client.get_webhooks()), _table)
 
 
@@ -33,7 +37,7 @@ def _table(wire: Mapping[str, Any]) -> None:
     rows = [
         (
             each.get("id"),
-            state_of(each),
+            webhook_state(each),
             each.get("failureCount"),
             each.get("url"),
             _events(each),
@@ -41,11 +45,11 @@ def _table(wire: Mapping[str, Any]) -> None:
         )
         for each in wire.get("webhooks", ())
     ]
-    table(columns, rows, empty="There are no webhooks: convertrilo webhooks create URL makes one.")
+    print_table(columns, rows, empty="There are no webhooks; create one with convertrilo webhooks create URL.")
 
 
-def state_of(webhook: Mapping[str, Any]) -> str:
-    """Return what a webhook is, for people: `active`, `failing` or `off`."""
+def webhook_state(webhook: Mapping[str, Any]) -> str:
+    """Return the state of a webhook: `active`, `failing` or `off`."""
     if webhook.get("isActive") is False:
         return "off"
     return "failing" if webhook.get("failureCount") else "active"
@@ -58,32 +62,32 @@ def _events(webhook: Mapping[str, Any]) -> str:
 @webhooks.command()
 @click.argument("url")
 @_EVENTS
-@of_output
-@of_service
-def create(url: str, events: tuple[str, ...], output: Output, service: Service) -> None:
-    """Have events sent to URL. The secret that they are signed with is shown this once."""
+@output_options
+@service_options
+def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTarget) -> None:
+    """Deliver events to URL. The secret that signs them is shown only once."""
     body = {"url": url, "events": events or get_args(WebhookEventName)}
     output.show(service.run(lambda client: client.create_webhook(body)))
-    note("The secret is shown this once; a receiver needs it as CONVERTRILO_WEBHOOK_SECRET.")
+    note("The secret is shown only once; a receiver needs it as CONVERTRILO_WEBHOOK_SECRET.")
 
 
 @webhooks.command()
 @click.argument("webhook_id")
-@click.option("--url", help="Where to send events from now on.")
+@click.option("--url", help="The new URL to deliver events to.")
 @_EVENTS
-@click.option("--active/--inactive", default=None, help="Switch it on (again), or off.")
-@of_output
-@of_service
+@click.option("--active/--inactive", default=None, help="Switch the webhook on or off.")
+@output_options
+@service_options
 def update(
     webhook_id: str,
     url: str | None,
     events: tuple[str, ...],
     output: Output,
-    service: Service,
+    service: ServiceTarget,
     *,
     active: bool | None,
 ) -> None:
-    """Change a webhook, or switch it on again."""
+    """Change a webhook, or switch it on or off."""
     body = {"url": url, "events": events or None, "isActive": active}
     if not any(value is not None for value in body.values()):
         raise click.UsageError("nothing to change: give --url, --event, --active or --inactive")
@@ -92,9 +96,9 @@ def update(
 
 @webhooks.command()
 @click.argument("webhook_id")
-@of_output
-@of_service
-def delete(webhook_id: str, output: Output, service: Service) -> None:
+@output_options
+@service_options
+def delete(webhook_id: str, output: Output, service: ServiceTarget) -> None:
     """Delete a webhook."""
     service.run(lambda client: client.delete_webhook(webhook_id))
     output.show({"webhookId": webhook_id, "deleted": True})
@@ -102,20 +106,20 @@ def delete(webhook_id: str, output: Output, service: Service) -> None:
 
 @webhooks.command()
 @click.argument("webhook_id")
-@of_output
-@of_service
-def test(webhook_id: str, output: Output, service: Service) -> None:
-    """Have a `webhook.test` event sent; `deliveries` shows how that went."""
+@output_options
+@service_options
+def test(webhook_id: str, output: Output, service: ServiceTarget) -> None:
+    """Send a `webhook.test` event; `deliveries` shows whether it arrived."""
     service.run(lambda client: client.test_webhook(webhook_id))
     output.show({"webhookId": webhook_id, "sent": True})
 
 
 @webhooks.command()
 @click.argument("webhook_id")
-@of_output
-@of_service
-def deliveries(webhook_id: str, output: Output, service: Service) -> None:
-    """Show the last attempts to deliver, at most 50."""
+@output_options
+@service_options
+def deliveries(webhook_id: str, output: Output, service: ServiceTarget) -> None:
+    """List the last delivery attempts, at most 50."""
     output.show(service.run(lambda client: client.get_webhook_deliveries(webhook_id)), _deliveries)
 
 
@@ -123,4 +127,6 @@ def _deliveries(wire: Mapping[str, Any]) -> None:
     names = ("createdAt", "event", "jobId", "attempt", "status", "statusCode", "durationMs", "error", "nextRetryAt")
     columns = ("when", "event", "job", "attempt", "status", "answer", "ms", "error", "next attempt")
     rows = [[each.get(name) for name in names] for each in wire.get("deliveries", ())]
-    table(columns, rows, empty="Nothing was delivered yet: convertrilo webhooks test ID tries it.")
+    print_table(
+        columns, rows, empty="There are no deliveries yet; send a test event with convertrilo webhooks test ID."
+    )
