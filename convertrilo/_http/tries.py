@@ -1,6 +1,6 @@
 """Try again a few times: for steps of a flow that are more than one call."""
 
-from convertrilo._http.call import Context
+from convertrilo._http.context import Context
 from convertrilo.retry import RetryPolicy
 
 

@@ -313,10 +313,10 @@ class _Run:
             )
             if ledger is not None:
                 assert batch.first_sent_at is not None
-                call.last_resend = batch.first_sent_at + ledger.journal.replay_window
-                call.was_sent_before = batch.was_sent_before
+                call.doubt.last_resend = batch.first_sent_at + ledger.journal.replay_window
+                call.doubt.was_sent_before = batch.was_sent_before
             if self._carrier is not None:
-                answer = await self._carrier(batch.identity.key, batch.content, call.last_resend)
+                answer = await self._carrier(batch.identity.key, batch.content, call.doubt.last_resend)
             else:
                 with self._engine.watching(call, wire, batch.identity):
                     _, answer, _ = await call.run()
@@ -327,7 +327,7 @@ class _Run:
         except BaseException as error:
             # Of what was sent elsewhere an API error says whether it is in doubt; any other error leaves it open.
             elsewhere = self._carrier is not None and getattr(error, "in_doubt", True)
-            batch.is_in_doubt = batch.was_sent_before or (call is not None and (call.in_doubt or elsewhere))
+            batch.is_in_doubt = batch.was_sent_before or (call is not None and (call.doubt.may_be_done or elsewhere))
             if ledger is not None:
                 await self._put_down(ledger, batch, error)
             raise

@@ -13,7 +13,7 @@ import httpx
 
 from convertrilo import operations as rows
 from convertrilo._base_client import BaseClient, engine_of
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import only_logged
 from convertrilo._tasks import together
 from convertrilo.errors import (

@@ -14,7 +14,7 @@ import anyio
 import attrs
 import httpx
 
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo._version import __version__
 from convertrilo.errors import Issue, ValidationError

@@ -16,7 +16,7 @@ import anyio.lowlevel
 import attrs
 
 from convertrilo import operations as rows
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo.errors import APIError, ConvertriloError, RateLimitError, ServerError, TransportError
 from convertrilo.models import TERMINAL_STATUSES, BulkStatusResponse, OnDemandStatusResponse, StatusResponse
