@@ -50,6 +50,7 @@ from convertrilo import (
     ServerError,
     TransportError,
 )
+from convertrilo._base_client import engine_of
 from convertrilo.operations import Auth
 from convertrilo.retry import FailureKind, RetryBudget, Verdict, kind_of_answer, may_repeat, retry_after
 
@@ -261,7 +262,7 @@ def test_a_wait_is_drawn_from_nothing_to_a_backoff_that_doubles(
 async def test_waits_are_drawn_anew_each_time() -> None:
     script, draws = Script(HTML), iter([0.5, 0.0, 1.0, 0.25, 0.125, 0.75, 0.0625])
     async with client_of(script) as client:
-        client._engine.random = lambda: next(draws)
+        engine_of(client)[0].random = lambda: next(draws)
         await raised_by(client.get_balance())
     assert script.clock.sleeps == [0.25, 0.0, 2.0, 1.0, 1.0, 12.0, 1.25]
 

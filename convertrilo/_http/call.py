@@ -98,7 +98,7 @@ class Call(Generic[R]):
         self._wire = wire
         self._identity = identity
         self._attempts = Attempts(options.retry, context.budget, context.clock)
-        self._bearer = BearerToken(context.credentials)
+        self._bearer: BearerToken | None = None  # the token, if the call carries one
         self._failure: Failure | None = None  # of the latest attempt
         self._wait: float | None = None  # seconds until the next attempt; None if no attempt follows
 
@@ -246,12 +246,14 @@ class Call(Generic[R]):
             return [(b"X-API-Key", credentials.api_key.encode())]
         if credentials.get_token is None:
             raise self._about_call(ConfigurationError(_NO_CREDENTIALS[auth]))
-        token: str | None = None
+        if self._bearer is None:
+            self._bearer = BearerToken(credentials)
+        bearer, token = self._bearer, None
         with anyio.move_on_after(self._attempts.left()):
-            token = await self._bearer.get()
+            token = await bearer.get()
         if token is None:
             raise self._out_of_time()
-        if token == self._bearer.rejected:
+        if token == bearer.rejected:
             assert self._failure is not None
             raise self._final_error(self._failure)  # the source has no other token
         return [(b"Authorization", b"Bearer " + token.encode())]
@@ -286,7 +288,7 @@ class Call(Generic[R]):
             answer,
             self._hider,
             now=self._context.clock.time(),
-            has_token=self._bearer.current is not None,
+            has_token=self._bearer is not None,
         )
 
     def _decide(self, failure: Failure) -> float | None:
@@ -294,7 +296,7 @@ class Call(Generic[R]):
         if may_repeat(self.operation.repeat, failure.kind) is not Verdict.AGAIN:
             return None
         if failure.kind is FailureKind.UNAUTHORIZED:
-            return 0.0 if self._bearer.reject() else None
+            return 0.0 if self._bearer is not None and self._bearer.reject() else None
         policy = self._options.retry
         if self._context.closed or not self._attempts.are_left:
             return None
@@ -376,7 +378,10 @@ class Call(Generic[R]):
         return hider(text, self._secrets())
 
     def _secrets(self) -> Iterator[str]:
-        yield from filter(None, (self._context.credentials.api_key, self._bearer.current, self._bearer.rejected))
+        if self._context.credentials.api_key is not None:
+            yield self._context.credentials.api_key
+        if self._bearer is not None:
+            yield from filter(None, (self._bearer.current, self._bearer.rejected))
         yield from self._url.params.get_list("token")
         yield from secrets_in(self._wire)
 

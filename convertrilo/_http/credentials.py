@@ -59,7 +59,7 @@ class BearerToken:
 
     def __init__(self, credentials: Credentials) -> None:
         self.current: str | None = None
-        """The token of the latest attempt; `None` if the call carries no token."""
+        """The token of the latest attempt; `None` before the first one."""
         self.rejected: str | None = None
         """The token that the service rejected."""
         self._credentials = credentials
