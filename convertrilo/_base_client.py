@@ -4,16 +4,15 @@ import os
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-import attrs
 import httpx
 
-from convertrilo import operations as rows
+from convertrilo import operations
 from convertrilo._clock import SYSTEM_CLOCK, Clock
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.credentials import Credentials, TokenSource, is_visible
-from convertrilo._http.engine import Engine
+from convertrilo._http.engine import Arguments, Engine
 from convertrilo.errors import ConfigurationError, Issue, NotFoundError, ValidationError
 from convertrilo.events import Listener
 from convertrilo.models import (
@@ -62,27 +61,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 JsonObject = Mapping[str, Any]
-"""A body in the wire's own shape (camelCase), as the TypeScript SDK takes it; `None` means "not set"."""
+"""A body in the wire's shape (camelCase), as in the TypeScript SDK; a value of `None` means "not set"."""
 
 DEFAULT_BASE_URL = "https://api.convertrilo.com"
 DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 
 class BaseClient:
-    """A client of the Convertrilo API, on asyncio and trio; one serves any number of tasks.
+    """One method for each operation of the Convertrilo API, on asyncio and trio; any number of tasks share one client.
 
-    A method's body is the operation's model or a mapping in the wire's shape. Every method raises:
-
-    - `ValidationError` before anything is sent, when an argument is not what the contract allows;
-    - `APIError` or one of its subclasses when the service answers with an error that stands;
-    - `TransportError` when there is no answer, after all attempts that are allowed;
-    - `OutcomeUnknownError` when it is unclear whether something happened that must not happen twice;
-    - `DecodeError` when the answer is not what the contract says.
-
-    Keyed operations (`create_job`, `create_jobs_bulk`, `on_demand_encode`, `on_demand_ingest_folder`) are sent with an
-    idempotency key, the same in every attempt. A logical operation gets its key by the first of these that applies:
-    `idempotency_key=…`; `operation=…`, your name for what is to be done once; the body's own `external_id`; and
-    otherwise each call is an operation of its own.
+    `AsyncClient` is this client with the flows as methods. Flows that are functions, such as `ingest_folder`, take
+    either.
     """
 
     def __init__(
@@ -101,25 +90,29 @@ class BaseClient:
         poll_batch_size: int = 100,
         clock: Clock = SYSTEM_CLOCK,
     ) -> None:
-        """Make a client; nothing is connected yet.
+        """Create a client; it connects with its first request.
 
         Args:
-            api_key: The API key; by default `CONVERTRILO_API_KEY` of the environment, unless there is `get_token`.
-            get_token: Returns, or is awaited for, a bearer token; asked for each request that carries one.
-            base_url: Where the service is; by default `CONVERTRILO_BASE_URL`, or else the real service.
-            retry: How persistent to be; `RetryPolicy.none()` tries once.
-            timeout: Seconds an attempt may wait to connect, for a free connection, to send a piece or to read one; the
-                deadline for a whole call is `retry.deadline`.
-            max_connections: Most connections open at once; further requests queue for one.
-            journal: Where keyed operations are written down before they are sent, and parts of uploads when they have
-                arrived; opened and closed with the client.
-            transport: Used as it is instead of the client's own connections, and closed with the client. It must not
-                send a request again by itself: only the client knows which may be, and what that makes unclear.
-            http_client: The same, and it stays its owner's to close. Redirects are not followed.
+            api_key: The API key. The default is the environment variable `CONVERTRILO_API_KEY`, unless `get_token` is
+                given.
+            get_token: Returns a bearer token, or an awaitable of one. The client calls it for each request that
+                carries a token.
+            base_url: The URL of the service. The default is the environment variable `CONVERTRILO_BASE_URL`, or else
+                the production service.
+            retry: The retry policy; `RetryPolicy.none()` makes a single attempt.
+            timeout: Seconds that an attempt may take to connect, to get a free connection, to send some data, or to
+                receive some. The deadline for a whole call is `retry.deadline`.
+            max_connections: The most open connections; further requests wait for a free one.
+            journal: Records keyed operations before they are sent, and the parts of uploads once they have arrived.
+                The client opens and closes the journal.
+            transport: Sends the requests instead of the client's own connection pool; the client closes it. It must
+                not resend a request by itself: only the client knows which requests may be sent twice.
+            http_client: An `httpx.AsyncClient` that sends the requests, under the same condition as `transport`. The
+                caller closes it. Redirects are not followed.
             on_event: Called with an `AttemptEvent` after every attempt; must not block.
-            poll_batch_size: Most jobs that one `bulkStatus` asks for while tasks wait; fewer once the service refuses
-                that many.
-            clock: Tells the time and sleeps; tests pass a virtual one.
+            poll_batch_size: The most jobs in one `bulkStatus` request while tasks wait for jobs. The client asks for
+                fewer once the service refuses that many.
+            clock: Tells the time and sleeps; tests pass a virtual clock.
 
         Raises:
             ConfigurationError: A setting is unusable.
@@ -157,25 +150,25 @@ class BaseClient:
         timeout: float | httpx.Timeout | None = None,
         operation: str | None = None,
     ) -> Self:
-        """Return a view of this client with other settings, on the same connections, budget and journal.
+        """Return a view of this client with other settings; it shares the connections, retry budget and journal.
 
         Args:
-            retry: Another policy; its `budget` is not used, because the budget is the client's.
-            timeout: As in the client.
+            retry: Another retry policy. Its `budget` has no effect, because the retry budget belongs to the client.
+            timeout: Seconds, as in the client.
             operation: The name of the logical operation that keyed calls through this view carry out.
         """
-        changes: dict[str, Any] = {"retry": retry, "operation": operation}
-        changes["timeout"] = None if timeout is None else _timeout(timeout)
         view = object.__new__(type(self))
         view._engine = self._engine
-        view._options = attrs.evolve(
-            self._options, **{name: value for name, value in changes.items() if value is not None}
+        view._options = Options(
+            retry=self._options.retry if retry is None else retry,
+            timeout=self._options.timeout if timeout is None else _timeout(timeout),
+            operation=self._options.operation if operation is None else operation,
         )
         return view
 
     @property
     def base_url(self) -> str:
-        """Where the service is."""
+        """The URL of the service."""
         return str(self._engine.base_url)
 
     async def aclose(self) -> None:
@@ -194,31 +187,61 @@ class BaseClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={self.base_url!r})"
 
-    async def _call(self, operation: Operation[R], **arguments: Any) -> R:
+    async def _call(self, operation: Operation[R], **arguments: Unpack[Arguments]) -> R:
         answer, _ = await self._engine.call(operation, self._options, **arguments)
         return answer
 
     # ---- auth and tokens
 
     async def login(self, body: AuthLoginRequest | JsonObject) -> AuthLoginResponse:
-        """Trade e-mail address and password for a bearer token (`login`). No credentials are sent."""
-        return await self._call(rows.LOGIN, body=body)
+        """Exchange an email address and a password for a bearer token (`login`). The request has no credentials.
+
+        Raises:
+            AuthenticationError: The email address or the password is wrong.
+        """
+        return await self._call(operations.LOGIN, body=body)
 
     async def get_balance(self) -> TokenBalanceResponse:
-        """Return what the account has, in tokens (`getBalance`)."""
-        return await self._call(rows.GET_BALANCE)
+        """Return the account's token balance in neu: available and reserved tokens, and the trial's (`getBalance`)."""
+        return await self._call(operations.GET_BALANCE)
 
     async def reserve_tokens(self, body: TokenReserveRequest | JsonObject) -> None:
-        """Reserve tokens for a job (`reserveTokens`)."""
-        return await self._call(rows.RESERVE_TOKENS, body=body)
+        """Reserve tokens for a job (`reserveTokens`).
+
+        Args:
+            body: The job, and the amount in neu.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens available.
+            OutcomeUnknownError: It is unclear whether the tokens are reserved. Read the balance before you repeat the
+                call.
+        """
+        return await self._call(operations.RESERVE_TOKENS, body=body)
 
     async def release_tokens(self, body: TokenReserveRequest | JsonObject) -> None:
-        """Release tokens that are reserved for a job (`releaseTokens`)."""
-        return await self._call(rows.RELEASE_TOKENS, body=body)
+        """Make tokens available again that were reserved for a job (`releaseTokens`).
+
+        Args:
+            body: The job, and the amount in neu.
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether the tokens are released. Read the balance before you repeat the
+                call.
+        """
+        return await self._call(operations.RELEASE_TOKENS, body=body)
 
     async def deduct_tokens(self, body: TokenDeductRequest | JsonObject) -> None:
-        """Spend tokens on a job (`deductTokens`)."""
-        return await self._call(rows.DEDUCT_TOKENS, body=body)
+        """Spend tokens on a job (`deductTokens`).
+
+        Args:
+            body: The job, and the amount in neu.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens.
+            OutcomeUnknownError: It is unclear whether the tokens are spent. Read the balance before you repeat the
+                call.
+        """
+        return await self._call(operations.DEDUCT_TOKENS, body=body)
 
     # ---- jobs
 
@@ -232,33 +255,59 @@ class BaseClient:
         """Create a job, once for each logical operation (`createJob`).
 
         Args:
-            body: What to encode and how. Without `source_url` and `source_s3` the answer says where to upload the file.
-            idempotency_key: The key itself, at most 255 characters.
-            operation: The name of the logical operation, from which the key is derived.
+            body: The settings of the encode. Without `source_url` and `source_s3`, the answer has a presigned URL to
+                upload the file to.
+            idempotency_key: The idempotency key itself, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives the key.
+
+        Raises:
+            IdempotencyConflictError: The key was used before with another body.
         """
-        return await self._call(rows.CREATE_JOB, body=body, idempotency_key=idempotency_key, name=operation)
+        return await self._call(operations.CREATE_JOB, body=body, idempotency_key=idempotency_key, name=operation)
 
     async def probe_duration(self, job_id: str) -> ProbeDurationResponse:
-        """Return how long an uploaded video is, in seconds and minutes (`probeDuration`)."""
-        return await self._call(rows.PROBE_DURATION, path={"id": job_id})
+        """Return the duration of a job's uploaded video, in seconds and in minutes (`probeDuration`)."""
+        return await self._call(operations.PROBE_DURATION, path={"id": job_id})
 
     async def approve_unified(
         self, job_id: str, body: ApproveUnifiedRequest | JsonObject | None = None
     ) -> ApproveUnifiedResponse:
-        """Probe a job, reserve its tokens and return the estimate; the job is not queued yet (`approveUnified`)."""
-        return await self._call(rows.APPROVE_UNIFIED, path={"id": job_id}, body=body)
+        """Probe a job, estimate its price and reserve the tokens; the job is not queued yet (`approveUnified`).
+
+        Args:
+            job_id: The job's id.
+            body: Settings to approve the job with; settings that are left out stay as they were at creation.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens available than the job needs.
+            OutcomeUnknownError: It is unclear whether the tokens are reserved; `find_out` says how to check.
+        """
+        return await self._call(operations.APPROVE_UNIFIED, path={"id": job_id}, body=body)
 
     async def confirm_job(self, job_id: str, body: ConfirmRequest | JsonObject | None = None) -> ConfirmResponse:
-        """Queue a job, reserving its tokens if that was not done yet (`confirmJob`)."""
-        return await self._call(rows.CONFIRM_JOB, path={"id": job_id}, body=body)
+        """Queue a job, and reserve its tokens if that was not done before (`confirmJob`).
+
+        Args:
+            job_id: The job's id.
+            body: The last settings before the job is queued.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens available than the job needs.
+            OutcomeUnknownError: It is unclear whether the job is queued; its status tells.
+        """
+        return await self._call(operations.CONFIRM_JOB, path={"id": job_id}, body=body)
 
     async def cancel_job(self, job_id: str) -> None:
-        """Cancel a job that is created or queued; no effect on one that is further on (`cancelJob`)."""
-        return await self._call(rows.CANCEL_JOB, path={"id": job_id})
+        """Cancel a created or queued job; a job that runs or has ended is not affected (`cancelJob`)."""
+        return await self._call(operations.CANCEL_JOB, path={"id": job_id})
 
     async def job_status(self, job_id: str) -> StatusResponse:
-        """Return where a job stands (`jobStatus`)."""
-        return await self._call(rows.JOB_STATUS, path={"id": job_id})
+        """Return a job's status (`jobStatus`).
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        return await self._call(operations.JOB_STATUS, path={"id": job_id})
 
     # ---- bulk
 
@@ -269,112 +318,179 @@ class BaseClient:
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> BulkCreateResponse:
-        """Create many jobs, once for each logical operation; the answer has an entry for each (`createJobsBulk`).
+        """Create many jobs, once for each logical operation; the answer has an entry for each job (`createJobsBulk`).
 
         Args:
-            body: The jobs, and settings for all of them. If every job has an `external_id`, those are its identity.
-            idempotency_key: The key itself, at most 255 characters.
-            operation: The name of the logical operation, from which the key is derived.
+            body: The jobs, and settings for all of them. If every job has an `external_id`, those ids are the
+                identity of the logical operation.
+            idempotency_key: The idempotency key itself, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives the key.
+
+        Raises:
+            IdempotencyConflictError: The key was used before with another body.
         """
-        return await self._call(rows.CREATE_JOBS_BULK, body=body, idempotency_key=idempotency_key, name=operation)
+        return await self._call(operations.CREATE_JOBS_BULK, body=body, idempotency_key=idempotency_key, name=operation)
 
     async def bulk_status(self, job_ids: Iterable[str]) -> BulkStatusResponse:
-        """Return where many jobs stand, and which ids are missing (`bulkStatus`)."""
-        ids = [] if isinstance(job_ids, str) else list(job_ids)  # a string is an iterable of its characters
+        """Return the status of many jobs, and the ids that the service does not know (`bulkStatus`).
+
+        Args:
+            job_ids: The ids of the jobs, at least one.
+        """
+        ids = [] if isinstance(job_ids, str) else list(job_ids)  # a string would be an iterable of its characters
         wrong = [
             Issue(f"[{index}]", f"is no job id: {each!r}") for index, each in enumerate(ids) if not each or "," in each
         ]
         if wrong or not ids:
             raise ValidationError("job_ids", wrong or [Issue("", "must be a list that names at least one job")])
-        return await self._call(rows.BULK_STATUS, query={"ids": ",".join(ids)})
+        return await self._call(operations.BULK_STATUS, query={"ids": ",".join(ids)})
 
     async def bulk_confirm(self, body: BulkConfirmRequest | JsonObject) -> BulkConfirmResponse:
-        """Queue many jobs (`bulkConfirm`)."""
-        return await self._call(rows.BULK_CONFIRM, body=body)
+        """Queue many jobs (`bulkConfirm`).
+
+        Args:
+            body: The ids of the jobs, and settings for all of them.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens available than the jobs need.
+            OutcomeUnknownError: It is unclear which jobs are queued; `bulk_status` tells.
+        """
+        return await self._call(operations.BULK_CONFIRM, body=body)
 
     # ---- API keys
 
     async def get_api_keys(self) -> ApiKeyListResponse:
         """Return the account's API keys, without the keys themselves (`getApiKeys`). Takes a bearer token only."""
-        return await self._call(rows.GET_API_KEYS)
+        return await self._call(operations.GET_API_KEYS)
 
     async def create_api_key(self, body: ApiKeyCreateRequest | JsonObject) -> ApiKeyResponse:
-        """Create an API key; `key` is shown this once (`createApiKey`). Takes a bearer token only."""
-        return await self._call(rows.CREATE_API_KEY, body=body)
+        """Create an API key (`createApiKey`). Takes a bearer token only.
+
+        The answer's `key` is shown only this once: store it.
+
+        Args:
+            body: The key's name, its scopes, and the days until it expires.
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether there is a new key; `find_out` says how to check.
+        """
+        return await self._call(operations.CREATE_API_KEY, body=body)
 
     async def revoke_api_key(self, key_id: str) -> None:
         """Revoke an API key (`revokeApiKey`). Takes a bearer token only."""
-        return await self._call(rows.REVOKE_API_KEY, path={"id": key_id})
+        return await self._call(operations.REVOKE_API_KEY, path={"id": key_id})
 
     # ---- webhooks
 
     async def get_webhooks(self) -> WebhookListResponse:
         """Return the account's webhooks, without their secrets (`getWebhooks`)."""
-        return await self._call(rows.GET_WEBHOOKS)
+        return await self._call(operations.GET_WEBHOOKS)
 
     async def create_webhook(self, body: WebhookCreateRequest | JsonObject) -> WebhookResponse:
-        """Create a webhook; `secret` is shown this once (`createWebhook`)."""
-        return await self._call(rows.CREATE_WEBHOOK, body=body)
+        """Create a webhook (`createWebhook`).
+
+        The answer's `secret` is shown only this once: store it.
+
+        Args:
+            body: The URL that receives the events, and which events.
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether there is a new webhook; `find_out` says how to check.
+        """
+        return await self._call(operations.CREATE_WEBHOOK, body=body)
 
     async def update_webhook(self, webhook_id: str, body: WebhookUpdateRequest | JsonObject) -> WebhookResponse:
-        """Change a webhook, or switch it on again (`updateWebhook`)."""
-        return await self._call(rows.UPDATE_WEBHOOK, path={"id": webhook_id}, body=body)
+        """Change a webhook, or reactivate it after the service switched it off (`updateWebhook`).
+
+        Args:
+            webhook_id: The webhook's id.
+            body: The fields to change; the others stay.
+
+        Raises:
+            NotFoundError: There is no such webhook.
+        """
+        return await self._call(operations.UPDATE_WEBHOOK, path={"id": webhook_id}, body=body)
 
     async def delete_webhook(self, webhook_id: str) -> None:
         """Delete a webhook (`deleteWebhook`)."""
-        return await self._call(rows.DELETE_WEBHOOK, path={"id": webhook_id})
+        return await self._call(operations.DELETE_WEBHOOK, path={"id": webhook_id})
 
     async def test_webhook(self, webhook_id: str) -> None:
-        """Have a `webhook.test` event sent (`testWebhook`)."""
-        return await self._call(rows.TEST_WEBHOOK, path={"id": webhook_id})
+        """Ask the service to send a `webhook.test` event to a webhook (`testWebhook`)."""
+        return await self._call(operations.TEST_WEBHOOK, path={"id": webhook_id})
 
     async def get_webhook_deliveries(self, webhook_id: str) -> WebhookDeliveryListResponse:
-        """Return the last attempts to deliver, at most 50 (`getWebhookDeliveries`)."""
-        return await self._call(rows.GET_WEBHOOK_DELIVERIES, path={"id": webhook_id})
+        """Return the last delivery attempts of a webhook, at most 50 (`getWebhookDeliveries`).
+
+        Raises:
+            NotFoundError: There is no such webhook.
+        """
+        return await self._call(operations.GET_WEBHOOK_DELIVERIES, path={"id": webhook_id})
 
     # ---- chunked upload
 
     async def init_stream(self, job_id: str) -> StreamInitResponse:
         """Open a chunked upload for a job (`initStream`)."""
-        return await self._call(rows.INIT_STREAM, path={"id": job_id})
+        return await self._call(operations.INIT_STREAM, path={"id": job_id})
 
     async def upload_chunk(self, job_id: str, index: int, data: bytes) -> None:
-        """Upload one chunk (`uploadChunk`).
+        """Upload one chunk of a chunked upload (`uploadChunk`).
 
         Args:
-            job_id: The job.
-            index: Which chunk, from 1 to 10,000; in any order.
-            data: Its bytes.
+            job_id: The job's id.
+            index: The number of the chunk, from 1 to 10,000. Chunks may arrive in any order.
+            data: The bytes of the chunk.
         """
         if not 1 <= index <= 10_000:
             raise ValidationError("uploadChunk", [Issue("index", f"must be from 1 to 10000, not {index}")])
-        return await self._call(rows.UPLOAD_CHUNK, path={"id": job_id, "index": index}, body=data)
+        return await self._call(operations.UPLOAD_CHUNK, path={"id": job_id, "index": index}, body=data)
 
     async def finalize_stream(self, job_id: str, body: StreamFinalizeRequest | JsonObject | None = None) -> None:
-        """Put the chunks together (`finalizeStream`)."""
-        return await self._call(rows.FINALIZE_STREAM, path={"id": job_id}, body=body)
+        """Assemble the chunks of a chunked upload (`finalizeStream`).
+
+        Args:
+            job_id: The job's id.
+            body: The chunks that make up the file, each with its ETag, if the storage returned ETags.
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether the upload is complete; `find_out` says how to check.
+        """
+        return await self._call(operations.FINALIZE_STREAM, path={"id": job_id}, body=body)
 
     async def abort_stream(self, job_id: str) -> None:
-        """Give a chunked upload up (`abortStream`)."""
-        return await self._call(rows.ABORT_STREAM, path={"id": job_id})
+        """Abort a chunked upload; the service drops the chunks (`abortStream`)."""
+        return await self._call(operations.ABORT_STREAM, path={"id": job_id})
 
     # ---- public jobs, without credentials
 
     async def create_public_job(self, body: PublicJobCreateRequest | JsonObject) -> JobCreateResponse:
-        """Create a small job without an account (`createPublicJob`). It has no idempotency key."""
-        return await self._call(rows.CREATE_PUBLIC_JOB, body=body)
+        """Create a small job without an account (`createPublicJob`). The request has no idempotency key.
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether there is a new job; `find_out` says what to do.
+        """
+        return await self._call(operations.CREATE_PUBLIC_JOB, body=body)
 
     async def probe_public_duration(self, job_id: str) -> ProbeDurationResponse:
-        """Return how long the video of a public job is, in seconds and minutes (`probePublicDuration`)."""
-        return await self._call(rows.PROBE_PUBLIC_DURATION, path={"id": job_id})
+        """Return the duration of a public job's video, in seconds and in minutes (`probePublicDuration`)."""
+        return await self._call(operations.PROBE_PUBLIC_DURATION, path={"id": job_id})
 
     async def confirm_public_job(self, job_id: str, body: ConfirmRequest | JsonObject | None = None) -> None:
-        """Queue a public job (`confirmPublicJob`)."""
-        return await self._call(rows.CONFIRM_PUBLIC_JOB, path={"id": job_id}, body=body)
+        """Queue a public job (`confirmPublicJob`).
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether the job is queued; its status tells.
+        """
+        return await self._call(operations.CONFIRM_PUBLIC_JOB, path={"id": job_id}, body=body)
 
     async def public_job_status(self, job_id: str, token: str) -> StatusResponse:
-        """Return where a public job stands (`publicJobStatus`); `token` is that job's own."""
-        return await self._call(rows.PUBLIC_JOB_STATUS, path={"id": job_id}, query={"token": token})
+        """Return a public job's status (`publicJobStatus`).
+
+        Args:
+            job_id: The job's id.
+            token: The job's own token, from the answer that created it.
+        """
+        return await self._call(operations.PUBLIC_JOB_STATUS, path={"id": job_id}, query={"token": token})
 
     # ---- on-demand
 
@@ -388,11 +504,15 @@ class BaseClient:
         """Encode the video at a URL, once for each logical operation (`onDemandEncode`).
 
         Args:
-            body: The source, what to make of it, and where to put it.
-            idempotency_key: The key itself, at most 255 characters.
-            operation: The name of the logical operation, from which the key is derived.
+            body: The source, the settings of the encode, and the destination of the output.
+            idempotency_key: The idempotency key itself, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives the key.
+
+        Raises:
+            InsufficientTokensError: The account has fewer tokens available than the job needs.
+            IdempotencyConflictError: The key was used before with another body.
         """
-        return await self._call(rows.ON_DEMAND_ENCODE, body=body, idempotency_key=idempotency_key, name=operation)
+        return await self._call(operations.ON_DEMAND_ENCODE, body=body, idempotency_key=idempotency_key, name=operation)
 
     async def on_demand_ingest_folder(
         self,
@@ -401,33 +521,43 @@ class BaseClient:
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> OnDemandFolderIngestResponse:
-        """Encode every video of an S3 prefix or a Drive folder, at most 1,000 (`onDemandIngestFolder`).
+        """Encode every video of an S3 prefix or a Google Drive folder, at most 1,000 (`onDemandIngestFolder`).
 
         Args:
-            body: The folder, what to make of its files, and where to put them. With an `external_id_prefix`, that and
-                the source are its identity.
-            idempotency_key: The key itself, at most 255 characters.
-            operation: The name of the logical operation, from which the key is derived.
+            body: The folder, the settings of the encodes, and the destination of the outputs. With an
+                `external_id_prefix`, that prefix and the source are the identity of the logical operation.
+            idempotency_key: The idempotency key itself, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives the key.
+
+        Raises:
+            NotFoundError: The folder has no videos.
+            AuthenticationError: The service accepts neither the client's credentials nor, for Google Drive, the
+                folder's access token.
+            IdempotencyConflictError: The key was used before with another body.
         """
         return await self._call(
-            rows.ON_DEMAND_INGEST_FOLDER, body=body, idempotency_key=idempotency_key, name=operation
+            operations.ON_DEMAND_INGEST_FOLDER, body=body, idempotency_key=idempotency_key, name=operation
         )
 
     async def on_demand_status(self, job_id: str) -> OnDemandStatusResponse:
-        """Return where an on-demand job stands (`onDemandStatus`)."""
-        return await self._call(rows.ON_DEMAND_STATUS, path={"jobId": job_id})
+        """Return an on-demand job's status (`onDemandStatus`).
+
+        Raises:
+            NotFoundError: There is no such job.
+        """
+        return await self._call(operations.ON_DEMAND_STATUS, path={"jobId": job_id})
 
     async def on_demand_cancel(self, job_id: str) -> OnDemandCancelResponse:
-        """Cancel an on-demand job; the answer says how many tokens that released (`onDemandCancel`)."""
-        return await self._call(rows.ON_DEMAND_CANCEL, path={"jobId": job_id})
+        """Cancel an on-demand job; the answer has the number of released tokens, in neu (`onDemandCancel`)."""
+        return await self._call(operations.ON_DEMAND_CANCEL, path={"jobId": job_id})
 
     # ---- a job of either kind
 
     async def find_job(self, job_id: str) -> StatusResponse | OnDemandStatusResponse:
-        """Return where a job stands, whether it is on-demand or not (`jobStatus`, or else `onDemandStatus`).
+        """Return a job's status, whether the job is on-demand or not (`jobStatus`, or else `onDemandStatus`).
 
         Raises:
-            NotFoundError: There is neither.
+            NotFoundError: There is no such job of either kind.
         """
         try:
             return await self.job_status(job_id)
@@ -436,27 +566,26 @@ class BaseClient:
 
 
 def engine_of(client: BaseClient) -> tuple[Engine, Options]:
-    """Return what a flow needs beneath the methods: the engine that all views share, and this view's options."""
-    # The one door to them, for modules of this package only.
+    """Return the engine that all views of a client share, and this view's options; for modules of this package only."""
     return client._engine, client._options  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def _own_transport(max_connections: int) -> httpx.AsyncBaseTransport:
-    # Imported when needed: a client with its caller's own transport does without h11 and the rest of it.
+    # Imported here, because a client with another transport needs neither h11 nor the pool.
     from convertrilo._http.transport import make_transport
 
     return make_transport(max_connections=max_connections)
 
 
 async def _nothing_to_close() -> None:
-    """A caller's `http_client` is the caller's to close."""
+    """Do nothing: the caller closes its own `http_client`."""
 
 
 def _checked_base_url(text: str) -> httpx.URL:
     try:
         url = httpx.URL(text.rstrip("/"))
     except httpx.InvalidURL as error:
-        raise ConfigurationError(f"the base URL is no URL: {error}") from None
+        raise ConfigurationError(f"the base URL is not a URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise ConfigurationError("the base URL must begin with https:// or http:// and name a host")
     if url.userinfo or url.query or url.fragment:

@@ -1,4 +1,4 @@
-"""`AsyncClient`: the operations, and the flows that take more than one of them."""
+"""`AsyncClient`: the operations of `BaseClient`, and the flows, which make several calls."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,20 +27,22 @@ if TYPE_CHECKING:
 
 
 class AsyncClient(BaseClient):
-    """A client of the Convertrilo API, on asyncio and trio; one serves any number of tasks.
+    """A client of the Convertrilo API, on asyncio and trio; any number of tasks share one client.
 
-    A method's body is the operation's model or a mapping in the wire's shape. Every method raises:
+    The client has one method for each operation of the API, and the flows: methods that make several calls, such as
+    `upload`, `wait_for_job`, `submit_jobs` and `encode_file`. An operation's body is the operation's model or a mapping
+    in the wire's shape (camelCase). Every method raises:
 
-    - `ValidationError` before anything is sent, when an argument is not what the contract allows;
-    - `APIError` or one of its subclasses when the service answers with an error that stands;
-    - `TransportError` when there is no answer, after all attempts that are allowed;
-    - `OutcomeUnknownError` when it is unclear whether something happened that must not happen twice;
-    - `DecodeError` when the answer is not what the contract says.
+    - `ValidationError`, before anything is sent, if the contract does not allow an argument;
+    - `APIError`, or one of its subclasses, if the service answers with a final error;
+    - `TransportError` if there is no answer after all attempts that are allowed;
+    - `OutcomeUnknownError` if it is unclear whether an operation happened that must not happen twice;
+    - `DecodeError` if the answer does not match the contract.
 
-    Keyed operations (`create_job`, `create_jobs_bulk`, `on_demand_encode`, `on_demand_ingest_folder`) are sent with an
-    idempotency key, the same in every attempt. A logical operation gets its key by the first of these that applies:
-    `idempotency_key=…`; `operation=…`, your name for what is to be done once; the body's own `external_id`; and
-    otherwise each call is an operation of its own.
+    Keyed operations (`create_job`, `create_jobs_bulk`, `on_demand_encode`, `on_demand_ingest_folder`) carry an
+    idempotency key, the same key in every attempt. The key comes from the first of these that is there:
+    `idempotency_key=…`, the key itself; `operation=…`, your name for the logical operation; the body's own
+    `external_id`. Without any of them, each call is a logical operation of its own.
     """
 
     async def upload(
@@ -51,19 +53,20 @@ class AsyncClient(BaseClient):
         size: int | None = None,
         on_progress: "OnProgress | None" = None,
     ) -> None:
-        """Upload a job's file to where the service said (a presigned PUT; no API credentials go along).
+        """Upload a job's file to its presigned URL, with a PUT request that carries no API credentials.
 
-        A connection that breaks is tried again from the start of the source, as `retry` says, if the source can be read
-        again: a path, bytes, or a file that can seek.
+        If the connection breaks, the upload starts again from the beginning of the source, as the retry policy allows.
+        The source must be readable again for that: a path, bytes, or a file that can seek.
 
         Args:
-            job: The answer of `create_job`, or the upload URL itself.
-            source: A path, a file opened in binary mode (from where it stands), bytes, or an async iterable of bytes.
-            size: How many bytes an async iterable has. Most storage refuses an upload that does not say.
-            on_progress: Called with a `Progress` for every piece that is sent; a new attempt begins at 0 again.
+            job: The answer of `create_job`, its `upload`, or the presigned URL itself.
+            source: A path, a file opened in binary mode (read from its current position), bytes, or an async iterable
+                of bytes.
+            size: The size of an async iterable, in bytes. Most storage refuses an upload of unknown size.
+            on_progress: Called with a `Progress` after every piece that is sent; a new attempt starts at 0 again.
 
         Raises:
-            TransferError: The file did not arrive.
+            TransferError: The upload failed.
         """
         from convertrilo.transfers import upload
 
@@ -81,21 +84,22 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Upload a job's file in parts, several at a time (`initStream`, `uploadChunk`, `finalizeStream`).
 
-        Each part is tried again on its own, so a stream need not be read twice. An upload that fails or is cancelled is
-        given up on the server too (`abortStream`).
+        Each part is retried on its own, so the source is read only once. If the upload fails or is cancelled, the
+        client aborts it on the service too (`abortStream`).
 
-        With a journal on the client that is so only if the service refuses it. Whatever else interrupts it, a crash
-        and a cancellation among them, the parts that have arrived are kept, and the same call, in this process or
-        another, reads the source again and sends only those that are missing or differ. It needs the same `part_size`.
-        To give such an upload up, call `abort_stream`.
+        With a journal on the client, an upload can be resumed. The client then aborts an upload only if the service
+        rejects it. After any other interruption, such as a crash or a cancellation, the parts that have arrived are
+        kept: the same call, in this process or another, reads the source again and sends only the parts that are
+        missing or differ. It needs the same `part_size`. To give up such an upload, call `abort_stream`.
 
         Args:
-            job_id: The job.
-            source: A path, a file opened in binary mode (from where it stands), bytes, or an async iterable of bytes.
-            part_size: Bytes of a part; more where the file would have more than 10,000 parts.
-            concurrency: How many parts are in memory, and under way, at once.
-            size: How many bytes an async iterable has, if that is known.
-            on_progress: Called with a `Progress` for every part that has arrived.
+            job_id: The job's id.
+            source: A path, a file opened in binary mode (read from its current position), bytes, or an async iterable
+                of bytes.
+            part_size: The size of a part, in bytes; larger if the file would have more than 10,000 parts.
+            concurrency: The number of parts that are in memory and in flight at once.
+            size: The size of an async iterable, in bytes, if it is known.
+            on_progress: Called with a `Progress` after every part that has arrived.
 
         Raises:
             TransferError: The source cannot be read.
@@ -116,19 +120,20 @@ class AsyncClient(BaseClient):
     async def download(
         self, target: "Target", path: str | os.PathLike[str], *, on_progress: "OnProgress | None" = None
     ) -> Path:
-        """Download a job's output to a file, which is there only once it is whole; return its path.
+        """Download a job's output to a file, and return the file's path; the file appears only once it is complete.
 
-        It grows in `path.part`. After a break, or in another process, it goes on where it stopped, if the file on the
-        server is still the same. When the URL has expired, the job's status is asked for a fresh one.
+        The client writes to `path.part`. After an interruption, or in another process, the download resumes where it
+        stopped, if the file on the server is still the same. When the presigned URL has expired, the client reads the
+        job's status to get a fresh one.
 
         Args:
             target: A status, a job, a job's id, or a URL.
-            path: Where to put it; what is there is replaced.
-            on_progress: Called with a `Progress` for what is written, at least every second if something arrives.
+            path: The file to write; an existing file is replaced.
+            on_progress: Called with a `Progress` as data is written, at least every second while data arrives.
 
         Raises:
-            TransferError: The file did not arrive, or cannot be written, or another download to this path is under way;
-                what has arrived stays in `path.part`.
+            TransferError: The download failed, the file cannot be written, or another download to this path is
+                running. The data that has arrived stays in `path.part`.
         """
         from convertrilo.transfers import download
 
@@ -143,18 +148,18 @@ class AsyncClient(BaseClient):
     ) -> StatusResponse:
         """Wait until a job has succeeded, and return its last status (`bulkStatus`, `jobStatus`).
 
-        However many tasks wait, their jobs are asked for together. A failed read is no end: it is tried again until the
-        time is up.
+        All tasks that wait for jobs share their status requests. A failed status request does not end the wait: the
+        client repeats it until the timeout.
 
         Args:
-            job_id: The job.
-            timeout: Seconds to wait at most.
-            on_progress: Called with each status that brings news.
+            job_id: The job's id.
+            timeout: The longest wait, in seconds.
+            on_progress: Called with each status that differs from the previous one.
 
         Raises:
             JobFailedError: The job failed; `failure_message` says why.
             JobCanceledError: The job was canceled.
-            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+            WaitTimeoutError: The job has not ended; `status` is its last known status.
         """
         from convertrilo.waiting import wait_for_job
 
@@ -170,14 +175,14 @@ class AsyncClient(BaseClient):
         """Wait until an on-demand job has succeeded, and return its last status (`onDemandStatus`, `bulkStatus`).
 
         Args:
-            job_id: The job.
-            timeout: Seconds to wait at most.
-            on_progress: Called with each status that brings news.
+            job_id: The job's id.
+            timeout: The longest wait, in seconds.
+            on_progress: Called with each status that differs from the previous one.
 
         Raises:
             JobFailedError: The job failed; `failure_message` says why.
             JobCanceledError: The job was canceled.
-            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+            WaitTimeoutError: The job has not ended; `status` is its last known status.
         """
         from convertrilo.waiting import wait_for_on_demand
 
@@ -194,11 +199,11 @@ class AsyncClient(BaseClient):
         """Wait for many jobs, and yield a `JobResult` for each as it finishes (`bulkStatus`, `jobStatus`).
 
         Args:
-            job_ids: The jobs; one that is named twice counts once.
-            timeout: Seconds to wait for all of them at most; those that go on then are results with a
+            job_ids: The ids of the jobs; repeated ids count once.
+            timeout: The longest wait for all the jobs, in seconds. The result of a job that has not ended by then has a
                 `WaitTimeoutError`.
-            raise_errors: Whether to raise the `error` of a job that has not succeeded, instead of yielding it.
-            on_progress: Called with each status that brings news.
+            raise_errors: Whether to raise the `error` of a job that did not succeed, instead of yielding its result.
+            on_progress: Called with each status that differs from the previous one.
         """
         from convertrilo.waiting import wait_for_jobs
 
@@ -216,28 +221,30 @@ class AsyncClient(BaseClient):
     ) -> AsyncIterator["SubmittedJob"]:
         """Submit any number of jobs, and yield a `SubmittedJob` for each as its batch is answered (`createJobsBulk`).
 
-        Batches are frozen before they are sent. With a journal, a rerun goes on where the last run stopped, and of an
-        input that has grown only what is new is submitted; each job is known by its `external_id`. Without one, the
-        same input with the same `batch_size` makes the same batches under the same keys. See docs/INGEST.md.
+        The content of a batch is fixed before the batch is sent. With a journal, a rerun resumes where the last run
+        stopped, and submits only the new jobs of an input that has grown; each job is recognised by its `external_id`.
+        Without a journal, the same input with the same `batch_size` makes the same batches with the same keys. See
+        docs/INGEST.md.
 
-        It works while the next result is waited for: whoever stops reading leaves nothing running. And while it waits
-        for the input's next job, it has no results to give: an input must not wait for them.
+        The work happens while the caller waits for the next result, so nothing keeps running when the caller stops
+        reading. While the client waits for the next job of the input, it yields no results: an input must not wait for
+        results.
 
         Args:
             jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read no
-                faster than the results are.
-            settings: Settings for all of them; `dry_run` estimates and creates nothing, `confirm` queues. `fail_fast`
-                is refused: every job has an outcome of its own.
-            batch_size: Jobs of a request; fewer once the service finds that many too many.
-            concurrency: How many requests are under way at once.
-            journal: Where batches are written down before they are sent; by default the client's, if it has one.
+                faster than the results.
+            settings: Settings for all the jobs; `dry_run` estimates and creates nothing, `confirm` queues. `fail_fast`
+                is refused, because every job has an outcome of its own.
+            batch_size: The number of jobs in a request; fewer once the service refuses that many.
+            concurrency: The number of requests in flight at once.
+            journal: Records batches before they are sent; by default the client's journal, if it has one.
             on_progress: Called with a `SubmitProgress` after every batch.
 
         Raises:
-            ValidationError: An argument is not what is allowed. (A job that is not is a result with this error.)
+            ValidationError: An argument is not allowed. (A job that is not allowed is a result with this error.)
             JournalError: The journal cannot be used.
-            APIError: The service refuses more than single jobs, as for `insufficient_tokens`. This, and what the input
-                itself raises, comes after the results that are there; its notes say where things stand.
+            APIError: The service refuses more than single jobs, as for `insufficient_tokens`. This error, and any error
+                of the input itself, is raised after the results that are there; its notes tell the state of the run.
         """
         from convertrilo.bulk import submit_jobs
 
@@ -264,23 +271,23 @@ class AsyncClient(BaseClient):
     ) -> StatusResponse:
         """Encode a local file to a local file: create, upload, approve, confirm, wait, download.
 
-        With an `external_id`, a key or an `operation` it can be run again after a crash: the second run finds the job
-        of the first, and goes on where that stopped.
+        With an `external_id`, an idempotency key or an `operation`, the flow can be run again after a crash: the second
+        run finds the job of the first run, and resumes where that run stopped.
 
         Args:
             path: The video.
-            request: What to make of it.
-            output: Where to put the result, which is there only once it is whole.
-            timeout: Seconds to wait for the encode at most; the transfers take what they take.
-            on_progress: Called with a `Progress` as the file goes up, is encoded, and comes down.
-            idempotency_key: The key of the job's creation itself, at most 255 characters.
-            operation: The name of the logical operation, from which that key is derived.
+            request: The settings of the encode.
+            output: The file to write, which appears only once it is complete.
+            timeout: The longest wait for the encode, in seconds; it does not limit the transfers.
+            on_progress: Called with a `Progress` during the upload, the encode and the download.
+            idempotency_key: The idempotency key of the job's creation, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives that key.
 
         Raises:
             JobFailedError: The job failed; `failure_message` says why.
             JobCanceledError: The job was canceled.
-            WaitTimeoutError: The job goes on; `status` is the last one that was read.
-            TransferError: A file did not arrive.
+            WaitTimeoutError: The job has not ended; `status` is its last known status.
+            TransferError: The upload or the download failed.
         """
         from convertrilo.encoding import encode_file
 
@@ -304,19 +311,19 @@ class AsyncClient(BaseClient):
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> str:
-        """Encode the video at a URL, wait, and return the output's download URL.
+        """Encode the video at a URL, wait for the job, and return the download URL of the output.
 
         Args:
-            request: The source, and what to make of it. Its output must stay with the service.
-            timeout: Seconds to wait at most.
-            on_progress: Called with a `Progress` as the video is encoded.
-            idempotency_key: The key of the job's creation itself, at most 255 characters.
-            operation: The name of the logical operation, from which that key is derived.
+            request: The source and the settings of the encode. The output must stay with the service.
+            timeout: The longest wait, in seconds.
+            on_progress: Called with a `Progress` during the encode.
+            idempotency_key: The idempotency key of the job's creation, at most 255 characters.
+            operation: The name of the logical operation, from which the client derives that key.
 
         Raises:
             JobFailedError: The job failed; `failure_message` says why.
             JobCanceledError: The job was canceled.
-            WaitTimeoutError: The job goes on; `status` is the last one that was read.
+            WaitTimeoutError: The job has not ended; `status` is its last known status.
         """
         from convertrilo.encoding import on_demand_encode_and_wait
 
@@ -330,10 +337,10 @@ class AsyncClient(BaseClient):
         )
 
     def notify(self, event: "HasJobId | str") -> None:
-        """Have the status of a job read at once, because something has happened; whoever waits for it need not poll.
+        """Read a job's status at once instead of at the next poll, because the job has changed.
 
         Args:
-            event: A webhook's event that was verified, or the job's id.
+            event: A verified webhook event, or the job's id.
         """
         from convertrilo.waiting import notify
 

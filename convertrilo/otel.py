@@ -1,8 +1,9 @@
-"""OpenTelemetry: a span for each call with a child for each attempt, and metrics, by the conventions for HTTP clients.
+"""OpenTelemetry: a span for each call, with a child for each attempt, and metrics, by the conventions for HTTP clients.
 
     async with instrument(AsyncClient()) as client: ...
 
-Needs the extra `otel`, which is OpenTelemetry's API alone: where spans and metrics go, the application configures.
+This module needs the extra `otel`, which installs OpenTelemetry's API only: the application configures where spans and
+metrics go.
 """
 
 import time
@@ -45,34 +46,34 @@ def instrument(
     tracer_provider: trace.TracerProvider | None = None,
     meter_provider: metrics.MeterProvider | None = None,
 ) -> C:
-    """Have a client and all its views make spans and metrics, and return the client.
+    """Make a client and all its views create spans and metrics, and return the client.
 
-    A call's span is a child of the span that is current where the call is made. Each of its attempts has a span of
-    kind CLIENT below it, and sends the context on to the service (`traceparent`), never to storage. Neither spans nor
-    metrics hold a body, the query of a URL, or a credential.
+    A call's span is a child of the span that is current when the call is made. Each attempt of the call has a child
+    span of kind CLIENT and propagates the context to the service (`traceparent`), never to storage. Neither spans nor
+    metrics contain a body, the query of a URL, or a credential.
 
     Args:
         client: The client, before its first call.
-        tracer_provider: Where spans go; by default the application's global one.
-        meter_provider: Where metrics go; by default the application's global one.
+        tracer_provider: Receives the spans; by default the application's global provider.
+        meter_provider: Receives the metrics; by default the application's global provider.
     """
     engine, _ = engine_of(client)
     meters = meter_provider or metrics.get_meter_provider()
-    with_instruments = _INSTRUMENTS.get(meters) or _Instruments(meters)
-    _INSTRUMENTS[meters] = with_instruments
-    with_instruments.engines.add(engine)
-    engine.observer = _Observer(engine, trace.get_tracer("convertrilo", __version__, tracer_provider), with_instruments)
+    instruments = _INSTRUMENTS.get(meters) or _Instruments(meters)
+    _INSTRUMENTS[meters] = instruments
+    instruments.engines.add(engine)
+    engine.observer = _Observer(engine, trace.get_tracer("convertrilo", __version__, tracer_provider), instruments)
     return client
 
 
 def _harmless(method: Callable[P, T]) -> Callable[P, T | None]:
-    """Log what a processor or an exporter raises, instead of letting it break the call."""
+    """Log exceptions of span processors and metric readers; never let them break the call."""
 
     @wraps(method)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> T | None:
         try:
             return method(*args, **kwargs)
-        except Exception:  # noqa: BLE001  # it is logged
+        except Exception:  # noqa: BLE001  # logged
             logger.exception("OpenTelemetry failed; the request goes on")
             return None
 
@@ -80,7 +81,7 @@ def _harmless(method: Callable[P, T]) -> Callable[P, T | None]:
 
 
 class _Instruments:
-    """The metrics of one meter provider, which its clients share."""
+    """The metrics of one meter provider, shared by its clients."""
 
     def __init__(self, provider: metrics.MeterProvider) -> None:
         self.engines: weakref.WeakSet[Engine] = weakref.WeakSet()
@@ -88,23 +89,25 @@ class _Instruments:
         self.requests = meter.create_histogram(
             "http.client.request.duration",
             unit="s",
-            description="Seconds that an attempt took.",
+            description="Duration of an attempt, in seconds.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
         self.active = meter.create_up_down_counter(
-            "http.client.active_requests", unit="{request}", description="Attempts that are in flight."
+            "http.client.active_requests", unit="{request}", description="Attempts in flight."
         )
         self.calls = meter.create_histogram(
             "convertrilo.call.duration",
             unit="s",
-            description="Seconds that a call took, all its attempts and waits together.",
+            description="Duration of a call with all its attempts and waits, in seconds.",
             explicit_bucket_boundaries_advisory=_BOUNDARIES,
         )
         self.attempts = meter.create_counter(
-            "convertrilo.attempts", unit="{attempt}", description="Attempts, by what became of them."
+            "convertrilo.attempts", unit="{attempt}", description="Attempts, by outcome."
         )
         self.retries = meter.create_counter(
-            "convertrilo.retries", unit="{attempt}", description="Attempts that another one follows, by why."
+            "convertrilo.retries",
+            unit="{attempt}",
+            description="Failed attempts that were retried, by outcome.",
         )
         self.batches = meter.create_histogram(
             "convertrilo.batch.size",
@@ -115,14 +118,14 @@ class _Instruments:
         self.journal = meter.create_histogram(
             "convertrilo.journal.duration",
             unit="s",
-            description="Seconds that the journal took, by step.",
+            description="Duration of a step of the journal, in seconds.",
             explicit_bucket_boundaries_advisory=_JOURNAL_BOUNDARIES,
         )
         meter.create_observable_gauge(
             "convertrilo.retry_budget",
             [self._budget],
             unit="{token}",
-            description="What is left of the retry budget; a retry costs 5.",
+            description="Tokens left in the retry budget; a retry costs 5.",
         )
         meter.create_observable_up_down_counter(
             "http.client.open_connections", [self._connections], unit="{connection}", description="Open connections."
@@ -131,7 +134,7 @@ class _Instruments:
             "convertrilo.waiting_requests",
             [self._waiting],
             unit="{request}",
-            description="Requests that wait in line for a connection.",
+            description="Requests that wait for a free connection.",
         )
 
     def _budget(self, _: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
@@ -165,7 +168,7 @@ _INSTRUMENTS: weakref.WeakKeyDictionary[metrics.MeterProvider, _Instruments] = w
 
 
 class _Observer:
-    """What a client tells of its calls."""
+    """Observes the calls of one client."""
 
     def __init__(self, engine: Engine, tracer: trace.Tracer, instruments: _Instruments) -> None:
         self.tracer = tracer
@@ -185,7 +188,7 @@ class _Observer:
 
 
 class _Observation:
-    """The span of one call, and that of the attempt that is under way."""
+    """The span of one call, and the span of its current attempt."""
 
     def __init__(self, observer: _Observer, beginning: Beginning) -> None:
         self._observer = observer
@@ -193,8 +196,8 @@ class _Observation:
         self._started = self._attempt_started = time.perf_counter()
         self._span: trace.Span = trace.INVALID_SPAN
         self._attempt: trace.Span = trace.INVALID_SPAN
-        self._outer: Token[context.Context] | None = None
-        self._within: Token[context.Context] | None = None
+        self._call_context: Token[context.Context] | None = None
+        self._attempt_context: Token[context.Context] | None = None
         self._labels: Attributes = {"http.request.method": beginning.method}
         if beginning.path is not None:
             self._labels |= {**observer.server, "url.template": beginning.path}
@@ -210,24 +213,24 @@ class _Observation:
 
     @_harmless
     def _begin(self) -> None:
-        begun = self._beginning
+        beginning = self._beginning
         attributes = _known(
             {
-                "convertrilo.operation": begun.operation,
-                "convertrilo.idempotency_key": begun.idempotency_key,
-                "convertrilo.identity": begun.identity,
-                "convertrilo.batch.size": begun.items,
+                "convertrilo.operation": beginning.operation,
+                "convertrilo.idempotency_key": beginning.idempotency_key,
+                "convertrilo.identity": beginning.identity,
+                "convertrilo.batch.size": beginning.items,
             }
         )
-        self._span = self._observer.tracer.start_span(begun.operation, attributes=attributes)
-        self._outer = context.attach(trace.set_span_in_context(self._span))
-        if begun.items is not None:
-            self._observer.instruments.batches.record(begun.items, {"convertrilo.operation": begun.operation})
+        self._span = self._observer.tracer.start_span(beginning.operation, attributes=attributes)
+        self._call_context = context.attach(trace.set_span_in_context(self._span))
+        if beginning.items is not None:
+            self._observer.instruments.batches.record(beginning.items, {"convertrilo.operation": beginning.operation})
 
     @_harmless
     def _end(self, error: BaseException | None) -> None:
         kind = None if error is None else _kind_of(error)
-        if self._within is not None:  # the attempt was cancelled
+        if self._attempt_context is not None:  # the attempt was cancelled
             self._finish(kind or "interrupted", None)
         if error is not None:
             self._span.set_status(trace.StatusCode.ERROR, getattr(error, "message", None))
@@ -235,8 +238,8 @@ class _Observation:
             if isinstance(error, APIError):
                 self._span.set_attribute("convertrilo.error.code", error.code)
         self._span.end()
-        if self._outer is not None:
-            context.detach(self._outer)
+        if self._call_context is not None:
+            context.detach(self._call_context)
         labels = _known({"convertrilo.operation": self._beginning.operation, "error.type": kind})
         self._observer.instruments.calls.record(time.perf_counter() - self._started, labels)
 
@@ -245,19 +248,19 @@ class _Observation:
 
     @_harmless
     def _begin_attempt(self, number: int) -> Mapping[str, str]:
-        begun = self._beginning
+        beginning = self._beginning
         attributes = _known(
             {
                 **self._labels,
-                "url.full": begun.url,
+                "url.full": beginning.url,
                 "http.request.resend_count": number - 1 or None,
-                "convertrilo.operation": begun.operation,
-                "convertrilo.idempotency_key": begun.idempotency_key,
+                "convertrilo.operation": beginning.operation,
+                "convertrilo.idempotency_key": beginning.idempotency_key,
             }
         )
-        name = f"{begun.method} {begun.path}" if begun.path else begun.method
+        name = f"{beginning.method} {beginning.path}" if beginning.path else beginning.method
         self._attempt = self._observer.tracer.start_span(name, kind=trace.SpanKind.CLIENT, attributes=attributes)
-        self._within = context.attach(trace.set_span_in_context(self._attempt))
+        self._attempt_context = context.attach(trace.set_span_in_context(self._attempt))
         self._attempt_started = time.perf_counter()
         self._observer.instruments.active.add(1, self._labels)
         headers: dict[str, str] = {}
@@ -268,8 +271,8 @@ class _Observation:
     def end_attempt(self, event: AttemptEvent) -> None:
         kind = None
         if event.outcome != "ok":
-            answered = event.status is not None and event.status >= 400
-            kind = str(event.status) if answered else event.outcome
+            has_error_status = event.status is not None and event.status >= 400
+            kind = str(event.status) if has_error_status else event.outcome
         attributes = _known(
             {
                 "http.response.status_code": event.status,
@@ -290,9 +293,9 @@ class _Observation:
         if kind is not None:
             self._attempt.set_status(trace.StatusCode.ERROR)
             self._attempt.set_attribute("error.type", kind)
-        within, self._within = self._within, None
-        if within is not None:
-            context.detach(within)
+        token, self._attempt_context = self._attempt_context, None
+        if token is not None:
+            context.detach(token)
         instruments = self._observer.instruments
         instruments.active.add(-1, self._labels)
         labels = _known({**self._labels, "http.response.status_code": status, "error.type": kind})
@@ -301,7 +304,7 @@ class _Observation:
 
 
 def _known(attributes: Mapping[str, Any]) -> Attributes:
-    """Leave out what is not known."""
+    """Return the attributes that have a value."""
     return {name: value for name, value in attributes.items() if value is not None}
 
 

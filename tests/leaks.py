@@ -38,6 +38,7 @@ from opentelemetry.sdk.trace import Span
 
 from convertrilo._http import call as _call
 from convertrilo._http import engine as _engine
+from convertrilo._http import request as _request
 from convertrilo._http.credentials import Credentials
 from convertrilo._model import Model
 from convertrilo.codec import to_wire
@@ -205,7 +206,7 @@ class _Records(logging.Handler):
 
 
 def _watch_everything() -> None:
-    init, get_token, content, run = Credentials.__init__, Credentials.token, _engine._content, _call.Call.run
+    init, get_token, content, run = Credentials.__init__, Credentials.token, _request.encoded_body, _call.Call.run
     end_of_span, event_init, observation_init = Span.end, AttemptEvent.__init__, Observation.__init__
     add, change, record = Counter.add, UpDownCounter.add, Histogram.record
     communicate, run_process, readouterr = Popen.communicate, anyio.run_process, pytest.CaptureFixture.readouterr
@@ -275,7 +276,7 @@ def _watch_everything() -> None:
     for owner, name, value in (
         (Credentials, "__init__", init_and_know),
         (Credentials, "token", token_and_know),
-        (_engine, "_content", content_and_look),
+        (_engine, "encoded_body", content_and_look),
         (_call.Call, "run", run_and_look),
         (Span, "end", end_and_look),
         (AttemptEvent, "__init__", init_and_look),

@@ -1,4 +1,4 @@
-"""Who the client is to the service: an API key, or bearer tokens from a source."""
+"""The client's credentials: an API key, or bearer tokens from the caller's token source."""
 
 import hashlib
 import inspect
@@ -10,7 +10,7 @@ import anyio
 from convertrilo.errors import ConfigurationError
 
 TokenSource = Callable[[], str | Awaitable[str]]
-"""Returns a bearer token, or is awaited for one."""
+"""Returns a bearer token, or an awaitable of one."""
 
 
 class Credentials:
@@ -20,9 +20,9 @@ class Credentials:
         self.api_key = api_key
         self.get_token = get_token
         self.sender = "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
-        """Tells one API key from another, and is too short to find one by; empty for bearer tokens."""
+        """A hash that tells API keys apart and is too short to recover a key from; empty for bearer tokens."""
         self.renewals = 0
-        """How often the source was asked for another token because one was rejected."""
+        """How many times a rejected token was replaced."""
         self._renewed = ""
         self._renewing = anyio.Lock()
 
@@ -30,7 +30,7 @@ class Credentials:
         """Ask the source for a bearer token.
 
         Raises:
-            ConfigurationError: What it returned cannot be a token.
+            ConfigurationError: The source did not return a usable token.
         """
         assert self.get_token is not None
         given = self.get_token()
@@ -40,16 +40,51 @@ class Credentials:
         return token
 
     async def renewed_token(self, since: int) -> str:
-        """Return a token for one that was rejected; the source is asked once, however many calls need it.
+        """Return a replacement for a rejected token; the source is asked once, however many calls need the token.
 
         Args:
-            since: What `renewals` was when the rejected token was handed out.
+            since: The value of `renewals` when the rejected token was handed out.
         """
         async with self._renewing:
             if self.renewals == since:
                 self._renewed = await self.token()
                 self.renewals += 1
             return self._renewed
+
+
+class BearerToken:
+    """The bearer token of one call, which may be replaced once after the service rejected it."""
+
+    __slots__ = ("_credentials", "_renewals", "current", "rejected")
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.current: str | None = None
+        """The token of the latest attempt; `None` before the first one."""
+        self.rejected: str | None = None
+        """The token that the service rejected."""
+        self._credentials = credentials
+        self._renewals = 0
+
+    async def get(self) -> str:
+        """Return the token for the next attempt: a replacement if the service rejected the current one.
+
+        Raises:
+            ConfigurationError: The source did not return a usable token.
+        """
+        if self.rejected is None:
+            self._renewals = self._credentials.renewals
+            token = await self._credentials.token()
+        else:
+            token = await self._credentials.renewed_token(self._renewals)
+        self.current = token
+        return token
+
+    def reject(self) -> bool:
+        """Note that the service rejected the token; return whether a replacement may be tried."""
+        if self.rejected is not None:
+            return False
+        self.rejected = self.current
+        return True
 
 
 def is_visible(secret: object) -> bool:

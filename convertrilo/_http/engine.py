@@ -1,78 +1,105 @@
-"""The way of a call through a client: its URL, its body, its identity, and the journal around it."""
+"""The engine of a client: what all its views share, and how a call runs within the journal and the observer."""
 
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, cast
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 
 import anyio
 import httpx
 
-from convertrilo._http.call import Call, Context, Options
-from convertrilo._json import encode
+from convertrilo._clock import Clock
+from convertrilo._http.call import Call
+from convertrilo._http.context import Context, Options, Send
+from convertrilo._http.credentials import Credentials
+from convertrilo._http.request import Urls, encoded_body
 from convertrilo._model import Model
-from convertrilo.codec import from_request, to_wire
-from convertrilo.errors import ConfigurationError, Issue, JournalError, ValidationError
-from convertrilo.events import Beginning, Observer, logger
+from convertrilo.errors import ConfigurationError, JournalError
+from convertrilo.events import Beginning, Listener, Observer, logger
 from convertrilo.idempotency import Identity, identify
 from convertrilo.operations import CREATE_JOBS_BULK, Operation, Repeat
+from convertrilo.retry import RetryBudget
 
 if TYPE_CHECKING:
-    from convertrilo.journal import Journal  # it imports sqlite3, which most clients do without
+    from convertrilo.journal import Journal  # imports sqlite3, which most clients do without
 
 R = TypeVar("R")
 T = TypeVar("T")
 
-_MOST_URLS = 1024
 _UNWATCHED = contextlib.nullcontext()
 
 
+class Arguments(TypedDict, total=False):
+    """The arguments of a call, for functions that pass them on to `Engine.call`."""
+
+    path: Mapping[str, str | int]
+    """The path parameters by name."""
+    query: Mapping[str, str]
+    """The query parameters by name."""
+    body: Model | Mapping[str, Any] | bytes | None
+    """The operation's model, a mapping in the wire's shape, or the bytes of a chunk."""
+    idempotency_key: str | None
+    """The idempotency key itself."""
+    name: str | None
+    """The name of the logical operation, from which the key is derived."""
+
+
 class Engine(Context):
-    """What all views of a client share, and the way of a call through it."""
+    """What all views of a client share, and the one way of a call through it."""
 
     def __init__(
         self,
         *,
+        base_url: httpx.URL,
+        credentials: Credentials,
+        send: Send,
+        close: Callable[[], Awaitable[None]],
+        budget: RetryBudget,
+        clock: Clock,
+        on_event: Listener | None,
         journal: "Journal | None",
         poll_batch_size: int,
         transport: httpx.AsyncBaseTransport | None,
-        close: Callable[[], Awaitable[None]],
-        **shared_by_calls: Any,
     ) -> None:
-        super().__init__(**shared_by_calls)
+        super().__init__(
+            base_url=base_url, credentials=credentials, send=send, budget=budget, clock=clock, on_event=on_event
+        )
         self.journal = journal
         self.poll_batch_size = poll_batch_size
-        """Ids that one `bulkStatus` of the poller asks for at most."""
+        """The most job ids in one `bulkStatus` request of the poller."""
         self.transport = transport
+        self.service = _service(base_url)
+        """The service's name in the journal."""
+        self._urls = Urls(base_url)
         self._shared: dict[type[object], object] = {}
-        self.service = _service(self.base_url)
-        """What the journal calls it."""
         self._close = close
         self._journal_open = False
         self._journal_opening = anyio.Lock()
-        self._urls: dict[str, httpx.URL] = {}
 
     def shared(self, kind: type[T]) -> T | None:
-        """Return the object of this class that a flow keeps for a client and its views, if there is one."""
+        """Return the object of this class that a flow shares between a client and its views, if there is one."""
         return cast("T | None", self._shared.get(kind))
 
     def share(self, value: T) -> T:
-        """Keep an object for a client and its views; `shared` finds it by its class."""
+        """Share an object between a client and its views; `shared` finds it by its class."""
         self._shared[type(value)] = value
         return value
 
     def check_open(self) -> None:
-        """Refuse to go on with a client that is closed.
+        """Refuse to use a closed client.
 
         Raises:
-            ConfigurationError: It is.
+            ConfigurationError: The client is closed.
         """
         if self.closed:
             raise ConfigurationError("the client is closed")
 
     async def open_journal(self) -> None:
-        """Open the journal, if there is one and it is not open yet."""
+        """Open the journal, if there is one that is not open yet.
+
+        Raises:
+            ConfigurationError: The client is closed.
+        """
         self.check_open()
         if self.journal is None or self._journal_open:
             return
@@ -102,15 +129,25 @@ class Engine(Context):
         idempotency_key: str | None = None,
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
-        """Carry out one operation, and return its answer with the answer's headers."""
+        """Carry out one operation, and return its answer with the answer's headers.
+
+        Args:
+            operation: The operation.
+            options: The settings of the client's view.
+            path: The path parameters by name.
+            query: The query parameters by name.
+            body: The operation's model, a mapping in the wire's shape, or the bytes of a chunk.
+            idempotency_key: The idempotency key itself.
+            name: The name of the logical operation, from which the key is derived.
+        """
         self.check_open()
-        url = self._url(operation, path, query)
-        wire, content = _content(operation, body)
+        url = self._urls.url(operation, path, query)
+        wire, content = encoded_body(operation, body)
         identity: Identity | None = None
-        bare = b""
+        body_without_credentials = b""
         if operation.repeat is Repeat.KEYED:
             assert wire is not None
-            identity, bare = identify(
+            identity, body_without_credentials = identify(
                 operation,
                 wire,
                 content,
@@ -122,12 +159,21 @@ class Engine(Context):
             if identity is None or self.journal is None:
                 result, _, headers = await call.run()
                 return result, headers
-            return await self.journaled(self.journal, call, identity, bare)
+            return await self.journaled(self.journal, call, identity, body_without_credentials)
+
+    def frozen_call(
+        self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
+    ) -> Call[R]:
+        """Return a keyed call whose bytes and identity already exist; the caller keeps the journal."""
+        self.check_open()
+        return Call(self, operation, options, self._urls.url(operation, None, None), content, wire, identity)
+
+    # ---- the observer and the journal
 
     def watching(
         self, call: Call[Any], wire: dict[str, Any] | None, identity: Identity | None
     ) -> contextlib.AbstractContextManager[object]:
-        """Return the context in which a call is carried out, so that the observer, if there is one, sees all of it."""
+        """Return the context in which the observer, if there is one, watches a call from beginning to end."""
         if self.observer is None:
             return _UNWATCHED
         return self._watched(self.observer, call, wire, identity)
@@ -150,36 +196,29 @@ class Engine(Context):
         with observer.watch(beginning) as call.observation:
             yield
 
-    def frozen_call(
-        self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
-    ) -> Call[R]:
-        """Return the call of a keyed operation whose bytes and identity are made already; no journal is around it."""
-        self.check_open()
-        return Call(self, operation, options, self._url(operation, None, None), content, wire, identity)
-
     async def journaled(
-        self, journal: "Journal", call: "Call[R]", identity: Identity, bare: bytes
+        self, journal: "Journal", call: Call[R], identity: Identity, body_without_credentials: bytes
     ) -> tuple[R, httpx.Headers]:
-        """Carry out a keyed call, written down in a journal before it and after it."""
+        """Carry out a keyed call, and record it in a journal before it is sent and after it was answered."""
         await self.open_journal()
-        writing = journal.begin(
+        recording = journal.begin(
             service=self.service,
             sender=self.credentials.sender,
             operation=call.operation.id,
             key=identity.key,
-            body=bare,
+            body=body_without_credentials,
             identity=identity.kind,
             name=identity.name,
         )
-        entry = await self.timed("begin", writing)
-        call.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
-        call.was_sent_before = not entry.fresh
+        entry = await self.timed("begin", recording)
+        call.doubt.last_resend = entry.first_sent_at.timestamp() + journal.replay_window
+        call.doubt.was_sent_before = not entry.fresh
         if entry.answer is not None:
             return call.read(entry.answer), httpx.Headers()
         try:
             result, answer, headers = await call.run()
         except BaseException:
-            if not call.in_doubt:
+            if not call.doubt.may_be_done:
                 with anyio.CancelScope(shield=True), only_logged(call.operation.id):
                     await self.timed("forget", journal.forget(identity.key))
             raise
@@ -187,78 +226,27 @@ class Engine(Context):
             await self.timed("answer", journal.answer(identity.key, answer))
         return result, headers
 
-    async def timed(self, step: str, writing: Awaitable[T]) -> T:
-        """Await a step of the journal's, and let the observer, if there is one, know how long it took."""
+    async def timed(self, step: str, recording: Awaitable[T]) -> T:
+        """Await one step of the journal, and report its duration to the observer, if there is one."""
         if self.observer is None:
-            return await writing
+            return await recording
         started = time.perf_counter()
         try:
-            return await writing
+            return await recording
         finally:
             self.observer.journaled(step, time.perf_counter() - started)
 
-    def _url(
-        self, operation: Operation[Any], path: Mapping[str, str | int] | None, query: Mapping[str, str] | None
-    ) -> httpx.URL:
-        target = operation.path
-        for name, value in (path or {}).items():
-            target = target.replace(f"{{{name}}}", _path_segment(name, value))
-        if query:
-            target += "?" + "&".join(f"{name}={_quoted(name, value, safe=',')}" for name, value in query.items())
-        url = self._urls.get(target)  # to make one costs 10 us
-        if url is None:
-            url = httpx.URL(f"{self.base_url}{target}")
-            if query is None:  # with one, URLs are long, and seldom asked for again
-                if len(self._urls) >= _MOST_URLS:
-                    self._urls.clear()
-                self._urls[target] = url
-        return url
-
 
 def _service(base_url: httpx.URL) -> str:
-    """Name a service for the journal: a sandbox on this machine is the same one whatever its port."""
+    """Return a service's name for the journal; a sandbox on this machine has the same name on every port."""
     is_local = base_url.host in ("localhost", "127.0.0.1", "::1") or base_url.host.endswith(".localhost")
     return "localhost" if is_local else str(base_url)
 
 
 @contextlib.contextmanager
 def only_logged(operation_id: str) -> Generator[None]:
-    """Let a failing journal not take the place of what came of the call: that is worth more than the journal's copy."""
+    """Log journal failures; never mask the call's result."""
     try:
         yield
     except JournalError:
-        logger.exception("what came of %s is not in the journal; it stays pending there", operation_id)
-
-
-def _path_segment(name: str, value: object) -> str:
-    if isinstance(value, int):
-        return str(value)
-    if not isinstance(value, str) or value in ("", ".", ".."):
-        raise ValidationError(name, [Issue("", f"must name something, not {value!r}")])
-    return _quoted(name, value, safe="")
-
-
-def _quoted(name: str, value: str, *, safe: str) -> str:
-    try:
-        return quote(value, safe=safe)
-    except UnicodeEncodeError:
-        raise ValidationError(name, [Issue("", "holds text that is not valid Unicode")]) from None
-
-
-def _content(
-    operation: Operation[Any], body: Model | Mapping[str, Any] | bytes | None
-) -> tuple[dict[str, Any] | None, bytes]:
-    """Return a body in the wire's shape, and its bytes: encoded once, sent in every attempt."""
-    if operation.body is None or (body is None and not operation.body_required):
-        return None, b""
-    if issubclass(operation.body, bytes):
-        if not isinstance(body, bytes | bytearray | memoryview):
-            raise ValidationError(operation.id, [Issue("body", f"must be bytes, not {type(body).__name__}")])
-        return None, bytes(body)
-    if isinstance(body, Mapping):
-        body = from_request(operation.body, body)
-    if not isinstance(body, operation.body):
-        allowed = f"{operation.body.__name__} or a mapping in the wire's shape"
-        raise ValidationError(operation.id, [Issue("body", f"must be {allowed}, not {type(body).__name__}")])
-    wire = to_wire(body)
-    return wire, encode(wire)
+        logger.exception("the outcome of %s could not be recorded; the journal still lists it as pending", operation_id)

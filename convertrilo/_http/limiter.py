@@ -1,8 +1,9 @@
-"""How fast a service wants to be asked, learned from its answers. Pure: the time is an argument.
+"""The rate limiter: how fast the service accepts requests, learned from its answers. Pure: the time is an argument.
 
-A service counts requests in windows. Where its headers say how many are left until when, those are kept to. Where only
-refusals (429) tell, the window is learned from them: how many were taken before one, and how long it was until one was
-taken again. No more than that are sent in such a window from then on; now and then it is tried with more, one by one.
+A service counts requests in windows. Where its headers say how many requests are left until when, the limiter keeps to
+those numbers. Where only refusals (429) tell, the limiter learns the window from them: how many requests were accepted
+before a refusal, and how long it took until one was accepted again. From then on it sends no more than that in each
+window, and now and then tries one request more.
 """
 
 import math
@@ -10,146 +11,146 @@ import math
 from convertrilo.retry import Allowance
 
 _LOOK_AGAIN = 0.05
-"""Seconds between looks whether an answer is there that says more."""
+"""Seconds between two checks whether a pending answer has arrived that says more."""
 
 _LEAST_WAIT = 0.001
-"""Seconds to wait at least: a clock need not be able to move by less."""
+"""The shortest wait in seconds, because a clock may be unable to advance by less."""
 
 _PAUSE, _LONGEST_PAUSE = 0.5, 20.0
-"""Seconds between looks whether a service that refuses, and does not say for how long, takes requests again."""
+"""Seconds between two probes of a service that refuses requests without a Retry-After; the pause doubles each time."""
 
 _SAME_WINDOW = 2.0
-"""Seconds by which the same end may be told differently: services round."""
+"""Seconds by which two reports of the same window's end may differ, because services round."""
 
 _LONGEST_WINDOW = 120.0
-"""Seconds that a window is assumed to last at most, where only refusals tell."""
+"""The longest window in seconds that the limiter assumes where only refusals tell."""
 
-_LONGEST_TOLD = 3600.0
-"""Seconds that a service is believed to mean at most: after that, it is asked again."""
+_LONGEST_RETRY_AFTER = 3600.0
+"""The longest wait in seconds that the limiter believes; after that, it asks the service again."""
 
 _ENOUGH = 20
-"""Requests that must have been taken in a window to learn from it how many it has room for."""
+"""Requests that the service must have accepted in a window before the limiter learns the window's size from them."""
 
 _SLOWER, _FASTER = 1.25, 0.95
-"""How the time between two requests changes where there are no windows: at a refusal, and after a while without one."""
+"""Factors for the time between two requests where there are no windows: at a refusal, and after a while without one."""
 
 _IDLE = 5.0
-"""Seconds without a request after which what was taken before says nothing of a limit."""
+"""Seconds without a request after which earlier requests say nothing about a limit."""
 
 _SURE = 4
-"""Refusals in a row that are a limit, where they do not say when to come again."""
+"""Consecutive refusals without a Retry-After that mean a limit."""
 
 _BEFORE_MORE = 150
-"""Requests that are taken without a refusal, and those of two windows, before one is tried with more: so few of them
-are refused."""
+"""Requests without a refusal, and at least two windows of them, before the limiter tries one request more. This keeps
+refusals rare."""
 
 _BEFORE_ALL = 2_000
-"""Requests that are taken without a refusal before what refusals have taught is forgotten."""
+"""Requests without a refusal before the limiter forgets what refusals have taught."""
 
 
 class RateLimiter:
-    """Holds back the requests of all tasks of a client that the service would refuse; at first, none."""
+    """Delays the requests of a client's tasks that the service would refuse; at first, it delays none."""
 
     def __init__(self) -> None:
         self._in_flight = 0
         self._last_end = -math.inf
-        self._left = math.inf  # that the service takes in this window, as it was when it was last heard
+        self._left = math.inf  # requests left in this window, by the latest answer
         self._ends = math.inf
-        self._is_told = False  # by headers
-        # What refusals have taught.
+        self._has_headers = False  # the service sends rate-limit headers
+        # What the limiter has learned from refusals:
         self._limit = math.inf
-        self._proven = math.inf  # how many of those were taken before
-        self._began = 0.0
-        self._taken = 0
-        self._taken_since_refusal = 0
+        self._proven = math.inf  # requests that were accepted in one window before
+        self._began = 0.0  # of the window
+        self._accepted = 0  # in this window
+        self._accepted_since_refusal = 0
         self._refused_in_a_row = 0
         self._more_from = math.inf
-        self._is_over = False  # the window is, or should be, and no request was taken since
+        self._is_over = False  # the window should be over, and no request was accepted since
         self._over_since: float | None = None
-        self._is_vague = False  # there was a refusal, and too few were taken before
-        self._spacing = 0.0  # seconds between two requests, where there are no windows: a bucket that fills slowly
+        self._is_vague = False  # there was a refusal after too few accepted requests to learn from
+        self._spacing = 0.0  # seconds between two requests of a service without windows (a token bucket)
         self._next_at = -math.inf
         self._pause = _PAUSE
-        self._look_at = -math.inf  # when to see next whether the window is over, where a refusal does not say
+        self._look_at = -math.inf  # when to probe next, after a refusal without a Retry-After
 
     def wait(self, now: float) -> float:
-        """Return the seconds after which to ask again for a turn; 0 if it is there.
+        """Return the seconds after which to ask again; 0 if a request may be sent now.
 
         Args:
             now: Monotonic seconds.
         """
         if now >= self._ends:
             self._over_since, self._ends, self._left = self._ends, math.inf, self._limit
-            self._is_over = not self._is_told
+            self._is_over = not self._has_headers
         if self._is_over and now < self._look_at:
             return max(self._look_at - now, _LEAST_WAIT)
         if self._left > self._in_flight or self._is_over:
             if now < self._next_at:
                 return max(self._next_at - now, _LEAST_WAIT)
-            # One is enough to see whether a window is over, or has room for more.
-            alone = self._is_over or self._is_vague or self._taken + self._in_flight >= self._proven
+            # A single request is enough to find out whether the window is over, or allows more.
+            alone = self._is_over or self._is_vague or self._accepted + self._in_flight >= self._proven
             return _LOOK_AGAIN if alone and self._in_flight else 0.0
         if self._ends < math.inf:
             return max(self._ends - now, _LEAST_WAIT)
         return _LOOK_AGAIN if self._in_flight else 0.0
 
     def begin(self, now: float) -> float:
-        """Take a turn, if there is one; else return the seconds after which to ask again."""
+        """Count a request that begins now and return 0, or return the seconds after which to ask again."""
         wait = self.wait(now)
         if not wait:
             if self._limit == math.inf and not self._in_flight and now - self._last_end > _IDLE:
-                self._began, self._taken = now, 0
+                self._began, self._accepted = now, 0
             self._in_flight += 1
             self._next_at = max(self._next_at, now) + self._spacing if self._spacing else now
         return wait
 
     def end(self, now: float) -> None:
-        """Give the turn back, whatever came of it."""
+        """Count a request that has ended, with or without an answer."""
         self._in_flight -= 1
         self._last_end = now
 
     def taken(self, allowance: Allowance | None, now: float) -> None:
-        """Learn from an answer that is no refusal.
+        """Learn from an answer other than a refusal.
 
         Args:
-            allowance: What its headers say.
+            allowance: The answer's rate-limit headers, if it has any.
             now: Monotonic seconds.
         """
         self._refused_in_a_row = 0
         if allowance is not None:
-            self._hear(allowance, now)
+            self._obey(allowance, now)
             return
         if self._is_over:
             self._pause, self._look_at = _PAUSE, -math.inf
-            self._go_on(now if self._over_since is None else self._over_since)
+            self._begin_window(now if self._over_since is None else self._over_since)
         self._left -= 1
-        self._taken += 1
-        self._taken_since_refusal += 1
-        if self._taken > self._proven:
-            self._proven = self._taken
+        self._accepted += 1
+        self._accepted_since_refusal += 1
+        if self._accepted > self._proven:
+            self._proven = self._accepted
         if self._spacing:
-            if self._taken_since_refusal >= self._more_from:
+            if self._accepted_since_refusal >= self._more_from:
                 self._spacing *= _FASTER
                 self._more_from += _BEFORE_MORE
-        elif self._taken_since_refusal >= (_ENOUGH if self._is_vague else _BEFORE_ALL):
+        elif self._accepted_since_refusal >= (_ENOUGH if self._is_vague else _BEFORE_ALL):
             self._forget()
 
     def refused(self, after: float | None, now: float) -> None:
         """Learn from a refusal.
 
         Args:
-            after: Seconds after which the service wants to be asked again, if it says so.
+            after: Seconds that the service asks the client to wait, if it asks for a wait.
             now: Monotonic seconds.
         """
         self._refused_in_a_row += 1
         if after is not None:
-            after = min(after, _LONGEST_TOLD)
-        if not after and self._refused_in_a_row < _SURE and self._taken < self._proven and not self._is_over:
-            return  # it may have been something else: the next one may be taken
+            after = min(after, _LONGEST_RETRY_AFTER)
+        if not after and self._refused_in_a_row < _SURE and self._accepted < self._proven and not self._is_over:
+            return  # the refusal may have another reason: the next request may be accepted
         is_news = self._left > 0 or self._is_over
-        if is_news and not self._is_over and not self._is_told:
+        if is_news and not self._is_over and not self._has_headers:
             self._learn(after, now)
-        self._taken_since_refusal = 0
+        self._accepted_since_refusal = 0
         self._more_from = _BEFORE_MORE if self._spacing else max(_BEFORE_MORE, 2 * self._limit)
         self._left = 0
         if after is not None:
@@ -163,27 +164,27 @@ class RateLimiter:
 
     def _learn(self, after: float | None, now: float) -> None:
         if self._spacing:
-            self._spacing = min(_SLOWER * self._spacing, after or self._spacing)  # no slower than it asks for
-        elif self._taken < min(_ENOUGH, self._limit / 2):
+            self._spacing = min(_SLOWER * self._spacing, after or self._spacing)  # no slower than the service asks for
+        elif self._accepted < min(_ENOUGH, self._limit / 2):
             self._is_vague = True
-        elif self._is_vague and after:  # again and again, after a few: it is no window
+        elif self._is_vague and after:  # repeated refusals after few requests: the service has no windows
             self._is_vague = False
-            self._spacing = min((now - self._began) / self._taken, after)
+            self._spacing = min((now - self._began) / self._accepted, after)
         else:
             self._is_vague = False
-            self._limit = self._proven = self._taken
+            self._limit = self._proven = self._accepted
 
-    def _go_on(self, start: float) -> None:
-        """Begin another window, or go on with one from which too little was learned."""
+    def _begin_window(self, start: float) -> None:
+        """Begin another window, unless too little is known about windows."""
         self._is_over = False
         if self._is_vague or self._spacing:
             self._limit = self._proven = self._left = math.inf
             return
         length = min(start - self._began, _LONGEST_WINDOW)
-        if self._taken_since_refusal >= self._more_from:
+        if self._accepted_since_refusal >= self._more_from:
             self._limit = self._proven + max(1, self._proven // 2)
-            self._more_from = self._taken_since_refusal + max(_BEFORE_MORE, 2 * self._limit)
-        self._began, self._taken = start, 0
+            self._more_from = self._accepted_since_refusal + max(_BEFORE_MORE, 2 * self._limit)
+        self._began, self._accepted = start, 0
         self._left = self._limit
         self._ends = start + length
 
@@ -192,12 +193,12 @@ class RateLimiter:
         self._is_vague = False
         self._spacing = 0.0
 
-    def _hear(self, allowance: Allowance, now: float) -> None:
-        if not self._is_told:
+    def _obey(self, allowance: Allowance, now: float) -> None:
+        if not self._has_headers:
             self._forget()
-            self._is_told = True
+            self._has_headers = True
         self._is_over, self._pause, self._look_at = False, _PAUSE, -math.inf
-        ends = now + min(allowance.reset, _LONGEST_TOLD)
+        ends = now + min(allowance.reset, _LONGEST_RETRY_AFTER)
         is_same = abs(ends - self._ends) <= _SAME_WINDOW
         self._left = min(self._left, allowance.remaining) if is_same else allowance.remaining
         self._ends = max(ends, self._ends) if is_same else ends

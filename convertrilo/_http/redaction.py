@@ -1,4 +1,4 @@
-"""Keeping credentials out of what is shown, however an answer or an error repeats them."""
+"""Hiding credentials in texts and JSON values, however an answer or an error spells them."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ _URLS = SIGNED_URLS | {"url"}
 
 
 def secrets_in(wire: Any) -> Iterator[str]:
-    """Yield what is secret in a body."""
+    """Yield the secrets in a body in the wire's shape."""
     if isinstance(wire, list):
         for each in cast("Sequence[Any]", wire):
             yield from secrets_in(each)
@@ -27,11 +27,11 @@ def secrets_in(wire: Any) -> Iterator[str]:
                 yield from secrets_in(value)
 
 
-_SHORTEST_SIGNATURE = 16  # characters: shorter parameters of a URL are words and numbers
+_SHORTEST_SIGNATURE = 16  # characters; shorter parameters of a URL are words and numbers
 
 
 def _secrets_of(url: str) -> Iterator[str]:
-    """Yield what may be secret in a URL: user name and password, and a query with its long values."""
+    """Yield what may be secret in a URL: the user name, the password, the query and its long values."""
     address, _, query = url.partition("?")
     user_info = re.split("[/#]", address.partition("://")[2])[0].rpartition("@")[0]
     yield from (user_info, user_info.partition(":")[2], query)
@@ -42,15 +42,16 @@ def _secrets_of(url: str) -> Iterator[str]:
 
 
 Hide = Callable[[str], str]
+"""Hides secrets in a text."""
 
 
 def hider(text: str, secrets: Iterable[str]) -> Hide:
-    """Return what replaces secrets in parts of a text; only those that are in it are searched for."""
+    """Return the function that hides secrets in a text and in parts of it; secrets that the text lacks cost nothing."""
     lower = text.lower()
     present = {each for each in secrets if each and max(_WORDS.findall(each), key=len, default="").lower() in lower}
     if not present:
         return str
-    longest_first = sorted(present, key=len, reverse=True)  # one can be the start of another
+    longest_first = sorted(present, key=len, reverse=True)  # one secret can be the start of another
     return partial(re.compile("|".join(map(_any_spelling, longest_first)), re.IGNORECASE).sub, "<hidden>")
 
 
@@ -60,8 +61,8 @@ _LONGEST = 4  # bytes of a character in UTF-8, each of which can be escaped
 
 
 def _any_spelling(secret: str) -> str:
-    """Return a pattern for a secret as it is, or escaped as JSON, Python, URLs and HTML do it."""
-    # What is no word counts run by run: a quantifier for each character of a run takes time without bound.
+    """Return a pattern for a secret as it is, or escaped as in JSON, Python, URLs and HTML."""
+    # One quantifier serves a whole run of other characters: one for each character would take exponential time.
     return "".join(
         part if _WORDS.match(part) else f"(?:[{re.escape(part)}]|{_ESCAPED}){{1,{_LONGEST * len(part)}}}"
         for part in re.findall("[A-Za-z0-9]+|[^A-Za-z0-9]+", secret)
@@ -69,7 +70,7 @@ def _any_spelling(secret: str) -> str:
 
 
 def without_secrets(value: Any, hide: Hide) -> Any:
-    """Return a JSON value with the secrets in its texts hidden."""
+    """Return a JSON value whose strings have their secrets hidden."""
     if isinstance(value, str):
         return hide(value)
     if isinstance(value, list):

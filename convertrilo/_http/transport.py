@@ -1,179 +1,43 @@
-"""The wire: a last-in-first-out pool of single HTTP/1.1 connections as an httpx transport, on asyncio and trio."""
+"""The transport: a last-in-first-out pool of HTTP/1.1 connections, and httpx's own transport for proxies."""
 
-import math
-import select
 import ssl
 import time
 import urllib.request
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import anyio
 import anyio.abc
 import h11
 import httpx
 
+from convertrilo._http.connection import BROKEN, Connection, Origin, deadline_in, reason_of
+
 MAX_CONNECTIONS = 100
 
-# Uvicorn, Apache and Node close a connection that was idle for 5 s. Dropping ours before that leaves no moment in
-# which a request and the server's goodbye cross on the wire.
+# Uvicorn, Apache and Node close a connection that was idle for 5 s. The pool drops it earlier, so that no request
+# goes out while the server closes the connection.
 KEEPALIVE_EXPIRY = 4.0
 
-_CLOSED = "the transport is closed, and sends no more requests"
+_CLOSED = "the transport is closed"
 _PORTS = {"http": 80, "https": 443}
-_READ_SIZE = 65536
-_BODY_READ_SIZE = 256 * 1024  # as much as asyncio receives at a time: to cut that into pieces is to copy it
-_PIECE_SIZE = 256 * 1024
-_LARGEST_HEAD = 102400
-_BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
-
-
-def _reason(error: BaseException) -> str:
-    return str(error.__cause__ or error) or type(error).__name__
-
-
-def _deadline(timeout: float | None) -> float:
-    return math.inf if timeout is None else anyio.current_time() + timeout
-
-
-class _Origin(NamedTuple):
-    scheme: str
-    host: str
-    port: int
-
-
-class _Connection:
-    """One connection to one origin, for one request at a time."""
-
-    def __init__(self, origin: _Origin, stream: anyio.abc.ByteStream) -> None:
-        self.origin: _Origin = origin
-        self.idle_since: float = 0.0
-        self.silent: bool = True
-        self._stream = stream
-        self._socket = stream.extra(anyio.abc.SocketAttribute.raw_socket)  # noqa: S610  # anyio's extra, not Django's
-        self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=_LARGEST_HEAD)
-
-    async def send(self, request: httpx.Request, timeouts: Mapping[str, float | None]) -> h11.Response:
-        """Send a request and return the head of its answer."""
-        self.silent = True
-        request.extensions["begun"] = True
-        try:
-            await self._send(request, timeouts.get("write"))
-        except h11.LocalProtocolError as error:
-            raise httpx.LocalProtocolError(str(error)) from error
-        except httpx.WriteError:
-            pass  # a server that refuses early may have answered before it hung up
-        while not isinstance(event := await self.receive(timeouts.get("read")), h11.Response):
-            pass  # an informational response
-        return event
-
-    async def _send(self, request: httpx.Request, timeout: float | None) -> None:
-        # The head goes out with the start of the body: one send for most requests.
-        head = h11.Request(method=request.method, target=request.url.raw_path, headers=request.headers.raw)
-        pending = self._http.send(head) or b""
-        if isinstance(request.stream, httpx.ByteStream):
-            for chunk in request.stream:
-                data = self._http.send(h11.Data(data=chunk)) or b""
-                if len(data) > _PIECE_SIZE:
-                    await self._write(pending, timeout)
-                    await self._write(data, timeout, len(data) - _PIECE_SIZE)
-                    pending = data[-_PIECE_SIZE:]
-                else:
-                    pending += data
-        else:
-            assert isinstance(request.stream, httpx.AsyncByteStream)
-            request.extensions["complete"] = True  # any of its pieces may be the last
-            chunks = aiter(request.stream)
-            try:
-                async for chunk in chunks:
-                    await self._write(pending + (self._http.send(h11.Data(data=chunk)) or b""), timeout)
-                    pending = b""
-            finally:
-                # Trio warns of an async generator that is left halfway.
-                if isinstance(chunks, AsyncGenerator):
-                    await chunks.aclose()
-        pending += self._http.send(h11.EndOfMessage()) or b""
-        request.extensions["complete"] = True
-        if pending:
-            await self._write(pending, timeout)
-
-    async def _write(self, data: bytes, timeout: float | None, end: int | None = None) -> None:
-        # In pieces: what is left of a send that the socket does not take whole is copied.
-        end = len(data) if end is None else end
-        for start in range(0, end, _PIECE_SIZE):
-            try:
-                with anyio.CancelScope(deadline=_deadline(timeout)) as scope:
-                    await self._stream.send(data[start : min(start + _PIECE_SIZE, end)])
-            except _BROKEN as error:
-                raise httpx.WriteError(_reason(error)) from error
-            if scope.cancelled_caught:
-                raise httpx.WriteTimeout(f"not sent within {timeout:g} s")
-
-    async def receive(self, timeout: float | None) -> Any:
-        """Return the next event of the answer."""
-        while True:
-            try:
-                event = self._http.next_event()
-            except h11.RemoteProtocolError as error:
-                raise httpx.RemoteProtocolError(str(error)) from error
-            if event is not h11.NEED_DATA:
-                return event
-            is_body = self._http.their_state is h11.SEND_BODY
-            data = await self._read(_BODY_READ_SIZE if is_body else _READ_SIZE, timeout)
-            if data:
-                self.silent = False
-            elif self._http.their_state is h11.SEND_RESPONSE:
-                raise httpx.RemoteProtocolError("the server closed the connection without an answer")
-            self._http.receive_data(data)
-
-    async def _read(self, size: int, timeout: float | None) -> bytes:
-        try:
-            with anyio.CancelScope(deadline=_deadline(timeout)):
-                return await self._stream.receive(size)
-        except anyio.EndOfStream:
-            return b""
-        except _BROKEN as error:
-            raise httpx.ReadError(_reason(error)) from error
-        raise httpx.ReadTimeout(f"nothing received for {timeout:g} s")
-
-    def finish(self) -> bool:
-        """Make ready for the next request, unless this one ended in any other way than cleanly."""
-        http = self._http
-        if http.our_state is not h11.DONE or http.their_state is not h11.DONE or http.trailing_data[0]:
-            return False
-        http.start_next_cycle()
-        return True
-
-    def closed_by_server(self) -> bool:
-        """Whether an idle connection has something to read, which can only be its end."""
-        fileno = self._socket.fileno()
-        if fileno < 0:
-            return True
-        if not hasattr(select, "poll"):  # Windows, where select() takes any socket
-            return bool(select.select([fileno], [], [], 0)[0])
-        poller = select.poll()
-        poller.register(fileno, select.POLLIN)
-        return bool(poller.poll(0))
-
-    async def aclose(self) -> None:
-        # Closing waits for nobody, as TLS says no goodbye here, so the shield needs no bound.
-        with anyio.CancelScope(shield=True):
-            await self._stream.aclose()
 
 
 class _Exchange(httpx.AsyncByteStream):
-    """One request, and the body of its answer. It borrows a slot of the pool until it is closed."""
+    """One request and the body of its answer; it holds a slot of the pool until it is closed."""
 
-    connection: _Connection
+    connection: Connection
 
     def __init__(self, pool: "PoolTransport", request: httpx.Request) -> None:
         url = request.url
         if url.scheme not in _PORTS:
-            raise httpx.UnsupportedProtocol(f"only http and https are spoken here, not {url.scheme!r}", request=request)
+            raise httpx.UnsupportedProtocol(
+                f"the URL must begin with http:// or https://, not {url.scheme!r}", request=request
+            )
         extensions: dict[str, Any] = request.extensions  # pyright: ignore[reportUnknownMemberType]  # httpx has no type
         self.request = request
-        self.origin: _Origin = _Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
+        self.origin: Origin = Origin(url.scheme, url.raw_host.decode("ascii"), url.port or _PORTS[url.scheme])
         self.timeouts: Mapping[str, float | None] = extensions.get("timeout", {})
         self.repeatable: bool = extensions.get("repeatable") is True and isinstance(request.stream, httpx.ByteStream)
         self._pool: PoolTransport | None = pool
@@ -204,20 +68,26 @@ class _Exchange(httpx.AsyncByteStream):
 class PoolTransport(httpx.AsyncBaseTransport):
     """Sends a request on the connection that became idle last, or on a new one.
 
-    A request's `extensions` may hold httpx's `timeout` (seconds to `connect`, to `read` or `write` anything, and, as
-    `pool`, to wait for a free connection), and `repeatable`: True where sending it twice does no harm. When the server
-    closed an idle connection just as the request went out, a repeatable one whose body is in memory goes again, once,
-    on a new connection; any other fails, as nobody knows whether it arrived. Afterwards they hold `begun`, whether any
-    of it may have gone out, and `complete`, whether all of it may.
+    The transport reads these `extensions` of a request:
+
+    - `timeout`, as in httpx: seconds to `connect`, to `read` or `write` some data, and, as `pool`, to wait for a free
+      connection.
+    - `repeatable`: True if the request may be sent twice. When the server closed an idle connection just as a
+      repeatable request with its body in memory went out, the transport sends the request once more, on a new
+      connection. Any other request fails, because it may have arrived.
+
+    The transport sets `begun`, whether any byte of the request may have gone out, and `complete`, whether the whole
+    request may have.
 
     Args:
-        max_connections: Most connections open at once, idle ones included, to all origins. More requests wait in line.
+        max_connections: The most open connections to all origins, idle ones included. Further requests wait.
         keepalive_expiry: Seconds after which an idle connection is dropped.
-        ssl_context: For https; made at the first https request where none is given. It is set to offer HTTP/1.1 alone.
-        clock: Monotonic seconds, which `keepalive_expiry` is measured by.
+        ssl_context: For https; by default created with the first https request. The pool sets it to offer HTTP/1.1
+            only.
+        clock: Returns monotonic seconds, to measure `keepalive_expiry` with.
 
     Raises:
-        httpx.TransportError: From a request, as httpx's own transports do, with the request attached.
+        httpx.TransportError: A request failed; raised by the request, which is attached, as in httpx's own transports.
     """
 
     def __init__(
@@ -232,35 +102,35 @@ class PoolTransport(httpx.AsyncBaseTransport):
         self._keepalive_expiry = keepalive_expiry
         self._ssl_context = ssl_context
         self._clock = clock
-        self._open: set[_Connection] = set()
-        self._idle: list[_Connection] = []  # the longest idle first
+        self._open: set[Connection] = set()
+        self._idle: list[Connection] = []  # the longest idle first
         self._closed = False
 
     @property
     def in_flight(self) -> int:
-        """How many requests have a connection or are opening one."""
+        """The number of requests that have a connection or are opening one."""
         return self._slots.borrowed_tokens
 
     @property
     def idle(self) -> int:
-        """How many connections are open and unused."""
+        """The number of open connections that no request uses."""
         return len(self._idle)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait in line for a connection."""
+        """The number of requests that wait for a connection."""
         return self._slots.statistics().tasks_waiting
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request; its connection is free again once the response is read to its end or closed."""
+        """Send one request; its connection becomes free once the response is read to its end or closed."""
         exchange = _Exchange(self, request)
         for how_far in ("begun", "complete"):
-            request.extensions.setdefault(how_far, False)  # a caller's own transport may be sending it again
+            request.extensions.setdefault(how_far, False)  # another transport may be sending the request again
         try:
-            # The exchange borrows the slot, not the task: a task may hold several open responses.
+            # The exchange holds the slot, not the task: a task may hold several open responses.
             self._slots.acquire_on_behalf_of_nowait(exchange)
         except anyio.WouldBlock:
-            await self._wait_in_line(exchange)
+            await self._wait_for_slot(exchange)
         try:
             answer = await self._send(exchange)
         except httpx.RequestError as error:
@@ -279,7 +149,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         )
 
     async def give_back(self, exchange: _Exchange) -> None:
-        """Keep the connection if its answer ended cleanly, close it if not, and let the next request have the slot."""
+        """Keep the connection if its answer ended cleanly, else close it; then free the slot for the next request."""
         connection = exchange.connection
         try:
             if connection.finish() and not self._closed:
@@ -291,15 +161,15 @@ class PoolTransport(httpx.AsyncBaseTransport):
             self._slots.release_on_behalf_of(exchange)
 
     async def aclose(self) -> None:
-        """Close every connection; requests in flight fail, and later ones are refused."""
+        """Close every connection; requests in flight and later requests fail."""
         self._closed = True
         self._idle.clear()
         while self._open:
             await self._close(next(iter(self._open)))
 
-    async def _wait_in_line(self, exchange: _Exchange) -> None:
+    async def _wait_for_slot(self, exchange: _Exchange) -> None:
         timeout = exchange.timeouts.get("pool")
-        with anyio.CancelScope(deadline=_deadline(timeout)) as scope:
+        with anyio.CancelScope(deadline=deadline_in(timeout)) as scope:
             await self._slots.acquire_on_behalf_of(exchange)
         if scope.cancelled_caught:
             raise httpx.PoolTimeout(f"no connection was free within {timeout:g} s", request=exchange.request)
@@ -314,7 +184,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
                     raise
         return await self._send_on(await self._connect(exchange), exchange)
 
-    async def _send_on(self, connection: _Connection, exchange: _Exchange) -> h11.Response:
+    async def _send_on(self, connection: Connection, exchange: _Exchange) -> h11.Response:
         try:
             answer = await connection.send(exchange.request, exchange.timeouts)
         except BaseException:
@@ -323,25 +193,25 @@ class PoolTransport(httpx.AsyncBaseTransport):
         exchange.connection = connection
         return answer
 
-    async def _reuse(self, origin: _Origin) -> _Connection | None:
+    async def _reuse(self, origin: Origin) -> Connection | None:
         expired = self._clock() - self._keepalive_expiry
         while self._idle and self._idle[0].idle_since <= expired:
             await self._close(self._idle.pop(0))
         while (connection := self._pop_idle(origin)) is not None:
-            # All that an idle connection can have to say is that the server closed it.
+            # An idle connection is readable only because the server closed it.
             if not connection.closed_by_server():
                 return connection
             await self._close(connection)
         return None
 
-    def _pop_idle(self, origin: _Origin) -> _Connection | None:
+    def _pop_idle(self, origin: Origin) -> Connection | None:
         for index in range(len(self._idle) - 1, -1, -1):
             if self._idle[index].origin == origin:
                 return self._idle.pop(index)
         return None
 
-    async def _connect(self, exchange: _Exchange) -> _Connection:
-        # The slot is ours, but idle connections of other origins may fill the house.
+    async def _connect(self, exchange: _Exchange) -> Connection:
+        # This request holds a slot, but idle connections to other origins may exhaust max_connections.
         while self._idle and self.in_flight + len(self._idle) > self._slots.total_tokens:
             await self._close(self._idle.pop(0))
         if self._closed:
@@ -350,7 +220,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         host, port = origin.host, origin.port
         timeout = exchange.timeouts.get("connect")
         try:
-            with anyio.CancelScope(deadline=_deadline(timeout)):
+            with anyio.CancelScope(deadline=deadline_in(timeout)):
                 stream: anyio.abc.ByteStream
                 if origin.scheme == "http":
                     stream = await anyio.connect_tcp(host, port)
@@ -361,17 +231,17 @@ class PoolTransport(httpx.AsyncBaseTransport):
                         ssl_context=self._tls,
                         tls_standard_compatible=False,
                     )
-                connection = _Connection(origin, stream)
+                connection = Connection(origin, stream)
                 self._open.add(connection)
                 if self._closed:
                     await self._close(connection)
                     raise httpx.ConnectError(_CLOSED)
                 return connection
-        except (*_BROKEN, anyio.EndOfStream, UnicodeError) as error:
-            raise httpx.ConnectError(f"{host}:{port}: {_reason(error)}") from error
+        except (*BROKEN, anyio.EndOfStream, UnicodeError) as error:
+            raise httpx.ConnectError(f"{host}:{port}: {reason_of(error)}") from error
         raise httpx.ConnectTimeout(f"{host}:{port}: not connected within {timeout:g} s")
 
-    async def _close(self, connection: _Connection) -> None:
+    async def _close(self, connection: Connection) -> None:
         self._open.discard(connection)
         await connection.aclose()
 
@@ -383,7 +253,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
 
 
 class _ProxyTransport(httpx.AsyncBaseTransport):
-    """Sends a request through the proxy of its scheme, except to the hosts of `NO_PROXY`."""
+    """Sends a request through the proxy for its scheme, except to the hosts in `NO_PROXY`."""
 
     def __init__(self, direct: httpx.AsyncBaseTransport, proxies: Mapping[str, httpx.AsyncBaseTransport]) -> None:
         self._direct = direct
@@ -412,15 +282,15 @@ def make_transport(
     keepalive_expiry: float = KEEPALIVE_EXPIRY,
     ssl_context: ssl.SSLContext | None = None,
 ) -> httpx.AsyncBaseTransport:
-    """Make a `PoolTransport`, behind which httpx's own transport serves what the environment has a proxy for.
+    """Return a `PoolTransport`, with httpx's own transport for the requests that go through a proxy.
 
-    `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` are read as Python's `urllib` reads them, which includes
-    the system's settings on macOS and Windows.
+    `HTTP_PROXY`, `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY` have the same meaning as in Python's `urllib`, which also
+    reads the system's settings on macOS and Windows.
 
     Args:
-        max_connections: Most connections open at once, in the pool and to each proxy.
+        max_connections: The most open connections, in the pool and to each proxy.
         keepalive_expiry: Seconds after which an idle connection is dropped.
-        ssl_context: For https; made when it is needed where none is given.
+        ssl_context: For https; by default created when it is needed.
     """
     configured = urllib.request.getproxies()
     proxies = {scheme: proxy for scheme in _PORTS if (proxy := configured.get(scheme) or configured.get("all"))}

@@ -1,6 +1,6 @@
-"""Try again a few times: for steps of a flow that are more than one call."""
+"""Tries: a few attempts at a step of a flow that is more than one call."""
 
-from convertrilo._http.call import Context
+from convertrilo._http.context import Context
 from convertrilo.retry import RetryPolicy
 
 
@@ -8,10 +8,10 @@ class Tries:
     """Counts the tries of one step, and sleeps between them as the retry policy says.
 
     Args:
-        context: Whose clock and random numbers are used.
-        policy: Limits the tries and spaces them.
-        most: The most tries, if that is not the policy's `max_attempts`.
-        made: How many tries were made already.
+        context: Provides the clock and the random numbers.
+        policy: Limits the number of tries and sets the backoff.
+        most: The most tries; by default the policy's `max_attempts`.
+        made: The number of tries that were made before.
     """
 
     def __init__(self, context: Context, policy: RetryPolicy, *, most: int | None = None, made: int = 0) -> None:

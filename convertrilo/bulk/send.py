@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from convertrilo._halving import TOO_MUCH, each_half
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo._http.tries import Tries
 from convertrilo.bulk.batches import Batch, BatchSettings, Item, SizeLimits, freeze
@@ -136,10 +136,10 @@ class BatchSender:
             )
             if ledger is not None:
                 assert batch.first_sent_at is not None
-                call.last_resend = batch.first_sent_at + ledger.journal.replay_window
-                call.was_sent_before = batch.was_sent_before
+                call.doubt.last_resend = batch.first_sent_at + ledger.journal.replay_window
+                call.doubt.was_sent_before = batch.was_sent_before
             if self._send_batch is not None:
-                answer = await self._send_batch(batch.identity.key, batch.body, call.last_resend)
+                answer = await self._send_batch(batch.identity.key, batch.body, call.doubt.last_resend)
             else:
                 with engine.watching(call, wire, batch.identity):
                     _, answer, _ = await call.run()
@@ -150,7 +150,9 @@ class BatchSender:
         except BaseException as error:
             # An API error of `send_batch` says whether the batch is in doubt; after any other error it always is.
             in_doubt_remotely = self._send_batch is not None and getattr(error, "in_doubt", True)
-            batch.is_in_doubt = batch.was_sent_before or (call is not None and (call.in_doubt or in_doubt_remotely))
+            batch.is_in_doubt = batch.was_sent_before or (
+                call is not None and (call.doubt.may_be_done or in_doubt_remotely)
+            )
             if ledger is not None:
                 await _record_failure(ledger, batch, error)
             raise

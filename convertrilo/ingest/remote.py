@@ -110,8 +110,8 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
             )
         identity = Identity(key=key, kind="external_id")
         call = engine.frozen_call(CREATE_JOBS_BULK, options, wire=wire, content=encode(wire), identity=identity)
-        call.last_resend = last_resend
-        call.was_sent_before = True  # possibly by another worker
+        call.doubt.last_resend = last_resend
+        call.doubt.was_sent_before = True  # possibly by another worker
         _, answer, _ = await call.run()
     return _shorten(answer)
 

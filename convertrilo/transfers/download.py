@@ -10,7 +10,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from convertrilo._base_client import BaseClient, engine_of
 from convertrilo._clock import Clock
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo.errors import Issue, TransferError, ValidationError
 from convertrilo.models import (

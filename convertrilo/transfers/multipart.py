@@ -12,7 +12,7 @@ import attrs
 import httpx
 
 from convertrilo._base_client import BaseClient, engine_of
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import only_logged
 from convertrilo._http.tries import Tries
 from convertrilo._tasks import run_all

@@ -14,7 +14,7 @@ import anyio
 import attrs
 import httpx
 
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo._http.tries import Tries
 from convertrilo._version import __version__

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import httpx
 
 from convertrilo._base_client import BaseClient, engine_of
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo.errors import Issue, TransferError, ValidationError
 from convertrilo.models import JobCreateResponse, JobUpload

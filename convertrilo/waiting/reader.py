@@ -8,7 +8,7 @@ from typing import TypeGuard, TypeVar
 import anyio
 
 from convertrilo._halving import TOO_MUCH, each_half
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo._http.engine import Engine
 from convertrilo.errors import APIError, ConvertriloError, RateLimitError, ServerError, TransportError
 from convertrilo.models import TERMINAL_STATUSES, BulkStatusResponse, OnDemandStatusResponse, StatusResponse

@@ -6,7 +6,7 @@ A round reads every job that is due. Between two rounds there is a rest; a job w
 import math
 from collections.abc import ValuesView
 
-from convertrilo._http.call import Context
+from convertrilo._http.context import Context
 from convertrilo.errors import APIError, ConvertriloError
 from convertrilo.waiting.watch import MAX_INTERVAL, AnyStatus, Watch, backoff_after, rest_after
 

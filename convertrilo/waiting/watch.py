@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 
-from convertrilo._http.call import Options
+from convertrilo._http.context import Options
 from convertrilo.models import OnDemandStatusResponse, StatusResponse
 
 AnyStatus = StatusResponse | OnDemandStatusResponse
