@@ -1,8 +1,8 @@
 """The implementation of `convertrilo_sandbox`, `convertrilo_client` and `convertrilo_server` under three async plugins.
 
 A sandbox has tasks, so it lives in the event loop of the test, which belongs to anyio's plugin, pytest-trio or
-pytest-asyncio. Each plugin runs async fixtures in its own way and refuses those of the others. There is one fixture
-per way, and `open_sandbox` requests the fixture that fits the test.
+pytest-asyncio. Each plugin runs only its own kind of async fixture. This module has a fixture of each kind, and
+`open_sandbox` requests the fixture that fits the test.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 
 
 def client_of(sandbox: "Sandbox") -> AsyncClient:
-    """Return a client on the sandbox's time: the fixture `convertrilo_client`. In process, it need not be closed."""
+    """Return a client on the sandbox's time: the fixture `convertrilo_client`. It need not be closed."""
     from convertrilo.sandbox import VirtualClock
     from convertrilo.sandbox.transport import InProcessTransport
 
@@ -116,7 +116,7 @@ class AutojumpClock:
             self._due.remove(due)
 
 
-# ---- one fixture per way of running async tests
+# ---- one fixture per kind of async plugin
 
 
 def _fixture_for(request: pytest.FixtureRequest) -> str:
@@ -134,8 +134,8 @@ def _fixture_for(request: pytest.FixtureRequest) -> str:
         default = request.config.getini("asyncio_default_test_loop_scope")
         return f"{_ASYNCIO}{marker.kwargs.get('loop_scope') or marker.kwargs.get('scope') or default}"
     pytest.fail(
-        f"{request.fixturename} lives in the event loop of an async test, and neither anyio's plugin nor pytest-asyncio"
-        f" nor pytest-trio runs {node.name} (is its marker missing?). convertrilo_server works in every test.",
+        f"{request.fixturename} needs an async test that anyio's plugin, pytest-asyncio or pytest-trio runs; none of"
+        f" them runs {node.name} (is its marker missing?). convertrilo_server works in every test.",
         pytrace=False,
     )
 
@@ -211,5 +211,6 @@ def _sandbox_module() -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("convertrilo"):
             raise
-        pytest.fail(f'There is no {error.name.partition(".")[0]}: pip install "convertrilo[sandbox]"', pytrace=False)
+        module = error.name.partition(".")[0]
+        pytest.fail(f'the sandbox needs {module}; install it with: pip install "convertrilo[sandbox]"', pytrace=False)
     return sandbox

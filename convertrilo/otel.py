@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 Attributes = dict[str, str | int | float]
 
-_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # the conventions'
+_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # from the conventions
 _JOURNAL_BOUNDARIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 _BATCH_BOUNDARIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
@@ -74,7 +74,7 @@ def _harmless(method: Callable[P, T]) -> Callable[P, T | None]:
         try:
             return method(*args, **kwargs)
         except Exception:  # noqa: BLE001  # logged
-            logger.exception("OpenTelemetry failed; the request goes on")
+            logger.exception("OpenTelemetry failed; the request continues")
             return None
 
     return guarded

@@ -25,7 +25,7 @@ COMMANDS = {
     "balance": "Show the token balance.",
     "webhooks": "List, create, change, test and inspect webhooks.",
     "keys": "List, create and revoke API keys.",
-    "journal": "Inspect a journal: what was sent, and what was answered.",
+    "journal": "Inspect a journal: the operations sent and their answers.",
     "doctor": "Check settings, service, API key, tokens, clock and webhooks.",
     "login": "Save an API key, or log in with e-mail address and password.",
     "logout": "Remove the saved credentials.",
@@ -38,10 +38,10 @@ COMMANDS = {
 EPILOG = """\b
 Exit codes:
   0    success
-  1    the job (or one of several) failed or was canceled, or the source is no video
+  1    the job (or one of several) failed or was canceled, or the source is not a video
   2    an option, a file or a setting is wrong
   3    the service refused the request
-  4    no answer, or not in time
+  4    no answer from the service, or a timeout
   5    the credentials are missing or wrong, or do not allow this
   6    the account has too few tokens
   7    the outcome is unknown; repeating the command could do it twice
@@ -86,7 +86,7 @@ def convertrilo(ctx: click.Context) -> None:
     """Encode videos with Convertrilo, or on this machine with --sandbox.
 
     Without a command, convertrilo asks what to encode. Settings come from the options, from CONVERTRILO_API_KEY and
-    CONVERTRILO_BASE_URL, or from the account that `convertrilo login` has saved.
+    CONVERTRILO_BASE_URL, or from the profile that `convertrilo login` has saved.
     """
     if ctx.invoked_subcommand is not None:
         return
@@ -99,7 +99,7 @@ def convertrilo(ctx: click.Context) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command, and return its exit code; an error is printed as one line on stderr."""
+    """Run the command, print any error as one line on stderr, and return the exit code."""
     colour = False if os.environ.get("NO_COLOR") else None
     try:
         code = convertrilo.main(list(arguments), prog_name="convertrilo", standalone_mode=False, color=colour)
@@ -126,7 +126,7 @@ def _fail_with(error: Exception) -> int:
         return _fail(str(error), failures.INTERRUPTED)
     if isinstance(error, ConvertriloError):
         return _fail(failures.error_line(error), failures.exit_code(error))
-    if isinstance(error, OSError) and error.strerror:  # of a file or of stdout
+    if isinstance(error, OSError) and error.strerror:  # about a file or stdout
         what = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
         return _fail("; ".join([what, *getattr(error, "__notes__", [])]), failures.USAGE)
     raise error

@@ -30,7 +30,7 @@ _READ_BYTES = 1 << 16
 
 ShowStep = Callable[[StepProgress], None]
 JobFacts = dict[str, Any]
-"""What is printed about one job, under the names of the wire."""
+"""The printed facts about one job, under the field names of the wire."""
 
 
 @attrs.frozen(kw_only=True)
@@ -131,7 +131,7 @@ class BulkReport:
         self._print({"line": line, "code": "invalid_line", "error": why})
 
     def job_submitted(self, job: JobFacts, *, will_wait: bool) -> None:
-        """Count a job that now exists; its result is printed here unless the command waits for the job's end."""
+        """Count a job that now exists, and print it unless the command will wait for its end."""
         self.submitted += 1
         self._estimate += job["estimate"] or 0.0
         if not will_wait:
@@ -149,7 +149,7 @@ class BulkReport:
         self._print({**job, "code": code or None, "error": error.message})
 
     def job_unfinished(self, job: JobFacts, error: WaitTimeoutError) -> None:
-        """Report a job that is still running when the wait is over."""
+        """Report a job that is still running when the wait has timed out."""
         self.unfinished += 1
         self._print({**job, "error": error.message})
 
@@ -168,7 +168,7 @@ class BulkReport:
         return StepProgress("submitting", finished, total, amount, "{:,.1f} jobs".format)
 
     def print_summary(self) -> None:
-        """Print how many jobs ended in which way, and what they are expected to cost."""
+        """Print the number of jobs by outcome, and their estimated price."""
         if self._options.quiet:
             return
         what = "would be created" if self._options.dry_run else "submitted"
@@ -179,11 +179,11 @@ class BulkReport:
 
 
 class BulkCommand:
-    """One run of `convertrilo bulk`: submits the jobs, and waits for them if asked to.
+    """One run of `convertrilo bulk`: submits the jobs, and waits for them with --wait.
 
     Args:
         file: The JSON Lines file; `-` is stdin.
-        journal: The journal that was named; without it, the default one of the file is used.
+        journal: The journal that --journal names; `None` uses the file's default journal.
         options: The command's options.
     """
 
@@ -294,7 +294,7 @@ class BulkCommand:
 async def _check_api_key(client: AsyncClient, path: Path) -> None:
     """Check that the default journal was used with the client's API key only.
 
-    Its answers might otherwise belong to the jobs of another account.
+    Otherwise the journal's answers may belong to the jobs of another account.
 
     Raises:
         ConfigurationError: The journal holds operations of another API key.

@@ -90,7 +90,7 @@ def _configuration(service: ServiceTarget) -> Check:
         return Check("settings", "failed", how, failures.USAGE, facts)
     file = settings.config_file()
     if sys.platform != "win32" and file.exists() and stat.S_IMODE(file.stat().st_mode) & 0o077:
-        return Check("settings", "warning", f"others can read {file}: chmod 600 {file}", facts=facts)
+        return Check("settings", "warning", f"other users can read {file}: chmod 600 {file}", facts=facts)
     where = ", ".join(f"{name} from {origin}" for name, origin in origins.items())
     return Check("settings", "ok", where, facts=facts)
 
@@ -113,7 +113,7 @@ def _ffmpeg() -> Check:
 
 
 class _ClockTransport(httpx.AsyncBaseTransport):
-    """Measures how many seconds the service's clock, by its `Date` headers, is ahead of this machine's."""
+    """Measures how many seconds the service's clock, as in its `Date` headers, is ahead of this machine's."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner
@@ -186,7 +186,7 @@ async def _key(client: AsyncClient, service: ServiceTarget, balance: object, web
 
 
 async def _key_in_use(client: AsyncClient, service: ServiceTarget) -> ApiKeyResponse | None:
-    """Return the service's record of the API key in use, if an access token allows to read it."""
+    """Return the service's record of the API key in use, or None without an access token to read it."""
     account = None if service.sandbox else settings.account_settings(service.profile)
     if account is None or account.api_key is None or account.access_token is None:
         return None
@@ -208,9 +208,9 @@ def _clock(transport: _ClockTransport | None) -> Check:
         return Check("clock", "skipped", "the service's answers have no Date header")
     facts = {"skewSec": round(transport.skew, 1)}
     if abs(transport.skew) <= _TOLERATED_SKEW:
-        return Check("clock", "ok", f"within {abs(transport.skew):.0f} s of the service's", facts=facts)
+        return Check("clock", "ok", f"within {abs(transport.skew):.0f} s of the service's clock", facts=facts)
     direction = "behind" if transport.skew > 0 else "ahead of"
-    says = f"{abs(transport.skew):.0f} s {direction} the service's: webhooks and journals depend on it, so correct it"
+    says = f"{abs(transport.skew):.0f} s {direction} the service's clock: correct it; webhooks and journals need it"
     return Check("clock", "warning", says, facts=facts)
 
 

@@ -78,7 +78,7 @@ class EncodeCommand:
             path = path or Path(f"{name.stem or 'output'}.{options['codec']}.{container}")
             _check_file(source, path)
         if key is None and not options["external_id"]:  # an empty id names no job
-            key = f"cli-{uuid.uuid4().hex}"  # made here, so that an interrupted run can be resumed
+            key = f"cli-{uuid.uuid4().hex}"  # created here, so that an interrupted run can be resumed
         if path is not None:
             check_writable(path)
         return cls(
@@ -94,7 +94,7 @@ class EncodeCommand:
         result = self.service.run(self._work, how_to_resume=self._how_to_resume)
         try:
             self.output.show(result, _print_result if self.path is not None else None, quiet=self.waiting.quiet)
-        except OSError as error:  # stdout cannot be written, say because the disk is full
+        except OSError as error:  # stdout cannot be written, for example because the disk is full
             error.add_note(
                 f"job {self.job_id} was created: convertrilo status {self.job_id}{self.service.suffix} shows it"
             )
@@ -227,7 +227,7 @@ def _container(path: Path | None, given: str | None) -> str:
     suffix = "" if path is None else path.suffix[1:].lower()
     if suffix in _CONTAINERS:
         if given is not None and given != suffix:
-            raise click.UsageError(f"{path} is named as {suffix}, but --container is {given}")
+            raise click.UsageError(f"{path} ends in .{suffix}, but --container is {given}")
         return suffix
     return given or "mp4"
 

@@ -16,7 +16,7 @@ UNCLEAR = 7
 INTERRUPTED = 130
 
 _NEED_ACCESS_TOKEN = frozenset({"getApiKeys", "createApiKey", "revokeApiKey"})
-"""Operations that take an access token, which a login with a password gives, and no API key."""
+"""Operations that take only an access token, which a login with a password returns; never an API key."""
 
 
 def exit_code(error: errors.ConvertriloError) -> int:

@@ -161,13 +161,13 @@ class IngestCommand:
 
 
 def _in_utc(moment: datetime | None) -> datetime | None:
-    """Return a moment with a time zone: UTC, if it names none."""
+    """Return a moment with a time zone, by default UTC."""
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
 
 @contextmanager
 def _write_errors_as_usage(report: Path) -> Generator[None]:
-    """Turn the error of a report that cannot be written into the error of a wrong option."""
+    """Turn an `OSError` about the report into a `ValidationError` of the option."""
     try:
         yield
     except OSError as error:

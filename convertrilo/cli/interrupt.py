@@ -12,8 +12,8 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 
-class Interrupted(Exception):  # noqa: N818  # not an error: the user asked for it
-    """The command was asked to end; the message says what state the work is in and how to resume it."""
+class Interrupted(Exception):  # noqa: N818  # not an error: the user requested it
+    """A signal ended the command; the message says what state the work is in and how to resume it."""
 
 
 async def interruptible(
@@ -58,7 +58,7 @@ async def interruptible(
 
 
 def _signals() -> list[signal.Signals]:
-    """Return the signals that end a command, except those that the parent process had it ignore, as nohup does."""
+    """Return the signals that end a command, except those that the parent process told it to ignore, as nohup does."""
     names = ("SIGINT", "SIGTERM", "SIGHUP")
     known = [signal.Signals[name] for name in names if name in signal.Signals.__members__]
     return [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]

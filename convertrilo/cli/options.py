@@ -26,7 +26,7 @@ SANDBOX_HELP = (
 def service_options(command: Command[R]) -> Command[R]:
     """Add the options that choose the service, as the argument `service`."""
 
-    @click.option("--profile", metavar="NAME", help="The saved account to use; overrides the environment.")
+    @click.option("--profile", metavar="NAME", help="The saved profile to use; overrides the environment.")
     @click.option("--sandbox", is_flag=True, help=SANDBOX_HELP)
     @wraps(command)
     def wrapped(*arguments: Any, profile: str | None, sandbox: bool, **options: Any) -> R:
@@ -85,7 +85,7 @@ def journal_option(command: Command[R]) -> Command[R]:
         "--journal",
         "journal_file",
         type=click.Path(dir_okay=False, path_type=Path),
-        help="The file that records what was sent and answered, so that a rerun continues where the last run stopped.",
+        help="The file that records requests and answers, so that a rerun continues where the last run stopped.",
     )
     @wraps(command)
     def wrapped(*arguments: Any, journal_file: Path | None, **options: Any) -> R:
@@ -117,7 +117,7 @@ def timeout_option(default_ms: int) -> Callable[[Command[R]], Command[R]]:
 
 
 def wait_options(command: Command[R]) -> Command[R]:
-    """Add the options that say how to wait for one job, as the argument `waiting`."""
+    """Add the options for waiting for one job, as the argument `waiting`."""
 
     @timeout_option(3_600_000)
     @click.option(
@@ -143,7 +143,7 @@ ENCODING = (
 
 
 def encoding_options(command: Command[R]) -> Command[R]:
-    """Add the options that say how to encode, as the arguments in `ENCODING`."""
+    """Add the encode options, as the arguments in `ENCODING`."""
     from convertrilo.models import BitrateTier, Codec, Container, Optimize, Preset, Quality, Resolution
 
     options = [
@@ -163,14 +163,16 @@ def encoding_options(command: Command[R]) -> Command[R]:
             help="Frame rate, in frames per second.",
         ),
         click.option(
-            "--container", type=choice(Container), help="File format.  [default: the suffix of --output, or mp4]"
+            "--container",
+            type=choice(Container),
+            help="File format.  [default: mp4; for encode, the suffix of --output]",
         ),
         click.option(
             "--preset", type=choice(Preset), help="Encoding speed; a slower preset compresses better.  [default: fast]"
         ),
         click.option("--bitrate-tier", type=choice(BitrateTier), help="Bitrate for the resolution.  [default: medium]"),
         click.option(
-            "--quality", type=choice(Quality), help="Quality level of the output.  [default: the service's own]"
+            "--quality", type=choice(Quality), help="Quality level of the output.  [default: chosen by the service]"
         ),
         click.option(
             "--passes", type=click.IntRange(1, 2), help="Number of encoding passes over the source.  [default: 1]"
@@ -191,7 +193,7 @@ def s3_output_options(place: str, applies_to: str) -> Callable[[Command[R]], Com
     """Add the options for an output in S3, as the argument `output_s3`, in the wire's shape.
 
     Args:
-        place: What the output names in the bucket: `key` or `prefix`.
+        place: What names the output in the bucket: `key` or `prefix`.
         applies_to: When the options apply, for the help text.
     """
     names = ("bucket", place, "region", "endpoint", "access_key_id", "secret_access_key", "force_path_style")
@@ -216,7 +218,10 @@ def s3_output_options(place: str, applies_to: str) -> Callable[[Command[R]], Com
             help="Secret access key for the bucket. Prefer the environment variable: other users can read options.",
         )
         @click.option(
-            "--output-s3-force-path-style", is_flag=True, default=None, help="Put the bucket in the path of the URL."
+            "--output-s3-force-path-style",
+            is_flag=True,
+            default=None,
+            help="Put the bucket in the URL's path, not its host.",
         )
         @wraps(command)
         def wrapped(*arguments: Any, **options: Any) -> R:

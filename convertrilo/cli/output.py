@@ -24,7 +24,7 @@ _COLOURS = {
 _SHOWN_FIRST = frozenset({"jobId", "status", "available"})
 
 _UNLIMITED_WIDTH = 10_000
-"""Columns, where stdout is no terminal: no cell is wrapped or cut off."""
+"""Width of tables in columns if stdout is not a terminal, so that no cell is wrapped or cut off."""
 
 
 class Output:
@@ -79,7 +79,7 @@ class Output:
 
 
 def wire_of(model: "Model") -> dict[str, Any]:
-    """Return an answer in the wire's shape, with the job's id as `jobId` whatever the answer calls it."""
+    """Return an answer in the wire's shape; a job's id is always `jobId`."""
     from convertrilo.codec import to_wire
     from convertrilo.models import StatusResponse
 
@@ -151,7 +151,7 @@ def print_line(text: str) -> None:
     try:
         try:
             click.echo(text)
-        except UnicodeEncodeError:  # a file name that is no valid text, or text outside stdout's encoding
+        except UnicodeEncodeError:  # a file name that is not valid text, or text outside stdout's encoding
             click.echo(_encoded(text, sys.stdout.encoding))
     except OSError as error:
         if error.errno not in (errno.EPIPE, errno.EIO):
@@ -168,7 +168,7 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 
 def note(text: str) -> None:
-    """Print a line that is no result, on stderr."""
+    """Print a line on stderr, such as a hint or an error."""
     with suppress(OSError):  # the terminal has been closed
         click.echo(text, err=True)
 
@@ -188,7 +188,7 @@ def tokens_text(tokens: float) -> str:
 
 
 def _discard(stream: TextIO) -> None:
-    """Redirect a stream to the null device, with what it has buffered."""
+    """Redirect a stream and its buffered output to the null device."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)

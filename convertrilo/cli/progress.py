@@ -26,7 +26,7 @@ class StepProgress:
     total: float | None
     """`None` while it is unknown."""
     amount: str = ""
-    """What is done, in words."""
+    """How much is done, in words."""
     unit: Callable[[float], str] = "{:.1f} %".format
     """Formats how much is done per second."""
 

@@ -40,7 +40,7 @@ class ServiceTarget:
     """The service that a command talks to.
 
     Args:
-        profile: The saved account that --profile names, if any.
+        profile: The profile that --profile names, if any.
         sandbox: Whether to use the sandbox instead.
     """
 
@@ -162,4 +162,4 @@ class ServiceTarget:
 def _explain_wait(event: "AttemptEvent") -> None:
     """Print why the command waits before its next attempt."""
     if event.wait is not None and event.wait >= _SILENT_WAIT:
-        note(f"{event.operation}: no answer yet ({event.status or event.outcome}), again in {event.wait:.0f} s")
+        note(f"{event.operation}: no answer yet ({event.status or event.outcome}), next attempt in {event.wait:.0f} s")

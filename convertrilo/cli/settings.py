@@ -74,7 +74,7 @@ def saved() -> tuple[Path, dict[str, dict[str, str]]]:
 
 
 def account_settings(profile: str | None) -> AccountSettings:
-    """Return the settings in effect: from the environment, then from the profile; a named profile comes first.
+    """Return the settings in effect: the environment overrides the profile, unless `profile` names one.
 
     Args:
         profile: The profile that --profile names; if given, the environment is ignored.
@@ -108,7 +108,7 @@ def account_settings(profile: str | None) -> AccountSettings:
 
 
 def save(profile: str, changes: Mapping[str, str | None]) -> Path:
-    """Change a profile, and return the file it is saved in, which only its owner can read.
+    """Change a profile, and return the settings file, which only its owner can read.
 
     Args:
         profile: The profile's name.

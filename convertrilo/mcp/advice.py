@@ -59,7 +59,7 @@ UNEXPECTED = {
 
 
 def error_facts(error: ConvertriloError) -> dict[str, Any]:
-    """Return what an agent is told about an error."""
+    """Return the facts about an error that an agent receives."""
     code, advice = next((known for cls, known in _BY_CLASS.items() if isinstance(error, cls)), ("error", ""))
     details: dict[str, Any] = {}
     if isinstance(error, APIError):

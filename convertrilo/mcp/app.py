@@ -34,7 +34,7 @@ _EPILOG = """\
 environment:
   CONVERTRILO_API_KEY                      the API key (default: the one saved by convertrilo login)
   CONVERTRILO_BASE_URL                     the service's base URL (default: https://api.convertrilo.com)
-  CONVERTRILO_PROFILE                      the saved account to use, like --profile
+  CONVERTRILO_PROFILE                      the saved profile to use, like --profile
   CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID      the storage profile <name>, which agents name without seeing its credentials
   CONVERTRILO_S3_<NAME>_SECRET_ACCESS_KEY
   CONVERTRILO_S3_<NAME>_ENDPOINT           the store's endpoint, unless it is Amazon S3
@@ -64,19 +64,21 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--profile", metavar="NAME", help="the saved account to use")
+    parser.add_argument(
+        "--profile", metavar="NAME", help="the saved profile to use [default: CONVERTRILO_PROFILE, or default]"
+    )
     parser.add_argument("--read-only", action="store_true", help="offer no tool that makes or cancels jobs")
     parser.add_argument(
         "--sandbox",
         action="store_true",
-        help="encode on this machine, with no account and no network; jobs and files are kept in a folder beside the "
-        "journal that is named after it",
+        help="encode on this machine, with no account and no network; jobs and files are kept beside the journal, in "
+        "a folder named after it",
     )
     parser.add_argument(
         "--journal",
         type=Path,
         metavar="FILE",
-        help="the file that records what is sent, so that no job is made twice; use one file per account "
+        help="the file that records requests, so that no job is made twice; use one file per account "
         "[default: mcp-<host>.db in the user's state folder, a separate file for each profile]",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
@@ -117,7 +119,7 @@ async def _serve(options: argparse.Namespace) -> None:
                 closing.set()
                 await closed.wait()
                 if number is not None:
-                    os._exit(128 + number)  # a thread is blocked reading stdin
+                    os._exit(128 + number)  # an ordinary exit would wait for the thread that is blocked reading stdin
     if failure is not None:
         raise failure
 
@@ -141,7 +143,7 @@ async def _serve_until_stopped(serve: Callable[[], Awaitable[None]]) -> int | No
 
 @asynccontextmanager
 async def _client(account: AccountSettings | None, journal: Journal, folder: Path) -> AsyncGenerator[AsyncClient]:
-    """Yield a client for an account, or without one for a sandbox in a folder, which is served meanwhile."""
+    """Yield a client of an account; without an account, of a sandbox in a folder, served while the client is open."""
     if account is not None:
         token = account.access_token
         get_token = None if token is None else lambda: token
@@ -169,14 +171,14 @@ async def _client(account: AccountSettings | None, journal: Journal, folder: Pat
 
 
 def _default_journal(account: AccountSettings | None) -> Path:
-    """Return the default journal of a service's host and a profile.
+    """Return the default journal: a file for each host and profile.
 
-    API keys do not tell which account they belong to, so profiles stand for accounts.
+    An API key does not say which account it belongs to, so a profile stands for an account.
     """
     try:
         name = "sandbox" if account is None else httpx.URL(account.base_url).host
     except httpx.InvalidURL as error:
-        raise ConfigurationError(f"the base URL is no URL: {error}") from None
+        raise ConfigurationError(f"the base URL is not valid: {error}") from None
     if account is not None and account.profile != DEFAULT_PROFILE:
         name += f"-{hashlib.sha256(account.profile.encode()).hexdigest()[:8]}"
     folder = platformdirs.user_state_path("convertrilo", appauthor=False)

@@ -1,4 +1,4 @@
-"""What a tool call needs: progress reports, and a record of which operations the call began."""
+"""Progress reports of a tool call, and a record of the operations that the call began."""
 
 import math
 from collections.abc import Awaitable, Callable, Generator, Mapping
@@ -17,7 +17,7 @@ Arguments = Mapping[str, Any]
 """The arguments of a tool, as the agent gave them; the tool's schema has been checked."""
 
 CallProgress = tuple[float, float | None, str]
-"""How much of a call is done, of what total (None if unknown), and a description."""
+"""The amount done, the total (None if unknown), and a description."""
 
 ReportProgress = Callable[[CallProgress], Awaitable[None]]
 

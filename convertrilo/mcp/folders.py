@@ -22,7 +22,7 @@ from convertrilo.mcp.storage import StorageProfile, resolve_storage_profiles
 from convertrilo.models import S3FolderSource
 
 SHOWN = 50
-"""The most objects that an answer lists."""
+"""The maximum number of objects in an answer."""
 
 WAIT_MS = 1_800_000
 """The default wait, in milliseconds."""

@@ -1,4 +1,4 @@
-"""The MCP side: list the tools, run the one that is called, and return its result or error."""
+"""The MCP server: list the tools, run a called tool, and return its result or error."""
 
 import json
 import logging
@@ -45,7 +45,7 @@ def make_server(
     """Return an MCP server that offers the tools.
 
     Args:
-        toolbox: What the tools do.
+        toolbox: Runs the tools.
         table: The tools.
         read_only: Whether to leave out the tools that make or cancel jobs.
         secrets: Texts to hide in every result.

@@ -2,7 +2,7 @@
 
 The profile `media` is defined by `CONVERTRILO_S3_MEDIA_ACCESS_KEY_ID` and `CONVERTRILO_S3_MEDIA_SECRET_ACCESS_KEY`, and
 optionally `CONVERTRILO_S3_MEDIA_ENDPOINT` (default: Amazon S3) and `CONVERTRILO_S3_MEDIA_REGION`. Its credentials are
-used only at its own endpoint, so nobody can talk an agent into sending them elsewhere.
+used only at its own endpoint, so no prompt can make an agent send them elsewhere.
 """
 
 import re
@@ -49,10 +49,10 @@ def storage_profiles(environment: Mapping[str, str]) -> dict[str, StorageProfile
 
 
 def resolve_storage_profiles(profiles: Mapping[str, StorageProfile], value: Any, path: str = "") -> Any:
-    """Return arguments in which the content of the storage profile replaces each `storageProfile`.
+    """Return the arguments with each `storageProfile` replaced by the content of that profile.
 
     Raises:
-        ValidationError: The arguments name another endpoint than the profile's own.
+        ValidationError: The arguments name an endpoint other than the profile's.
     """
     if isinstance(value, list):
         values = cast("Sequence[Any]", value)

@@ -1,4 +1,4 @@
-"""What the tools do: the client calls behind each tool, and its result for the agent."""
+"""The work of the tools: the client calls behind each tool, and its result for the agent."""
 
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -46,7 +46,7 @@ _IDENTITY = "mcp"
 """The name of every operation without an idempotencyKey, so that its arguments alone are its identity."""
 
 _MAX_REQUEST_SHOWN = 4096
-"""Bytes; of larger requests only the size is listed."""
+"""Bytes; for a larger request, only the size is listed."""
 
 _TOOLS = {ON_DEMAND_ENCODE.id: "create_encode_job", CREATE_JOBS_BULK.id: "create_jobs_bulk"}
 """The tool behind each operation."""
@@ -62,7 +62,7 @@ class _Create(Protocol):
 
 @attrs.frozen
 class Toolbox:
-    """What the tools do, for one client."""
+    """Runs the tools with one client."""
 
     client: AsyncClient
     journal: RecordingJournal
@@ -142,7 +142,7 @@ class Toolbox:
         return wire, wire.pop("idempotencyKey", None)
 
     async def _once(self, create: _Create, wire: dict[str, Any], key: str | None) -> dict[str, Any]:
-        """Make jobs once, and tell whether an earlier call began it."""
+        """Make jobs once; the result says whether an earlier call sent the request."""
         with recording_entries() as begun:
             answer = await create(wire, idempotency_key=key, operation=_IDENTITY if key is None else None)
         [entry] = begun

@@ -59,13 +59,14 @@ _KEY: Schema = {
     "minLength": 1,
     "maxLength": 255,
     "pattern": "^[!-~]([ -~]*[!-~])?$",
-    "description": "Your own name for this call. A repeated name is the same job. Without a name, the other arguments "
-    "identify the job: the same arguments are the same job. To make the same job again, use another name.",
+    "description": "Your own key for this call. Repeating a key returns the same job. Without a key, the other "
+    "arguments identify the job: the same arguments are the same job. To make the same job again, use another key.",
 }
 _REPLAYED: dict[str, Schema] = {
     "replayed": {
         "type": "boolean",
-        "description": "Whether an earlier call began this; the answer is then that call's, and nothing new was made.",
+        "description": "Whether an earlier call sent this request; if so, nothing new was made, and this is the "
+        "answer to that call.",
     },
     "idempotencyKey": {"type": "string", "description": "The key that the request was sent with."},
     "firstSentAt": {"type": "string", "description": "When the request was first sent."},
@@ -77,7 +78,7 @@ _NOTHING_TWICE = (
 
 _COUNTS = {
     "listed": "Videos found, in all calls.",
-    "passedOver": "Other objects that this call has seen.",
+    "passedOver": "Other objects that this call found.",
     "submitted": "Videos that have a job.",
     "succeeded": "Jobs known to have succeeded.",
     "failed": "Jobs known to have failed.",
@@ -100,7 +101,7 @@ _FOLDER_ANSWER: Schema = {
             "description": "Some of the videos, those with problems first.",
         },
         "more": {"type": "boolean", "description": "Whether there are more videos than `objects` lists."},
-        "confirmation": {"type": "string", "description": "Pass this to have the new videos encoded."},
+        "confirmation": {"type": "string", "description": "Pass this in the next call to encode the new videos."},
         "replayed": {"type": "boolean", "description": "Whether all videos had their jobs before this call."},
     },
     "required": ["dryRun", *_COUNTS, "reservedNeu", "objects", "more"],
@@ -232,7 +233,7 @@ def tools(profiles: Mapping[str, StorageProfile]) -> list[Tool]:
             name="ingest_folder",
             title="Encode a folder in S3",
             description="Encode every video of a folder in S3. A call without `confirmation` is a dry run: it lists "
-            "the folder, estimates the price, makes no job, and returns a `confirmation`. Show the user what it found. "
+            "the folder, estimates the price, makes no job, and returns a `confirmation`. Show the user the result. "
             "Then call again with the same arguments and the confirmation to make and queue the jobs. Repeating that "
             "call makes no second job. `wait` waits until the jobs have ended. New files need another dry run.",
             takes=_folder_schema(names),

@@ -7,7 +7,7 @@ async with Sandbox(encoder="ffmpeg") as sandbox, serve(sandbox, port=8080) as ba
     ...
 """
 
-# Imported first, so that its message is the one that is seen.
+# Imported first, so that its message about a missing extra is the error that users see.
 import convertrilo.sandbox.extra  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from convertrilo.sandbox.outside.drive_standin import DriveStandIn, StoredFile
 from convertrilo.sandbox.sandbox import Sandbox

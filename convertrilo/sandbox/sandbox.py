@@ -80,7 +80,7 @@ class Sandbox:
         allow_private_sources: whether sources and S3 endpoints may be on this machine and in private networks.
         source_transport: replaces the network connections to sources and S3.
         webhook_transport: replaces the network connections to webhook receivers.
-        max_encodes: how many jobs run at once; by default 2 with `ffmpeg`.
+        max_encodes: how many jobs run at once; by default 2 with `ffmpeg`, 1,000 with `instant`.
         encode_seconds: how long an instant encode takes by the clock.
         base_url: the URL whose host `transport()` serves.
         email: the account's e-mail address, for `login`.
@@ -174,9 +174,9 @@ class Sandbox:
         return files
 
     def _prepare(self, tx: Tx) -> tuple[str, str, str]:
-        """Return the account's id, its API key and the signing secret, creating them in new state.
+        """Return the account's id, its API key and the signing secret; create them if the state is new.
 
-        Also undo what a crash left in the database.
+        After a crash, also forget the unfinished idempotency keys, and queue the interrupted jobs again.
         """
         replay.forget_unfinished(tx)
         recovery.requeue_interrupted(tx)
@@ -303,11 +303,11 @@ class Sandbox:
         return await self._store.transaction(lambda tx: self._open_account(tx, email, password, tokens))
 
     async def ban(self, account_id: str | None = None, *, banned: bool = True) -> None:
-        """Bar an account, so that requests fail with `account_banned`; or lift the bar with `banned=False`.
+        """Ban an account, so that its requests fail with `account_banned`, or lift the ban.
 
         Args:
             account_id: the account; by default the sandbox's own.
-            banned: whether the account is barred.
+            banned: True bans the account; False lifts the ban.
         """
         account = account_id or self.account_id
         await self._store.transaction(lambda tx: tx.run("UPDATE accounts SET banned = ? WHERE id = ?", banned, account))

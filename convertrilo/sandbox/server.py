@@ -42,7 +42,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn itself narrows it
         super().connection_made(transport)
-        # Without it, sending head and body takes 40 ms; asyncio sets it only for sockets created as IPPROTO_TCP.
+        # Without this, sending head and body takes 40 ms; asyncio sets it only for sockets created as IPPROTO_TCP.
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         inner: ASGIApp = self.app
 
@@ -56,7 +56,7 @@ class _Protocol(H11Protocol):
             scope["extensions"] = {**scope.get("extensions", {}), ABORT: abort}
             try:
                 await inner(scope, receive, send)
-            except asyncio.CancelledError:  # the server ends; uvicorn would respond with 500 and log a traceback
+            except asyncio.CancelledError:  # the server stops; uvicorn would respond with 500 and log a traceback
                 transport.abort()
                 await asyncio.sleep(0)  # let the protocol notice the lost connection
 
@@ -73,7 +73,7 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Leave signals alone."""
+        """Do nothing: signals belong to the host program."""
         yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -154,7 +154,7 @@ async def serve_until_stopped(
     async with AsyncExitStack() as stack:
         signals: AsyncIterator[Signals] | None = None
         with suppress(NotImplementedError):  # on Windows, where Ctrl-C cancels the main task
-            # First of all: from now on, a signal ends the block instead of the process.
+            # Entered first: from here on, a signal ends the block instead of the process.
             signals = stack.enter_context(open_signal_receiver(SIGINT, SIGTERM))
         await stack.enter_async_context(sandbox)
         announce(await stack.enter_async_context(serve(sandbox, host=host, port=port)))
@@ -168,9 +168,9 @@ async def serve_until_stopped(
 def serve_in_thread(sandbox: "Sandbox", *, host: str = "127.0.0.1", port: int = 0) -> Generator[str]:
     """Run a sandbox in a thread with its own event loop, and yield its base URL.
 
-    For programs on trio, or without an event loop. `sandbox.jobs`, `.requests`, `.tokens` and `.faults` may be used
-    from the caller's thread; the clock and the awaitable methods may not. Two busy threads of one process compete for
-    the GIL: for load tests, run `convertrilo sandbox` as a separate process.
+    Use this in programs on trio, or without an event loop. `sandbox.jobs`, `.requests`, `.tokens` and `.faults` may be
+    used from the caller's thread; the clock and the awaitable methods may not. Two busy threads of one process compete
+    for the GIL: for load tests, run `convertrilo sandbox` as a separate process.
 
     Args:
         sandbox: a sandbox that is not entered yet; it is entered and left in the thread.

@@ -1,7 +1,7 @@
 """An httpx transport that passes requests to the sandbox's ASGI app in process, without a socket.
 
 Both directions stream as over a connection: a body is passed on piece by piece, and each piece waits for its reader.
-The app runs in the sandbox's own tasks, so it goes on when a caller gives up, as a real server would.
+The app runs in the sandbox's own tasks, so it continues when a caller gives up, as a real server would.
 """
 
 from collections import deque
@@ -177,7 +177,7 @@ class _AsgiExchange:
         except Exception as error:  # noqa: BLE001 - raised again in the client's task
             self._error = self._error or error
         finally:
-            if not self._finished and self._error is None:  # like a server that ended early
+            if not self._finished and self._error is None:  # as if a server had died
                 self._error = (_reset if self._head is None else _BROKEN["cut_response"])(self._request)
             self._finished = True
             self._notify()

@@ -328,7 +328,7 @@ def test_who_waits_at_a_terminal_hears_why(server: SandboxServer, here: Path) ->
     terminal = Terminal("balance", "--json", cwd=here)
     code, out = terminal.end()
     assert (code, json.loads(out).keys()) == (0, {"available", "reserved", "trialExpiresAt", "trialGrantRemaining"})
-    assert "getBalance: no answer yet (503), again in 1 s" in terminal.shown
+    assert "getBalance: no answer yet (503), next attempt in 1 s" in terminal.shown
 
 
 def test_the_sandbox_serves_one_command_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,7 +113,7 @@ def test_no_settings_and_settings_that_others_can_read(
     settings = examined(capsys)["settings"]
     assert (settings["state"], settings["says"]) == (
         "warning",
-        f"others can read {config_file()}: chmod 600 {config_file()}",
+        f"other users can read {config_file()}: chmod 600 {config_file()}",
     )
     assert run(["logout"]) == 0
     capsys.readouterr()

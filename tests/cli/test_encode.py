@@ -388,7 +388,7 @@ WRONG: list[tuple[list[str], str]] = [
     (["encode", "in.mp4", "-o", "in.mp4"], "in.mp4 is the source itself"),
     (["encode", "in.mp4", "-o", "./in.mp4"], "in.mp4 is the source itself"),
     (["encode", "out.mp4.part", "-o", "out.mp4"], "out.mp4.part is the source itself"),
-    (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv is named as mkv, but --container is mp4"),
+    (["encode", "in.mp4", "-o", "out.mkv", "--container", "mp4"], "out.mkv ends in .mkv, but --container is mp4"),
     (["encode", "in.mp4", "--priority", "high", "--output-s3-bucket", "b"], "--priority, --output-s3-…: only for URLs"),
     (["encode", URL, "--passes", "2", "--webhook", URL], "--passes cannot be given together with --webhook"),
     (

@@ -49,7 +49,7 @@ def test_the_typescript_commands_settings_are_read_until_there_are_own_ones(
     theirs.write_text('{"apiKey": "cvr_theirs", "baseUrl": "https://theirs.test"}')
     assert (account_settings(None).api_key, account_settings(None).base_url) == ("cvr_theirs", "https://theirs.test")
     assert run(["logout"]) == 0
-    assert "is left as it is" in capsys.readouterr().err
+    assert "it is not changed" in capsys.readouterr().err
     assert account_settings(None).api_key is None
     assert "cvr_theirs" in theirs.read_text()
 

@@ -409,7 +409,7 @@ def test_a_journal_that_is_none_is_one_line_although_stdin_is_open(tmp_path: Pat
     ("variable", "value", "says"),
     [
         ("CONVERTRILO_BASE_URL", "ftp://somewhere", "the base URL must begin with https:// or http://"),
-        ("CONVERTRILO_BASE_URL", "http://host:port", "the base URL is no URL"),
+        ("CONVERTRILO_BASE_URL", "http://host:port", "the base URL is not valid"),
         ("CONVERTRILO_PROFILE", "work", "there is no profile 'work', none is saved: log in with convertrilo login"),
         ("CONVERTRILO_API_KEY", "two words", "the API key must be visible ASCII characters"),
         ("CONVERTRILO_S3_A_ACCESS_KEY_ID", "x", "a is not complete: set CONVERTRILO_S3_A_SECRET_ACCESS_KEY"),

@@ -39,7 +39,7 @@ async def test_a_job_that_was_made_twice_is_shown_with_its_requests(
         "createJob  key one  200  replayed",
         "createJob  key two  200",
     ]
-    with pytest.raises(AssertionError, match=r"2 jobs share an external id with another:(?s:.*)key two"):
+    with pytest.raises(AssertionError, match=r"2 jobs share an external id with another job:(?s:.*)key two"):
         convertrilo_sandbox.assert_no_duplicates()
 
 

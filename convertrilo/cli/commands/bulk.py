@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option(
     "--confirm",
     is_flag=True,
-    help="Queue every job; without it, only jobs with `confirm` in their own line are queued.",
+    help="Queue every job.  [default: queue only the jobs whose line sets `confirm`]",
 )
 @click.option("--dry-run", is_flag=True, help="Validate and estimate only; create no job and need no journal.")
 @click.option("--wait", "waits", is_flag=True, help="Wait until the jobs have ended; needs --confirm.")

@@ -8,7 +8,7 @@ from convertrilo.cli.options import output_options
 from convertrilo.cli.output import Output
 
 _NAMES = click.Choice(["apiKey", "accessToken", "baseUrl"])
-_PROFILE = click.option("--profile", metavar="NAME", help="The saved account.  [default: default]")
+_PROFILE = click.option("--profile", metavar="NAME", help="The profile.  [default: CONVERTRILO_PROFILE, or default]")
 _SAVED = "[saved]"
 
 
@@ -51,7 +51,7 @@ def get(name: str | None, profile: str | None, output: Output) -> None:
 @_PROFILE
 @output_options
 def set_one(name: str, value: str, profile: str | None, output: Output) -> None:
-    """Save a setting. An empty VALUE removes it; - reads it from stdin, where other users cannot see it."""
+    """Save a setting. An empty VALUE removes the setting; - reads VALUE from stdin, hidden from other users."""
     from convertrilo._base_client import DEFAULT_BASE_URL
     from convertrilo.cli import settings
     from convertrilo.client import AsyncClient

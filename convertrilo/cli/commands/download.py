@@ -55,7 +55,7 @@ def download(
 
 
 def _new_file(name: str | None, job_id: str) -> Path:
-    """Return the file for an output that the service names; refuse to overwrite one, it may be the job's source."""
+    """Return the output file under the service's name; refuse to overwrite a file, which may be the job's source."""
     target = Path(Path(name or "").name or f"{job_id}.mp4")
     check_writable(target)
     if target.exists():

@@ -28,12 +28,14 @@ from convertrilo.models import Priority
 @encoding_options
 @click.option("--priority", type=choice(Priority), help="For a URL: priority in the queue.  [default: normal]")
 @click.option("--external-id", help="Your own id for the job; repeating it continues the same job.")
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Returned with the job; may be repeated.")
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Data returned with the job; may be repeated."
+)
 @click.option(
     "--idempotency-key",
-    help="The idempotency key of the job; repeating it continues the same job.  [default: a new one]",
+    help="The idempotency key of the job; repeating it continues the same job.  [default: a random key]",
 )
-@click.option("--webhook", metavar="URL", help="For a URL: called once when the job has ended.")
+@click.option("--webhook", metavar="URL", help="For a URL: the service calls this URL once, when the job has ended.")
 @click.option(
     "--output-expiry",
     type=click.IntRange(3600, 604800),
@@ -41,7 +43,7 @@ from convertrilo.models import Priority
 )
 @s3_output_options("key", "For a URL")
 @click.option(
-    "--wait", "waits", is_flag=True, help="For a URL: wait until the job has ended; a file is always waited for."
+    "--wait", "waits", is_flag=True, help="For a URL: wait until the job has ended; for a file this is always so."
 )
 @wait_options
 @job_output_options
@@ -49,8 +51,9 @@ from convertrilo.models import Priority
 def encode(source: str, **options: Any) -> None:
     """Encode SOURCE, a local file or an http(s) URL.
 
-    A file is uploaded, encoded and downloaded, by default to NAME.CODEC.CONTAINER. A URL is sent to the service and
-    its job printed; --wait also waits for the job, and --output waits and downloads the output.
+    A file is uploaded, encoded and downloaded, by default to NAME.CODEC.CONTAINER. The service
+    fetches and encodes a URL, and the command prints the job; with --wait it also waits for the job, and with --output
+    it waits and downloads the output.
     """
     from convertrilo.cli.encode_flow import EncodeCommand
 

@@ -1,4 +1,4 @@
-"""`convertrilo ingest`: encode every video of an S3 folder once."""
+"""`convertrilo ingest`: encode every video of an S3 folder exactly once."""
 
 from pathlib import Path
 from typing import Any
@@ -24,21 +24,28 @@ from convertrilo.cli.options import (
     "journal_file",
     required=True,
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The file that records what was listed, submitted and answered; the same file resumes the run.",
+    help="The file that records objects, requests and answers; a rerun with the same file continues the run.",
 )
 @encoding_options
-@click.option("--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Returned with each job; may be repeated.")
-@click.option("--include", multiple=True, metavar="PATTERN", help="Keys to encode.  [default: those of video files]")
-@click.option("--exclude", multiple=True, metavar="PATTERN", help="Keys to skip; may be repeated.")
-@click.option("--min-size", type=click.IntRange(0), help="Skip smaller objects; in bytes.")
-@click.option("--max-size", type=click.IntRange(0), help="Skip larger objects; in bytes.")
+@click.option(
+    "--metadata", multiple=True, metavar="KEY=VALUE|JSON", help="Data returned with each job; may be repeated."
+)
+@click.option(
+    "--include",
+    multiple=True,
+    metavar="PATTERN",
+    help="Take only keys that match; may be repeated.  [default: video files]",
+)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Skip keys that match; may be repeated.")
+@click.option("--min-size", type=click.IntRange(0), help="Skip objects smaller than this, in bytes.")
+@click.option("--max-size", type=click.IntRange(0), help="Skip objects larger than this, in bytes.")
 @click.option(
     "--modified-since",
     type=click.DateTime(["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z"]),
-    help="Skip objects that were last modified before; in UTC unless a time zone is given.",
+    help="Skip objects last modified before this time; in UTC unless it has a time zone.",
 )
 @click.option(
-    "--max-files", type=click.IntRange(1), help="Most objects that the journal may hold.  [default: no limit]"
+    "--max-files", type=click.IntRange(1), help="Maximum number of objects in the journal.  [default: no limit]"
 )
 @click.option(
     "--shard", metavar="I/N", help="Take only this share of the folder, 0/N to N-1/N; each share needs its own journal."
@@ -46,7 +53,7 @@ from convertrilo.cli.options import (
 @click.option(
     "--manifest",
     type=click.Path(path_type=Path),
-    help="A file that lists the objects; the folder itself is not listed.",
+    help="A file that lists the objects, read instead of listing the folder.",
 )
 @click.option(
     "--endpoint",
@@ -73,7 +80,7 @@ def ingest(source: str, **options: Any) -> None:
     """Encode every video below SOURCE, s3://bucket/prefix, exactly once.
 
     A rerun with the same journal continues where the last run stopped, and encodes only the objects that are new.
-    A --report whose name ends in .csv is written as CSV, any other as JSON lines.
+    A --report whose name ends in .csv is written as CSV, any other as JSON Lines.
 
     Exit code 1: an object was refused, a job failed, or it is unknown whether an object has a job. Exit code 4: jobs
     are still running after --timeout-ms.

@@ -20,14 +20,14 @@ _FILE = click.argument("file", type=click.Path(path_type=Path))
 
 @click.group()
 def journal() -> None:
-    """Inspect FILE, a journal of the SDK or of a command: what was sent, and what was answered."""
+    """Inspect FILE, a journal of the SDK or of a command: the operations sent and their answers."""
 
 
 @journal.command()
 @_FILE
 @output_options
 def pending(file: Path, output: Output) -> None:
-    """List operations that were sent, have no answer, and may be sent again."""
+    """List operations that have no answer. They may be sent again."""
     _list(file, output, lambda opened: opened.pending())
 
 
@@ -35,7 +35,7 @@ def pending(file: Path, output: Output) -> None:
 @_FILE
 @output_options
 def answered(file: Path, output: Output) -> None:
-    """List operations that were answered."""
+    """List operations that have an answer."""
     _list(file, output, lambda opened: opened.answered())
 
 
@@ -43,7 +43,7 @@ def answered(file: Path, output: Output) -> None:
 @_FILE
 @output_options
 def unknown(file: Path, output: Output) -> None:
-    """List operations whose outcome is unknown: find out what happened to each, then `drop` it or keep it."""
+    """List operations whose outcome is unknown. Find out what happened to each, then `drop` it or keep it."""
     _list(file, output, lambda opened: opened.unknown())
 
 
@@ -52,7 +52,7 @@ def unknown(file: Path, output: Output) -> None:
 @click.argument("key")
 @output_options
 def show(file: Path, key: str, output: Output) -> None:
-    """Show the operation with an idempotency key: its request and its answer, without secrets."""
+    """Show the request and answer of an operation. KEY is its idempotency key; secrets are left out."""
     from convertrilo.errors import JournalError
 
     entry = _run(file, lambda opened: opened.get(key))
@@ -66,7 +66,7 @@ def show(file: Path, key: str, output: Output) -> None:
 @click.argument("key")
 @output_options
 def drop(file: Path, key: str, output: Output) -> None:
-    """Forget the operation with an idempotency key: the next call with that key is a new operation."""
+    """Forget an operation. KEY is its idempotency key; the next call with that key is a new operation."""
     from convertrilo.errors import JournalError
 
     if not _run(file, lambda opened: opened.drop(key)):

@@ -42,7 +42,7 @@ def _table(wire: Mapping[str, Any]) -> None:
     "scopes",
     type=choice(Scope),
     multiple=True,
-    help="A scope of the key; may be repeated.  [default: the service's own]",
+    help="A scope of the key; may be repeated.  [default: chosen by the service]",
 )
 @click.option("--expires-in-days", type=click.IntRange(1, 365), help="Days until the key expires.")
 @output_options

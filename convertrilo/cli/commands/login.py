@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     metavar="URL",
     help="The service's base URL.  [default: CONVERTRILO_BASE_URL, the saved one, or https://api.convertrilo.com]",
 )
-@click.option("--profile", metavar="NAME", help="The profile to save.  [default: default]")
+@click.option("--profile", metavar="NAME", help="The profile to save.  [default: CONVERTRILO_PROFILE, or default]")
 @click.option(
     "--sandbox",
     is_flag=True,
@@ -40,9 +40,9 @@ def login(
     *,
     sandbox: bool,
 ) -> None:
-    """Save an API key, or log in with e-mail address and password, after the service has accepted them.
+    """Check credentials with the service, then save an API key, or the access token of a login with --email.
 
-    The key or the password is asked for on a terminal, and read from stdin otherwise.
+    On a terminal the command asks for the key or the password; otherwise it reads stdin.
     """
     from functools import partial
 

@@ -7,7 +7,7 @@ from convertrilo.cli.output import Output, note
 
 
 @click.command()
-@click.option("--profile", metavar="NAME", help="The saved account to remove.  [default: default]")
+@click.option("--profile", metavar="NAME", help="The profile to remove.  [default: CONVERTRILO_PROFILE, or default]")
 @output_options
 def logout(profile: str | None, output: Output) -> None:
     """Remove the saved API key and access token. The key itself stays valid until `keys revoke`."""
@@ -18,4 +18,4 @@ def logout(profile: str | None, output: Output) -> None:
     file = settings.save(name, dict.fromkeys(settings.VARIABLES))
     output.show({"profile": name, "path": str(file), "loggedOut": name in profiles})
     if before == settings.typescript_file() and before.exists():
-        note(f"{before} belongs to the TypeScript command: it is left as it is, and no longer read.")
+        note(f"{before} belongs to the TypeScript command: it is not changed, and no longer read.")

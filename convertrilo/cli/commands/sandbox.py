@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; one other than loopback lets other machines in.",
+    help="Address to listen on; any address but loopback lets other machines in.",
 )
 @click.option(
     "--port",
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--state",
     type=click.Path(file_okay=False, path_type=Path),
-    help="A folder that keeps the sandbox's state across restarts.  [default: none is kept]",
+    help="A folder that keeps the sandbox's state across restarts.  [default: keep no state]",
 )
 @click.option(
     "--encoder",
@@ -38,9 +38,11 @@ if TYPE_CHECKING:
 @click.option(
     "--max-encodes",
     type=click.IntRange(1),
-    help="Most jobs that run at once.  [default: 2 with ffmpeg, 1000 with instant]",
+    help="Maximum number of jobs that run at once.  [default: 2 with ffmpeg, 1000 with instant]",
 )
-@click.option("--seed", type=int, help="Seed of the random ids; a fixed seed gives the same ids in every run.")
+@click.option(
+    "--seed", type=int, help="Seed of the random ids; a fixed seed gives the same ids in every run.  [default: random]"
+)
 @click.option("--allow-private-sources", is_flag=True, help="Allow source URLs on this machine and its network.")
 def sandbox(
     host: str,

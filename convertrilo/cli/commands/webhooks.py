@@ -1,22 +1,27 @@
-"""`convertrilo webhooks`: manage the webhooks that are told about jobs."""
+"""`convertrilo webhooks`: manage webhooks, and inspect their deliveries."""
 
-from collections.abc import Mapping
-from typing import Any, get_args
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, get_args
 
 import click
 
-from convertrilo.cli.options import choice, output_options, service_options
+from convertrilo.cli.options import Command, choice, output_options, service_options
 from convertrilo.cli.output import Output, note, print_table
 from convertrilo.cli.service import ServiceTarget
 from convertrilo.models import WebhookEventName
 
-_EVENTS = click.option(
-    "--event",
-    "events",
-    type=choice(WebhookEventName),
-    multiple=True,
-    help="An event to deliver; may be repeated.  [default: all events]",
-)
+R = TypeVar("R")
+
+
+def _event_option(default: str) -> Callable[[Command[R]], Command[R]]:
+    """Add --event, as the argument `events`; `default` says in the help what happens without the option."""
+    return click.option(
+        "--event",
+        "events",
+        type=choice(WebhookEventName),
+        multiple=True,
+        help=f"An event to deliver; may be repeated.  [default: {default}]",
+    )
 
 
 @click.group()
@@ -61,11 +66,11 @@ def _events(webhook: Mapping[str, Any]) -> str:
 
 @webhooks.command()
 @click.argument("url")
-@_EVENTS
+@_event_option("all events")
 @output_options
 @service_options
 def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTarget) -> None:
-    """Deliver events to URL. The secret that signs them is shown only once."""
+    """Create a webhook that delivers events to URL. Its signing secret is shown only once."""
     body = {"url": url, "events": events or get_args(WebhookEventName)}
     output.show(service.run(lambda client: client.create_webhook(body)))
     note("The secret is shown only once; a receiver needs it as CONVERTRILO_WEBHOOK_SECRET.")
@@ -74,7 +79,7 @@ def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTa
 @webhooks.command()
 @click.argument("webhook_id")
 @click.option("--url", help="The new URL to deliver events to.")
-@_EVENTS
+@_event_option("unchanged")
 @click.option("--active/--inactive", default=None, help="Switch the webhook on or off.")
 @output_options
 @service_options
@@ -109,7 +114,7 @@ def delete(webhook_id: str, output: Output, service: ServiceTarget) -> None:
 @output_options
 @service_options
 def test(webhook_id: str, output: Output, service: ServiceTarget) -> None:
-    """Send a `webhook.test` event; `deliveries` shows whether it arrived."""
+    """Send a `webhook.test` event. `deliveries` shows whether it arrived."""
     service.run(lambda client: client.test_webhook(webhook_id))
     output.show({"webhookId": webhook_id, "sent": True})
 

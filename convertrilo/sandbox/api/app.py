@@ -41,7 +41,7 @@ from convertrilo.sandbox.state.store import Tx
 from convertrilo.sandbox.state.streams import read_stream
 
 ABORT = "convertrilo.abort"
-"""The ASGI extension that breaks the connection, provided by the sandbox's servers; called with the kind of fault."""
+"""The ASGI extension that breaks the connection: a function, set by the server, that takes the kind of fault."""
 
 HANDLERS: Mapping[str, Handler] = {
     **accounts.HANDLERS,
@@ -72,15 +72,15 @@ def make_app(backend: Backend, record: _Record, other_routes: Sequence[Route]) -
         await response(scope, receive, send)
 
     limit = RateLimit(backend.rules, backend.clock)
-    rows = sorted(OPERATIONS.values(), key=_literal_first)
+    operations = sorted(OPERATIONS.values(), key=_literal_first)
     routes = [
         *(
             Route(
-                row.path,
-                _Observed(backend, row.id, _OperationEndpoint(backend, row, limit), record),
-                methods=[row.method],
+                operation.path,
+                _Observed(backend, operation.id, _OperationEndpoint(backend, operation, limit), record),
+                methods=[operation.method],
             )
-            for row in rows
+            for operation in operations
         ),
         Route("/storage/{key:path}", _Observed(backend, PUT_OBJECT, answer_storage, record), methods=["PUT"]),
         Route("/storage/{key:path}", _Observed(backend, GET_OBJECT, answer_storage, record), methods=["GET"]),
@@ -89,9 +89,9 @@ def make_app(backend: Backend, record: _Record, other_routes: Sequence[Route]) -
     return Starlette(routes=routes, exception_handlers={HTTPException: _no_route})
 
 
-def _literal_first(row: Operation[Any]) -> list[bool]:
-    """Sort `/jobs/bulk/status` before `/jobs/{id}/status`."""
-    return [part.startswith("{") for part in row.path.split("/")]
+def _literal_first(operation: Operation[Any]) -> list[bool]:
+    """Return a sort key that puts `/jobs/bulk/status` before `/jobs/{id}/status`."""
+    return [part.startswith("{") for part in operation.path.split("/")]
 
 
 def _no_route(request: Request, error: Exception) -> JSONResponse:
@@ -123,7 +123,7 @@ class _Observed:
         cut = _cutting(send)
 
         async def watch(message: Message) -> None:
-            # Recorded before sending, so that a client with a response finds the record.
+            # Record the request before sending, so that a client that has the response finds the record.
             if message["type"] == "http.response.start":
                 self._record(self._recorded(scope, message["status"], fault))
             if fault is None or fault.kind == "status":
@@ -220,7 +220,7 @@ class _OperationEndpoint:
         try:
             status, body = await self._answer(request, headers)
         except Problem as problem:
-            status, body = problem.status, canonical(problem.wire)  # a problem may repeat a number that orjson refuses
+            status, body = problem.status, canonical(problem.wire)  # a problem may repeat a number that orjson rejects
         except ClientDisconnect:
             return  # the client hung up during its request
         if body:

@@ -44,7 +44,7 @@ def authenticate(tx: Tx, operation: Operation[object], headers: Mapping[str, str
     """Return the caller of a request, or None for an operation without authentication.
 
     Raises:
-        Problem: 401 for wrong or expired credentials, 403 for a missing scope or a barred account.
+        Problem: 401 for wrong or expired credentials, 403 for a missing scope or a banned account.
     """
     if operation.auth is Auth.NONE:
         return None
@@ -88,9 +88,9 @@ def _by_token(tx: Tx, token: str) -> Caller:
 
 
 def check_not_banned(banned: int) -> None:
-    """Raise 403 `account_banned` for a barred account."""
+    """Raise 403 `account_banned` for a banned account."""
     if banned:
-        raise Problem(403, "account_banned", "The account is barred.")
+        raise Problem(403, "account_banned", "The account is banned.")
 
 
 def _unauthorized(message: str) -> Problem:

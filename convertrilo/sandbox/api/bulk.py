@@ -27,7 +27,7 @@ _CheckedItem = tuple[JobCreateRequest, Mapping[str, Any], Mapping[str, Any]]
 """A valid job: as a model, in the wire's shape, and its merged settings."""
 
 _CHECKPOINT_EVERY = 50
-"""After how many jobs other tasks may run: about ten milliseconds."""
+"""The number of jobs, about ten milliseconds of work, after which other tasks may run."""
 
 
 # ---- creation
@@ -83,7 +83,7 @@ async def _check(call: ApiCall, item: Any, settings: Mapping[str, Any], hosts: s
         await jobs.check_creation(call, item, merged, hosts)
         if settings.get("confirm") and body.source_url is None and body.source_s3 is None:
             refuse(
-                [Issue("sourceUrl", "is required with confirm; an upload can only be confirmed after it was uploaded")]
+                [Issue("sourceUrl", "is required with confirm; other jobs can be confirmed only after their upload")]
             )
     except ValidationError as error:
         return _reason(invalid_body(error.issues))

@@ -1,4 +1,4 @@
-"""One authenticated request on its way to its handler, and how its body becomes a model."""
+"""One authenticated request, and the conversion of its body to a model."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar, Unpack

@@ -34,7 +34,7 @@ _VIDEOS = frozenset(
 
 @attrs.frozen
 class _Video:
-    """One video in the folder: `name` is relative to the folder, `source` is the place that its job reads."""
+    """One video in the folder: `name` is relative to the folder, `source` is the place that the job reads."""
 
     name: str
     size: int
@@ -82,7 +82,7 @@ async def on_demand_ingest_folder(call: ApiCall) -> Work:
 
 
 def _location_issues(wire: Mapping[str, Any]) -> list[Issue]:
-    """Return what is wrong with the source folder and the output destination."""
+    """Return the issues with the source folder and the output destination."""
     issues: list[Issue] = []
     source, to = wire.get("sourceS3"), wire.get("outputDestination")
     if (source is None) == (wire.get("sourceGoogleDrive") is None):

@@ -52,7 +52,7 @@ async def check_creation(
             issues.append(Issue("sourceS3", "cannot be given together with sourceUrl"))
     elif url is None and wire.get("confirm"):
         issues.append(
-            Issue("confirm", "needs a sourceUrl or a sourceS3; an upload can only be confirmed after it was uploaded")
+            Issue("confirm", "needs a sourceUrl or a sourceS3; other jobs can be confirmed only after their upload")
         )
     refuse(issues)
     if url is not None:

@@ -16,7 +16,7 @@ class RateLimit:
 
     Args:
         rules: the limit, and the form of `Retry-After`.
-        clock: tells the minutes.
+        clock: the source of time.
     """
 
     def __init__(self, rules: Rules, clock: Clock) -> None:

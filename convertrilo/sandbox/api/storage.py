@@ -27,7 +27,7 @@ async def answer(backend: Backend, request: Request) -> Response:
 async def _answer(backend: Backend, request: Request) -> Response:
     key, query = request.path_params["key"], request.query_params
     method = "PUT" if request.method == "PUT" else "GET"
-    # S3 refuses a second authentication, too. Here it reveals a client that leaks its credentials to a storage host.
+    # S3 refuses a second authentication, too. Here, the refusal reveals a client that leaks credentials to storage.
     if any(name in request.headers for name in _CREDENTIALS):
         raise invalid_request("A request to a presigned URL must not carry API credentials.")
     if not backend.is_signed(method, key, query.get("expires", ""), query.get("signature", "")):
@@ -44,7 +44,7 @@ async def _put(backend: Backend, request: Request, job: Job) -> Response:
     try:
         written = await write_stream(request.stream(), received, limit=backend.rules.max_source_bytes)
     except ClientDisconnect:
-        return Response(status_code=400)  # the client is gone and does not read it
+        return Response(status_code=400)  # not received: the client is gone
 
     def work(tx: Tx) -> None:
         with files.moving(received, files.source(job.id)):

@@ -62,7 +62,7 @@ _ENCODERS = {
         bits=0.5,
         highest_crf=63,
         crf_step=1,
-        two_pass=False,  # ffmpeg 9.0.2 crashes on -pass 1 with it
+        two_pass=False,  # ffmpeg 9.0.2 crashes on -pass 1 with this encoder
     ),
     "libaom-av1": _EncoderOptions(
         speed={"fast": ("-cpu-used", "8"), "standard": ("-cpu-used", "6"), "slow": ("-cpu-used", "4")},
@@ -220,7 +220,7 @@ async def encode(
 
 
 def threads() -> str:
-    """Return half of the cores: two encodes run at once, and the decoder of a single one uses the other half."""
+    """Return half the number of cores: the other half is for a second encode, or for the decoder of a single encode."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return str(max(1, cores // 2))
 
@@ -276,7 +276,7 @@ def _audio(settings: EncodeSettings, info: MediaInfo, encoder: str | None) -> tu
 
 def _muxing(settings: EncodeSettings, name: str) -> tuple[str, ...]:
     index_first = ("-movflags", "+faststart") if settings.container in ("mp4", "mov") else ()
-    # Drop the source's metadata: titles, locations and paths are private to its owner, and were not asked for.
+    # Drop the source's metadata: titles, locations and paths are private to its owner, and nobody requested them.
     return "-map_metadata", "-1", "-map_chapters", "-1", *index_first, "-f", _MUXERS[settings.container], name
 
 

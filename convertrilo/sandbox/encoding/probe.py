@@ -1,4 +1,4 @@
-"""Probe a media file with ffmpeg itself: the wheel that brings ffmpeg has no ffprobe."""
+"""Probe a media file with ffmpeg itself: the imageio-ffmpeg wheel contains no ffprobe."""
 
 import re
 from pathlib import Path

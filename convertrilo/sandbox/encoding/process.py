@@ -19,7 +19,7 @@ _CLEANUP_SECONDS = 5.0
 _LOG_TAIL_BYTES = 1_000_000
 
 # Containers that hold their own media. Playlists (hls, dash, concat, imf) are left out because they name other files of
-# this machine. Images and raw streams are left out because a video service is not sent them.
+# this machine. Images and raw streams are left out because they are no sources for a video service.
 CONTAINERS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,mxf"
 
 _ERROR = re.compile(r"\[(?:error|fatal)\]:? *(.+)$")
@@ -82,7 +82,7 @@ async def _process(
             stdout=subprocess.PIPE,
             stderr=log,
             cwd=cwd,
-            start_new_session=True,  # Ctrl-C in a terminal reaches this process only, which cleans up
+            start_new_session=True,  # Ctrl-C in a terminal reaches only the sandbox, which cleans up
         )
         try:
             scope.shield = False
@@ -124,7 +124,7 @@ async def run(
 
 
 def end_orphans(folder: Path) -> None:
-    """Kill every ffmpeg that works in `folder`, left behind by a killed sandbox; on Linux only."""
+    """Kill the ffmpeg processes that a killed sandbox left running in `folder`; on Linux only."""
     for working in Path("/proc").glob("[0-9]*/cwd"):
         with suppress(OSError):  # a process of another user, or one that has ended
             is_ours = working.resolve(strict=True).is_relative_to(folder.resolve())

@@ -18,7 +18,7 @@ from convertrilo.sandbox.state.records import CANCELED, CREATED, RUNNING, Job
 from convertrilo.sandbox.state.store import Store, Tx
 
 _BATCH = 50
-"""How many jobs the instant encoder ends in one transaction, which takes one or two milliseconds."""
+"""Jobs that the instant encoder ends in one transaction, which takes one or two milliseconds."""
 
 _log = logging.getLogger("convertrilo.sandbox")
 
@@ -30,7 +30,7 @@ class _RunningJob:
 
 
 class Worker:
-    """Takes jobs from the queue and has them encoded.
+    """Takes jobs from the queue and encodes them.
 
     Args:
         store: holds the queue.
@@ -77,7 +77,7 @@ class Worker:
     # ---- the queue
 
     async def run(self) -> None:
-        """Work the queue until cancelled; a cancellation ends all encodes and leaves no files behind."""
+        """Run queued jobs until cancelled; a cancellation ends all encodes and leaves no files behind."""
         async with anyio.create_task_group() as encodes:
             while True:
                 self._woken = anyio.Event()
@@ -132,8 +132,8 @@ class Worker:
             with running.scope, self._counted():
                 await self._encode(job, running)
             if running.scope.cancelled_caught:
-                self._encoder.drop_output(job)  # it may have been finished just before
-            self._encoder.drop_source(job)  # not reached if the sandbox is ending: the job then runs again
+                self._encoder.drop_output(job)  # the output may have been finished just before
+            self._encoder.drop_source(job)  # not reached if the sandbox stops: the job runs again later
         finally:
             del self._running[job.id]
             self._woken.set()
@@ -148,7 +148,7 @@ class Worker:
         except MediaError as error:
             ending = partial(lifecycle.fail, message=str(error))
         except Exception:  # noqa: BLE001 - a defect of the sandbox must not stop the queue
-            _log.exception("job %s failed for a reason of the sandbox's own", job.id)
+            _log.exception("job %s failed because of a defect in the sandbox", job.id)
             ending = partial(lifecycle.fail, message="the sandbox failed; its log says why")
 
         def end(tx: Tx) -> bool:

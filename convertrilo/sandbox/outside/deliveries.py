@@ -37,7 +37,7 @@ class _Due:
 
 @attrs.frozen
 class _AttemptResult:
-    """How one attempt at a delivery went."""
+    """The result of one delivery attempt."""
 
     milliseconds: int
     status_code: int | None = None
@@ -134,10 +134,10 @@ async def _send(client: httpx.AsyncClient, delivery: _Due) -> _AttemptResult:
             response = await client.post(delivery.url, content=delivery.body, headers=headers)
     except Exception as error:  # noqa: BLE001 - an invalid URL, or an in-process app that raises: deliver the others
         if not isinstance(error, httpx.HTTPError | TimeoutError):
-            _log.warning("a delivery of %s raised", delivery.event, exc_info=True)
+            _log.warning("the delivery of %s raised an exception", delivery.event, exc_info=True)
         return _AttemptResult(milliseconds(), error=f"{type(error).__name__}: {error}"[:_MAX_TEXT])
     failed = None if response.is_success else f"the receiver answered {response.status_code}"
-    text = response.content.decode(errors="replace")  # a receiver may declare a charset that is no text encoding
+    text = response.content.decode(errors="replace")  # a receiver may declare a charset that is not a text encoding
     return _AttemptResult(milliseconds(), response.status_code, text[:_MAX_TEXT], failed)
 
 

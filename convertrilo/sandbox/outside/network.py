@@ -1,4 +1,4 @@
-"""Connections to hosts named in requests: one policy decides which hosts are allowed, and no other is reached."""
+"""Connections to hosts named in requests: one policy decides which hosts are allowed, and no other host is reached."""
 
 import ipaddress
 import socket
@@ -50,9 +50,9 @@ class Network:
         return httpx.AsyncClient(transport=transport, verify=self._tls, timeout=_TIMEOUT, trust_env=False)
 
     async def addresses(self, host: str, *, resolve: bool = True) -> list[str]:
-        """Return the addresses of a host, all of which are allowed.
+        """Return the addresses of a host, after checking that all of them are allowed.
 
-        The list is empty if the name is not resolved here, because of `resolve` or a `transport`.
+        The list is empty if the name is not resolved here: `resolve` is false, or there is a `transport`.
 
         Args:
             host: a name or an address.
@@ -79,7 +79,7 @@ class Network:
         return found
 
     async def send(self, client: httpx.AsyncClient, request: httpx.Request) -> httpx.Response:
-        """Send a request to an allowed host and return the response, its body unread; do not follow redirects.
+        """Send a request to an allowed host and return the response with its body unread; follow no redirects.
 
         Raises:
             Problem: the host is not allowed.
@@ -88,7 +88,7 @@ class Network:
         found = await self.addresses(request.url.host)
         if not found:
             return await client.send(request, stream=True)
-        # Connect to a checked address: the name may resolve to another one a moment later.
+        # Connect to a checked address: the name may resolve to another address a moment later.
         request.extensions["sni_hostname"] = request.url.host
         for address in found[:-1]:
             request.url = request.url.copy_with(host=address)

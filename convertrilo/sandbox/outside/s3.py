@@ -139,7 +139,7 @@ class S3:
             await save(response, target, limit=limit)
 
     async def store(self, place: Mapping[str, Any], source: Path, media_type: str) -> None:
-        """Write a file to the object at the place's `key`, in one request: S3's limit for that is 5 GiB.
+        """Write a file to the object at the place's `key`, in one request, which S3 limits to 5 GiB.
 
         Raises:
             MediaError: the store returns an error.
@@ -173,7 +173,7 @@ class S3:
                     headers={**headers, "accept-encoding": "identity"},
                     content=None if body is None else _chunks(body),
                     timeout=_WRITE_TIMEOUT,
-                    # The target as it was signed: httpx would normalize a key such as a/../b.
+                    # Send the target as it was signed: httpx would normalize a key such as a/../b.
                     extensions={"target": url.partition("//")[2].partition("/")[2].join(("/", "")).encode()},
                 )
                 if body is not None:
@@ -189,7 +189,7 @@ class S3:
                     await response.aclose()
         except Problem as problem:
             raise MediaError(problem.message.rstrip(".")) from None
-        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last two: of a redirect's location
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:  # the last two: a redirect's location
             raise MediaError(f"the object store does not answer ({type(error).__name__})") from None
 
 
@@ -240,7 +240,7 @@ async def _read(response: httpx.Response) -> bytes:
 
 async def _xml(response: httpx.Response) -> ET.Element:
     try:
-        return ET.fromstring(await _read(response))  # noqa: S314 - expat bounds what entities expand to
+        return ET.fromstring(await _read(response))  # noqa: S314 - expat limits the expansion of entities
     except (ET.ParseError, LookupError, ValueError):  # not XML, or in an unknown encoding
         raise _no_listing() from None
 
@@ -254,6 +254,6 @@ def _text(element: ET.Element, name: str) -> str:
 
 
 async def _reason(response: httpx.Response) -> str:
-    """Return the code of an error response, such as `NoSuchBucket`; other parts of it may repeat credentials."""
+    """Return the code of an error response, such as `NoSuchBucket`; the rest may repeat credentials."""
     found = re.search(rb"<Code>([A-Za-z0-9.]{1,100})</Code>", await _read(response))
     return found[1].decode() if found else response.reason_phrase

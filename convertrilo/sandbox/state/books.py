@@ -60,7 +60,7 @@ def reserve(tx: Tx, job: Job, amount: int) -> int:
     """Reserve available tokens for a job; public jobs cost nothing.
 
     Returns:
-        The tokens reserved for the job now. The caller writes them to the job, here and for the other bookings.
+        The tokens now reserved for the job. After every booking, the caller stores the new numbers in the job.
 
     Raises:
         Problem: 402 `insufficient_tokens`.
@@ -77,7 +77,7 @@ def reserve(tx: Tx, job: Job, amount: int) -> int:
 
 
 def release(tx: Tx, job: Job, amount: int) -> int:
-    """Return reserved tokens to the job's account; the result is what stays reserved."""
+    """Release reserved tokens to the job's account, and return how many stay reserved."""
     if amount:
         tx.run(
             "UPDATE accounts SET available = available + ?1, reserved = reserved - ?1 WHERE id = ?2",

@@ -58,5 +58,5 @@ def to_datetime(seconds: float | None) -> datetime | None:
 
 
 def timestamp(seconds: float) -> str:
-    """Return seconds since 1970 as events carry a time, such as `2026-01-01T00:00:00.000Z`."""
+    """Return seconds since 1970 in the format of events, such as `2026-01-01T00:00:00.000Z`."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -12,7 +12,7 @@ from convertrilo.sandbox.state.records import GET_OBJECT, PUT_OBJECT
 
 FaultKind = Literal["refuse", "reset", "lose_response", "cut_response", "stall", "status", "future"]
 
-_KEYED = frozenset(row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED)
+_KEYED = frozenset(each.id for each in OPERATIONS.values() if each.repeat is Repeat.KEYED)
 _NAMES = frozenset({*OPERATIONS, PUT_OBJECT, GET_OBJECT})
 
 
@@ -35,14 +35,14 @@ class _Plan:
 
 
 class Faults:
-    """Plans faults for the requests to come.
+    """Plans faults for later requests.
 
     Every method takes the operation's id (`createJob`; None for all operations of the contract; uploads and downloads
     are `putObject` and `getObject`), the number of `times` that the fault strikes (None for always), and the
     `probability` of striking each matching request. Faults are tried in the order in which they were planned.
 
     Args:
-        seed: the seed of the random numbers behind `probability`; None for different ones in every run.
+        seed: the seed of the random numbers behind `probability`; None gives other numbers in every run.
     """
 
     def __init__(self, seed: int | None) -> None:
@@ -54,7 +54,7 @@ class Faults:
         self._plan(Fault("refuse"), operation, times, probability)
 
     def reset(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Break the connection before the request is processed: nothing happens."""
+        """Break the connection before the request is processed: it has no effect."""
         self._plan(Fault("reset"), operation, times, probability)
 
     def lose_response(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
@@ -70,7 +70,7 @@ class Faults:
         self._plan(Fault("future"), operation, times, probability)
 
     def stall(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Accept the request and never respond, until the client gives up: nothing happens."""
+        """Accept the request, and never process it or respond until the client gives up."""
         self._plan(Fault("stall"), operation, times, probability)
 
     def status(
@@ -83,7 +83,7 @@ class Faults:
         times: int | None = 1,
         probability: float = 1.0,
     ) -> None:
-        """Respond with a status, headers and body (bytes, text, or a value to send as JSON): nothing happens."""
+        """Respond with a status, headers and body (bytes, text, or a value for JSON); the request has no effect."""
         given = {name.lower(): value for name, value in (headers or {}).items()}
         if not isinstance(body, bytes | str):
             given.setdefault("content-type", "application/json")

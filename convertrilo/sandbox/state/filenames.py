@@ -13,7 +13,7 @@ def source_name(given: str | None, url: str | None) -> str | None:
 
     Args:
         given: the name in the request, if there is one.
-        url: the source URL, whose last path segment is the name otherwise.
+        url: the source URL; without `given`, its last path segment is the name.
     """
     name = given or (unquote(urlsplit(url).path) if url else "")
     name = "".join(c for c in name.replace("\\", "/").rpartition("/")[2] if c.isprintable())[:_MAX_LENGTH]

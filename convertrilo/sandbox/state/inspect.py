@@ -12,7 +12,7 @@ from convertrilo.sandbox.state.clock import timestamp
 from convertrilo.sandbox.state.records import Job, RequestRecord
 from convertrilo.sandbox.state.store import Tx
 
-_CREATES_JOBS = {row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED} | {"createPublicJob"}
+_CREATES_JOBS = {each.id for each in OPERATIONS.values() if each.repeat is Repeat.KEYED} | {"createPublicJob"}
 _SHOWN = 50
 
 
@@ -93,7 +93,7 @@ def assert_no_duplicates(jobs: Sequence[Job], requests: Sequence[RequestRecord])
     by_name = Counter((job.account, job.external_id) for job in named)
     doubled = [job for job in named if by_name[job.account, job.external_id] > 1]
     if doubled:
-        message += [f"{len(doubled)} jobs share an external id with another:", *map(_job_line, doubled)]
+        message += [f"{len(doubled)} jobs share an external id with another job:", *map(_job_line, doubled)]
     processed = [each for each in _creations(requests) if each.idempotency_key and _was_processed(each)]
     owners = Counter(key for _, key in {(job.account, job.idempotency_key) for job in jobs})
     by_key = Counter(each.idempotency_key for each in processed)

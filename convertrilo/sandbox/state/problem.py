@@ -1,4 +1,4 @@
-"""The two errors of the sandbox: an error response on its way to the caller, and media that cannot be used."""
+"""The two exceptions of the sandbox: an error response, and media that cannot be used."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from convertrilo.errors import Issue
 
 
-class Problem(Exception):  # noqa: N818 - it is an answer, not a fault of the program
+class Problem(Exception):  # noqa: N818 - a response, not a defect of the program
     """An error response. The code that raises it need not know HTTP; the API turns it into an `ErrorResponse`.
 
     Args:

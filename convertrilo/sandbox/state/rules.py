@@ -12,11 +12,11 @@ class Rules:
     key_lifetime: float | None = 86_400.0
     """Seconds for which an idempotency key is remembered; None is forever."""
     compare: Literal["bytes", "json"] = "bytes"
-    """Whether two bodies are equal if their bytes are, or if their JSON is."""
+    """Whether two bodies are compared byte by byte or as JSON."""
     compare_credentials: bool = True
     """Whether comparing bodies includes the credentials in them; False ignores credentials and compares JSON."""
     replay_errors: bool = False
-    """Whether a 4xx response is replayed for its key, as a success is; 401, 402, 403, 409 and 429 never are."""
+    """Whether a 4xx response is replayed for its key, like a success; 401, 402, 403, 409 and 429 never are."""
     key_scope: Literal["account", "api_key"] = "account"
     """Whether an idempotency key belongs to the account or to one API key of the account."""
     max_bulk_jobs: int = 1_000

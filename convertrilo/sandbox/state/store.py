@@ -159,10 +159,10 @@ class Store:
 
     def __init__(self, file: Path | None, clock: Clock, seed: int | None) -> None:
         self._clock = clock
-        self._lock = threading.Lock()  # inspection may come from another thread than the server's
+        self._lock = threading.Lock()  # tests may inspect from a thread other than the server's
         self._writer = anyio.CapacityLimiter(1) if file is not None else None
         self.before_commit: Callable[[Tx], None] = _do_nothing
-        """Called within each transaction that changed a job's status, to write what belongs to the change."""
+        """Called within each transaction that changed a job's status, to add its webhook deliveries."""
         self.on_commit: Callable[[Tx], None] = _do_nothing
         """Called in the event loop after each transaction that changed a job's status or added a delivery."""
         self._db = sqlite3.connect(file or ":memory:", timeout=0, isolation_level=None, check_same_thread=False)
@@ -173,7 +173,7 @@ class Store:
             if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
                 raise RuntimeError("the state is in use: another sandbox runs on it") from None
             if isinstance(error, sqlite3.DatabaseError):
-                raise RuntimeError(f"the state cannot be read ({error}): give another folder, or remove it") from None
+                raise RuntimeError(f"the state cannot be read ({error}): use another folder, or remove this") from None
             raise
         self._ids = Ids(None if seed is None else f"{seed}/{runs}")  # a restart must not repeat ids
 
@@ -205,7 +205,7 @@ class Store:
         return result
 
     def read(self, work: Callable[[Tx], T]) -> T:
-        """Run `work`, which must only read, in the calling thread: for inspection, from any thread."""
+        """Run `work`, which must only read, in the calling thread; any thread may call this."""
         return self._run(work)[0]
 
     def _run(self, work: Callable[[Tx], T]) -> tuple[T, Tx]:

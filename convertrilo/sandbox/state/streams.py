@@ -57,7 +57,7 @@ async def write_stream(chunks: AsyncGenerator[bytes], target: Path, *, limit: in
                     raise Problem(400, "file_too_large", f"The file has more than {limit} bytes.")
                 digest.update(chunk)
                 buffer += chunk
-                if len(buffer) >= _WRITE_BYTES:  # handing every 64 KB to a worker thread costs more than the writing
+                if len(buffer) >= _WRITE_BYTES:  # handing every 64 KB to a worker thread costs more than writing
                     await file.write(buffer)
                     buffer = bytearray()
             await file.write(buffer)

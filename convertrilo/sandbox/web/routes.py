@@ -1,4 +1,4 @@
-"""The web pages: a live list of jobs, and the API to try out. They load nothing from other hosts."""
+"""The web pages: a live list of jobs, and a form for every API operation. They load nothing from other hosts."""
 
 import importlib.resources
 from collections.abc import Awaitable, Callable, Mapping

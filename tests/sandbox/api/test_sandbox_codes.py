@@ -181,7 +181,7 @@ async def test_a_code_is_answered_with_its_status_and_prose(clock: VirtualClock,
     assert further == expected.get(code, set())
 
 
-async def test_a_barred_account_is_barred_at_every_door_and_may_come_back(
+async def test_a_banned_account_is_refused_by_every_operation_until_the_ban_is_lifted(
     sandbox: Sandbox, http: httpx.AsyncClient
 ) -> None:
     other, key = await sandbox.add_account("other@example.com", "other-password")

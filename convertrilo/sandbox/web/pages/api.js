@@ -1,5 +1,5 @@
 "use strict";
-// Lists the operations of /openapi.json, with a form for each that sends it to this sandbox.
+// Lists the operations of /openapi.json; the form of each operation sends a request to this sandbox.
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
 let spec;
@@ -78,7 +78,7 @@ async function load() {
   for (const [path, item] of Object.entries(spec.paths)) {
     for (const method of METHODS.filter((each) => item[each])) list.append(describe(method, path, item[method], item.parameters));
   }
-  document.getElementById("note").textContent = `${list.children.length} operations. Paste the API key that the sandbox printed, and try them.`;
+  document.getElementById("note").textContent = `${list.children.length} operations. Paste the API key that the sandbox printed to try them.`;
 }
 
 load().catch((error) => { document.getElementById("note").textContent = String(error); });

@@ -1,4 +1,5 @@
 "use strict";
+// Lists the latest jobs, and refreshes the list every second.
 
 const note = document.getElementById("note");
 const table = document.getElementById("jobs");

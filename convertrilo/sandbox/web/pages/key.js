@@ -1,5 +1,5 @@
 "use strict";
-// Keeps the API key for this tab only, and sends it in a header only.
+// Keeps the API key in this tab only; it is sent only in a header.
 
 const keyInput = document.getElementById("key");
 keyInput.value = sessionStorage.getItem("key") || "";
