@@ -1,4 +1,4 @@
-"""Waiting for one job as the options say: how long, how often to poll, and whether to show progress."""
+"""Wait for one job: how long, how often to poll, and whether to show progress."""
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager

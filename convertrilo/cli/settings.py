@@ -42,7 +42,7 @@ def config_file() -> Path:
 
 
 def typescript_file() -> Path:
-    """Return the TypeScript command's settings file, which is read while there is no `config_file`."""
+    """Return the TypeScript command's settings file, which is read only while `config_file` does not exist."""
     return Path.home() / ".convertrilo" / "config.json"
 
 

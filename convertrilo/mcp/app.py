@@ -32,7 +32,7 @@ from convertrilo.mcp.tools import tools
 
 _EPILOG = """\
 environment:
-  CONVERTRILO_API_KEY                      the API key (default: the one saved by convertrilo login)
+  CONVERTRILO_API_KEY                      the API key (default: the key saved by convertrilo login)
   CONVERTRILO_BASE_URL                     the service's base URL (default: https://api.convertrilo.com)
   CONVERTRILO_PROFILE                      the saved profile to use, like --profile
   CONVERTRILO_S3_<NAME>_ACCESS_KEY_ID      the storage profile <name>, which agents name without seeing its credentials

@@ -106,7 +106,7 @@ class Sandbox:
         password: str = "sandbox-password",  # noqa: S107 - it opens nothing but a sandbox
     ) -> None:
         if encoder not in _MAX_ENCODES:
-            raise ValueError(f"there is no encoder {encoder!r}; there are {', '.join(_MAX_ENCODES)}")
+            raise ValueError(f"there is no encoder {encoder!r}; the encoders are {', '.join(_MAX_ENCODES)}")
         if tokens < 0 or (max_encodes is not None and max_encodes < 1):
             raise ValueError(f"tokens must be at least 0 and max_encodes at least 1, not {tokens} and {max_encodes}")
         self.clock: Clock = clock
@@ -272,7 +272,7 @@ class Sandbox:
         """Return the only job with this external id.
 
         Raises:
-            AssertionError: there is no such job, or more than one; the message lists the requests that led there.
+            AssertionError: there is no such job, or more than one; the message lists the requests behind the failure.
         """
         __tracebackhide__ = True
         return inspect.assert_created_once(self.jobs, self.requests, external_id)
@@ -281,7 +281,7 @@ class Sandbox:
         """Check that no external id and no idempotency key created jobs twice.
 
         Raises:
-            AssertionError: there are duplicates; the message lists the requests that led there.
+            AssertionError: there are duplicates; the message lists the requests behind the failure.
         """
         __tracebackhide__ = True
         inspect.assert_no_duplicates(self.jobs, self.requests)

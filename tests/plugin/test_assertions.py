@@ -1,4 +1,4 @@
-"""The assertions print what is wrong, and the requests that led there."""
+"""The assertions print what is wrong, and the requests behind the failure."""
 
 import pytest
 
@@ -32,7 +32,7 @@ async def test_a_job_that_was_made_twice_is_shown_with_its_requests(
         "2 jobs have the external id 'clip-1', not one:",
         f"  {first.job_id}  {start}  created  clip-1",
         f"  {second.job_id}  {lines[2].split()[1]}  created  clip-1",
-        "The requests that led there:",
+        "The requests that led to this:",
     ]
     assert lines[4] == f"  {start}  createJob  key one  200  fault: lose_response"
     assert [line.split(maxsplit=1)[1] for line in lines[5:]] == [

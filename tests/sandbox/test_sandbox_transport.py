@@ -157,7 +157,7 @@ async def test_a_sandbox_that_is_not_entered_says_so() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": "gstreamer"}, "there are ffmpeg, instant"),
+        ({"encoder": "gstreamer"}, "the encoders are ffmpeg, instant"),
         ({"tokens": -1}, "not -1"),
         ({"max_encodes": 0}, "and 0"),
     ],

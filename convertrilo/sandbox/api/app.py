@@ -98,7 +98,7 @@ def _no_route(request: Request, error: Exception) -> JSONResponse:
     status = error.status_code if isinstance(error, HTTPException) else 500
     code = "not_found" if status == 404 else "invalid_request"
     answer = JSONResponse({"code": code, "message": f"There is no {request.method} {request.url.path}."}, status)
-    if status == 405:  # Starlette's own header knows one route of the path only
+    if status == 405:  # Starlette's own header lists one route of the path only
         path = next(route.path for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL)
         methods = {method for route in request.app.routes if route.path == path for method in route.methods}
         answer.headers["allow"] = ", ".join(sorted(methods))

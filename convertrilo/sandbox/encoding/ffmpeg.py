@@ -1,4 +1,4 @@
-"""Encode a video with the ffmpeg of the imageio-ffmpeg wheel; the output appears complete or not at all."""
+"""Encode a video with the ffmpeg of the imageio-ffmpeg wheel; the output appears only when complete."""
 
 import os
 import re
@@ -166,7 +166,7 @@ async def encode(
     factor: float | None = None,
     on_progress: Callable[[float], Awaitable[object]] | None = None,
 ) -> MediaInfo:
-    """Encode `source` into `target`, which appears complete or not at all.
+    """Encode `source` into `target`, which appears only when complete.
 
     The work happens in a folder beside the target whose name starts with a dot and ends in `.encoding`. The folder and
     the ffmpeg process are gone when this function returns, raises or is cancelled.
@@ -198,7 +198,7 @@ async def encode(
     ) as name:
         folder = Path(name)
         output = folder / "output"
-        progress = _Progress(info.duration, settings.passes, on_progress)
+        progress = _EncodeProgress(info.duration, settings.passes, on_progress)
         for number in range(1, settings.passes + 1):
             last = number == settings.passes
             finished = await run(
@@ -281,7 +281,7 @@ def _muxing(settings: EncodeSettings, name: str) -> tuple[str, ...]:
 
 
 @attrs.define
-class _Progress:
+class _EncodeProgress:
     """Turns ffmpeg's `-progress` lines into rising percentages."""
 
     duration: float

@@ -19,7 +19,7 @@ _CLEANUP_SECONDS = 5.0
 _LOG_TAIL_BYTES = 1_000_000
 
 # Containers that hold their own media. Playlists (hls, dash, concat, imf) are left out because they name other files of
-# this machine. Images and raw streams are left out because they are no sources for a video service.
+# this machine. Images and raw streams are left out because they are not sources for a video service.
 CONTAINERS = "mov,matroska,avi,flv,mpegts,mpeg,asf,ogg,mxf"
 
 _ERROR = re.compile(r"\[(?:error|fatal)\]:? *(.+)$")
@@ -73,7 +73,7 @@ def input_arguments(source: Path) -> tuple[str, ...]:
 async def _process(
     arguments: tuple[str, ...], log: IO[bytes], cwd: Path | None
 ) -> AsyncGenerator[anyio.abc.Process, None]:
-    """Start ffmpeg; when the block ends, for whatever reason, kill and reap the process."""
+    """Start ffmpeg; kill and reap the process when the block ends for any reason."""
     command = [await executable(), "-hide_banner", "-nostdin", *arguments]
     with anyio.CancelScope(shield=True) as scope:  # a cancellation during the fork would lose the child
         process = await anyio.open_process(
@@ -108,7 +108,7 @@ async def run(
         on_line: awaited with every line of standard output; an exception from it ends ffmpeg.
 
     """
-    # The log goes to a file: that needs no second reader task, and the file vanishes even if this process is killed.
+    # The log goes to a file, which needs no second reader task and vanishes even if this process is killed.
     with tempfile.TemporaryFile() as log:
         async with _process(arguments, log, cwd) as process:
             assert process.stdout is not None

@@ -53,7 +53,7 @@ async def encode_to_score(
 ) -> float:
     """Encode `source` into `target` at the highest rate factor that comes near a VMAF score.
 
-    The output appears complete or not at all. The tier's ceiling and a second pass do not apply: the score determines
+    The output appears only when complete. The tier's ceiling and a second pass do not apply: the score determines
     the bitrate.
 
     Args:
@@ -73,7 +73,7 @@ async def encode_to_score(
     """
     settings = attrs.evolve(settings, passes=1)
     factors = await rate_factors(settings)
-    progress = _Progress(on_progress)
+    progress = _SearchProgress(on_progress)
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=".", suffix=".encoding", ignore_cleanup_errors=True
     ) as name:
@@ -108,7 +108,7 @@ async def _search(
     factors: RateFactors,
     score: float,
     info: MediaInfo,
-    progress: "_Progress",
+    progress: "_SearchProgress",
 ) -> dict[float, float]:
     """Return the scores of a few rate factors, measured on sections of the source."""
     sections, trial = folder / "sections.mkv", folder / "trial"
@@ -214,7 +214,7 @@ def _nearest(scores: Mapping[float, float], target: float) -> float:
 
 
 @attrs.define
-class _Progress:
+class _SearchProgress:
     """Reports percentages that only rise."""
 
     on_progress: Callable[[float], Awaitable[object]]

@@ -150,5 +150,5 @@ def _with_more(value: Any) -> Any:
 
 def _named(operation: str) -> frozenset[str]:
     if operation not in _NAMES:
-        raise ValueError(f"there is no operation {operation!r}; there are {', '.join(sorted(_NAMES))}")
+        raise ValueError(f"there is no operation {operation!r}; the operations are {', '.join(sorted(_NAMES))}")
     return frozenset({operation})

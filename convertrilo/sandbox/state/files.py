@@ -71,7 +71,7 @@ class Files:
         return self.folder / "drive" / file_id
 
     async def join_parts(self, job_id: str, numbers: Sequence[int], target: Path) -> None:
-        """Concatenate upload parts into one file, which appears complete or not at all."""
+        """Concatenate upload parts into one file, which appears only when complete."""
         await anyio.to_thread.run_sync(self._join, job_id, numbers, target)
 
     def _join(self, job_id: str, numbers: Sequence[int], target: Path) -> None:

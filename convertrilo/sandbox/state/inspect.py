@@ -125,7 +125,7 @@ def _job_line(job: Job) -> str:
 
 
 def _explain(message: Sequence[str], requests: Sequence[RequestRecord]) -> str:
-    """Return an assertion message: what is wrong, then the requests that led there."""
+    """Return an assertion message: what is wrong, then the requests behind the failure."""
     left_out = [f"  ({len(requests) - _SHOWN} earlier ones)"] if len(requests) > _SHOWN else []
     lines = [
         f"  {timestamp(each.at)}  {each.operation}  key {each.idempotency_key or '-'}"
@@ -133,4 +133,4 @@ def _explain(message: Sequence[str], requests: Sequence[RequestRecord]) -> str:
         f"{'  replayed' if each.replayed else ''}{f'  fault: {each.fault}' if each.fault else ''}"
         for each in requests[-_SHOWN:]
     ]
-    return "\n".join([*message, "The requests that led there:", *left_out, *(lines or ["  none"])])
+    return "\n".join([*message, "The requests that led to this:", *left_out, *(lines or ["  none"])])

@@ -38,7 +38,7 @@ class Rules:
     dropbox: Literal["withdrawn", "not_connected"] = "withdrawn"
     """The response to requests that use Dropbox: `deprecated_dropbox`, or `dropbox_not_connected`."""
     requests_per_minute: int | None = None
-    """Requests per minute of an account, or of a caller without one: `rate_limit_exceeded`. None is no limit."""
+    """Requests per minute of an account, or of a caller without one: `rate_limit_exceeded`. None sets no limit."""
     retry_after: Literal["seconds", "date", "none"] = "seconds"
     """The form of the `Retry-After` header on `rate_limit_exceeded`."""
     upload_seconds: int = 3_600

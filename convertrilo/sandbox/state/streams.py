@@ -41,7 +41,7 @@ async def read_stream(chunks: AsyncGenerator[bytes], limit: int) -> bytes:
 
 
 async def write_stream(chunks: AsyncGenerator[bytes], target: Path, *, limit: int) -> Written:
-    """Write a stream to a file, which appears complete or not at all.
+    """Write a stream to a file, which appears only when complete.
 
     Raises:
         Problem: 400 `file_too_large` after more than `limit` bytes.
