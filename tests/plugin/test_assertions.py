@@ -47,14 +47,15 @@ async def test_a_job_that_was_not_made_is_shown_with_what_was_asked_instead(
     convertrilo_sandbox: Sandbox, convertrilo_client: AsyncClient
 ) -> None:
     with pytest.raises(
-        AssertionError, match=r"(?s)No job has the external id 'x'; 0 jobs have none\..*there:\n  none$"
+        AssertionError,
+        match=r"(?s)No job has the external id 'x'\. Number of jobs: 0; external ids: none\..*this:\n  none$",
     ):
         convertrilo_sandbox.assert_created_once(external_id="x")
     convertrilo_sandbox.faults.reset("createJob")
     await convertrilo_client.create_job(JOB, idempotency_key="k")
     with pytest.raises(AssertionError) as caught:
         convertrilo_sandbox.assert_created_once(external_id="clip-2")
-    assert "1 jobs have ['clip-1']." in str(caught.value)
+    assert "Number of jobs: 1; external ids: 'clip-1'." in str(caught.value)
     assert "createJob  key k  no answer  fault: reset" in str(caught.value)
 
 

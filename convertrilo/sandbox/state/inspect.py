@@ -74,7 +74,8 @@ def assert_created_once(jobs: Sequence[Job], requests: Sequence[RequestRecord], 
         message = [f"{len(found)} jobs have the external id {external_id!r}, not one:", *map(_job_line, found)]
         raise AssertionError(_explain(message, _behind(requests, found)))
     others = sorted({job.external_id for job in jobs if job.external_id is not None})
-    message = [f"No job has the external id {external_id!r}; {len(jobs)} jobs have {others[:_SHOWN] or 'none'}."]
+    known = ", ".join(map(repr, others[:_SHOWN])) or "none"
+    message = [f"No job has the external id {external_id!r}. Number of jobs: {len(jobs)}; external ids: {known}."]
     raise AssertionError(_explain(message, _creations(requests)))
 
 
