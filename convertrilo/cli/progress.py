@@ -65,13 +65,13 @@ class ForgivingStream:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Write, and ignore that the reader is gone."""
+        """Write text, and ignore write errors."""
         with suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, and ignore that the reader is gone."""
+        """Flush, and ignore write errors."""
         with suppress(OSError):
             self._stream.flush()
 

@@ -27,7 +27,7 @@ def journal() -> None:
 @_FILE
 @output_options
 def pending(file: Path, output: Output) -> None:
-    """List operations that have no answer. They may be sent again."""
+    """List operations without an answer that may be sent again."""
     _list(file, output, lambda opened: opened.pending())
 
 

@@ -54,7 +54,7 @@ class JobEncoder:
 
     @property
     def is_immediate(self) -> bool:
-        """Whether an encode takes no time, unless its output has a destination."""
+        """Whether an encode takes no time; delivering its output to a destination does."""
         return self._is_instant and self._seconds == 0 and not self._places.fetches
 
     def fail_next(self, message: str, times: int = 1) -> None:
@@ -62,7 +62,7 @@ class JobEncoder:
         self._failures += [message] * times
 
     def elapsed(self, job: Job) -> float:
-        """Return the share of an instant encode's time that has passed, in percent."""
+        """Return how much of an instant encode's time has passed, in percent."""
         started = job.started_at or self._clock.time()
         return min(100.0, 100 * (self._clock.time() - started) / self._seconds) if self._seconds else 0.0
 

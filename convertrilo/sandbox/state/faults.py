@@ -54,7 +54,7 @@ class Faults:
         self._plan(Fault("refuse"), operation, times, probability)
 
     def reset(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:
-        """Break the connection before the request is processed: it has no effect."""
+        """Break the connection before the request is processed; the request has no effect."""
         self._plan(Fault("reset"), operation, times, probability)
 
     def lose_response(self, operation: str | None = None, *, times: int | None = 1, probability: float = 1.0) -> None:

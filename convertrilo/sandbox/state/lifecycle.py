@@ -81,7 +81,7 @@ def reserve_price(tx: Tx, job: Job, **changes: Any) -> Job:
 
 
 def queue(tx: Tx, job: Job) -> Job:
-    """Queue a created job, reserving its price unless that was done before.
+    """Queue a created job, reserving its price unless it is reserved already.
 
     Raises:
         Problem: the job is no longer `created`, lacks its upload, or costs more than is available.
@@ -101,7 +101,7 @@ def start(tx: Tx, job: Job, encoder: str | None) -> Job:
 
 
 def succeed(tx: Tx, job: Job, *, output_size: int, duration: float) -> Job:
-    """Mark a job as successful: spend its price and release what is reserved beyond it."""
+    """Mark a job as successful: spend its price and release the rest of its reservation."""
     paid = min(job.reserved, job.price or 0)
     books.spend(tx, job, paid, released=job.reserved - paid)
     return tx.change_job(

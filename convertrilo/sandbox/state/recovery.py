@@ -6,7 +6,7 @@ from convertrilo.sandbox.state.store import Tx
 
 
 def requeue_interrupted(tx: Tx) -> None:
-    """Queue the jobs again that were running when the sandbox ended."""
+    """Queue again the jobs that were running when the sandbox ended."""
     tx.run("UPDATE jobs SET status = 'queued', started_at = NULL, encoder = NULL WHERE status = 'running'")
 
 
