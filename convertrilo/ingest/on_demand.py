@@ -110,10 +110,10 @@ class OnDemandFolder:
         """Send the request, or return the journal's answer if an earlier run sent it."""
         engine, options = engine_of(self._client)
         operation, content = ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        identity, bare = identify(operation, self._wire, content, name=self._operation)
+        identity, body_without_credentials = identify(operation, self._wire, content, name=self._operation)
         call = engine.frozen_call(operation, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
-            answer, _ = await engine.journaled(self._journal, call, identity, bare)
+            answer, _ = await engine.journaled(self._journal, call, identity, body_without_credentials)
         return answer
 
     async def _follow_all(self, timeout: float, count: int) -> None:
