@@ -567,6 +567,7 @@ class BaseClient:
 
 def engine_of(client: BaseClient) -> tuple[Engine, Options]:
     """Return the engine that all views of a client share, and this view's options; for modules of this package only."""
+    # The one place where modules of this package reach the private state of a client.
     return client._engine, client._options  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
