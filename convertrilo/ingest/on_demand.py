@@ -81,6 +81,8 @@ class OnDemandFolder:
         self._operation = operation
         self._on_progress = on_progress
         self._wire = to_wire(request)
+        self._unread = 0
+        """Jobs whose status could not be read in this round."""
 
     async def run(self, timeout: float | None) -> IngestReport:
         """Have the folder encoded; follow the jobs if a timeout in seconds is given."""
@@ -117,18 +119,18 @@ class OnDemandFolder:
         return answer
 
     async def _follow_all(self, timeout: float, count: int) -> None:
-        self._deadline = self._clock.monotonic() + timeout
+        deadline = self._clock.monotonic() + timeout
         for _ in range(ROUNDS):
             self._unread = 0
             unended = await self._journal.do(partial(folders.unended, after=0, count=count))
             job_ids = iter([job_id for _, job_id in unended])
-            await run_all([partial(self._follow, job_ids)] * _FOLLOWERS)
+            await run_all([partial(self._follow, job_ids, deadline)] * _FOLLOWERS)
             if not self._unread:
                 break
 
-    async def _follow(self, job_ids: Iterator[str]) -> None:
+    async def _follow(self, job_ids: Iterator[str], deadline: float) -> None:
         for job_id in job_ids:
-            left = self._deadline - self._clock.monotonic()
+            left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
             try:
