@@ -442,7 +442,7 @@ class BaseClient:
             data: The bytes of the chunk.
         """
         if not 1 <= index <= 10_000:
-            raise ValidationError("uploadChunk", [Issue("index", f"must be from 1 to 10000, not {index}")])
+            raise ValidationError(operations.UPLOAD_CHUNK.id, [Issue("index", f"must be from 1 to 10000, not {index}")])
         return await self._call(operations.UPLOAD_CHUNK, path={"id": job_id, "index": index}, body=data)
 
     async def finalize_stream(self, job_id: str, body: StreamFinalizeRequest | JsonObject | None = None) -> None:
@@ -567,6 +567,7 @@ class BaseClient:
 
 def engine_of(client: BaseClient) -> tuple[Engine, Options]:
     """Return the engine that all views of a client share, and this view's options; for modules of this package only."""
+    # The one place where modules of this package reach the private state of a client.
     return client._engine, client._options  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 

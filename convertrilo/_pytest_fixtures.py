@@ -48,6 +48,7 @@ def client_of(sandbox: "Sandbox") -> AsyncClient:
 
     if not isinstance(sandbox.clock, VirtualClock):
         return sandbox.client()
+    # Private, because only a clock that jumps must know what the sandbox is doing.
     worker = sandbox._worker  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     deliverer = sandbox._deliverer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     sleepers = sandbox.clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]

@@ -357,7 +357,7 @@ def _fields_of(cls: type[Model]) -> Sequence[FieldSpec]:
 
 def _compile(lines: list[str], scope: dict[str, Any], name: str, cls: type[Model]) -> Any:
     # The source holds only field names of our own models.
-    exec(compile("\n".join(lines), f"<{name} {cls.__name__}>", "exec"), scope)  # noqa: S102
+    exec(compile("\n".join(lines), f"<{name} {cls.__name__}>", "exec"), scope)  # noqa: S102  # see above
     return scope[name]
 
 

@@ -107,13 +107,13 @@ async def test_no_task_carries_credentials_and_every_job_has_them(
     server: SandboxServer, object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent: list[dict[str, Any]] = []
-    fill_in = remote._fill_in_credentials
+    add_credentials = remote._add_credentials
 
     def watch(credentials: Any, wire: Any) -> None:
-        fill_in(credentials, wire)
+        add_credentials(credentials, wire)
         sent.extend(wire["jobs"])
 
-    monkeypatch.setattr(remote, "_fill_in_credentials", watch)
+    monkeypatch.setattr(remote, "_add_credentials", watch)
     bucket = object_store.private_bucket(**dict.fromkeys(KEYS[:3], b"video"))
     engine = Twice()
     await ingest(object_store, bucket, tmp_path / "run.db", engine=engine)
@@ -225,8 +225,8 @@ def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
 
 
 def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
-    server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")
-    with pytest.raises(OutcomeUnknownError, match="may have forgotten"):  # another worker may have sent it
+    server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")  # another worker may have sent it
+    with pytest.raises(OutcomeUnknownError, match="may have forgotten the idempotency key"):
         remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
     assert server.sandbox.jobs == []
 

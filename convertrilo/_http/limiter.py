@@ -48,30 +48,81 @@ _BEFORE_ALL = 2_000
 """Requests without a refusal before the limiter forgets what refusals have taught."""
 
 
+class _Window:
+    """The current window: when it began, how many requests it has taken, how many are left, and until when."""
+
+    __slots__ = ("accepted", "began", "ends", "left")
+
+    def __init__(self) -> None:
+        self.began = 0.0
+        self.accepted = 0
+        """Requests that the service accepted in this window; answers with rate-limit headers are not counted."""
+        self.left = math.inf
+        """Requests that the service will still accept, as far as its answers tell."""
+        self.ends = math.inf
+        """When the window ends; infinity if nothing tells."""
+
+
+class _Probe:
+    """Whether a single request is to find out that the window is over, and when to send the request."""
+
+    __slots__ = ("at", "is_on", "pause", "window_ended")
+
+    def __init__(self) -> None:
+        self.is_on = False
+        """Whether the window should be over, and no request was accepted since."""
+        self.window_ended: float | None = None
+        """When the window should have ended; `None` if no answer said so."""
+        self.pause = _PAUSE
+        self.at = -math.inf
+        """When to send the next probe, after a refusal without a Retry-After."""
+
+    def begin(self, window_ended: float | None) -> None:
+        """Begin to probe."""
+        self.is_on, self.window_ended = True, window_ended
+
+    def refused(self, now: float) -> None:
+        """Wait before the next probe, each time twice as long."""
+        self.at = now + self.pause
+        self.pause = min(2 * self.pause, _LONGEST_PAUSE)
+
+    def accepted(self) -> None:
+        """Forget the refused probes."""
+        self.pause, self.at = _PAUSE, -math.inf
+
+
+class _Spacing:
+    """The time between two requests of a service without windows (a token bucket)."""
+
+    __slots__ = ("next_at", "seconds")
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """0 if the service has windows, or no limit."""
+        self.next_at = -math.inf
+
+    def begin_request(self, now: float) -> None:
+        """Reserve the time until the next request."""
+        self.next_at = max(self.next_at, now) + self.seconds if self.seconds else now
+
+
 class RateLimiter:
     """Delays the requests of a client's tasks that the service would refuse; at first, it delays none."""
 
     def __init__(self) -> None:
         self._in_flight = 0
         self._last_end = -math.inf
-        self._left = math.inf  # requests left in this window, by the latest answer
-        self._ends = math.inf
+        self._window = _Window()
         self._has_headers = False  # the service sends rate-limit headers
         # What the limiter has learned from refusals:
         self._limit = math.inf
         self._proven = math.inf  # requests that were accepted in one window before
-        self._began = 0.0  # of the window
-        self._accepted = 0  # in this window
+        self._probe = _Probe()
+        self._spacing = _Spacing()
+        self._is_vague = False  # there was a refusal after too few accepted requests to learn from
         self._accepted_since_refusal = 0
         self._refused_in_a_row = 0
-        self._more_from = math.inf
-        self._is_over = False  # the window should be over, and no request was accepted since
-        self._over_since: float | None = None
-        self._is_vague = False  # there was a refusal after too few accepted requests to learn from
-        self._spacing = 0.0  # seconds between two requests of a service without windows (a token bucket)
-        self._next_at = -math.inf
-        self._pause = _PAUSE
-        self._look_at = -math.inf  # when to probe next, after a refusal without a Retry-After
+        self._more_from = math.inf  # accepted requests since the refusal, from which on to try one request more
 
     def wait(self, now: float) -> float:
         """Return the seconds after which to ask again; 0 if a request may be sent now.
@@ -79,19 +130,19 @@ class RateLimiter:
         Args:
             now: Monotonic seconds.
         """
-        if now >= self._ends:
-            self._over_since, self._ends, self._left = self._ends, math.inf, self._limit
-            self._is_over = not self._has_headers
-        if self._is_over and now < self._look_at:
-            return max(self._look_at - now, _LEAST_WAIT)
-        if self._left > self._in_flight or self._is_over:
-            if now < self._next_at:
-                return max(self._next_at - now, _LEAST_WAIT)
+        window, probe = self._window, self._probe
+        if now >= window.ends:
+            self._end_window()
+        if probe.is_on and now < probe.at:
+            return max(probe.at - now, _LEAST_WAIT)
+        if window.left > self._in_flight or probe.is_on:
+            if now < self._spacing.next_at:
+                return max(self._spacing.next_at - now, _LEAST_WAIT)
             # A single request is enough to find out whether the window is over, or allows more.
-            alone = self._is_over or self._is_vague or self._accepted + self._in_flight >= self._proven
+            alone = probe.is_on or self._is_vague or window.accepted + self._in_flight >= self._proven
             return _LOOK_AGAIN if alone and self._in_flight else 0.0
-        if self._ends < math.inf:
-            return max(self._ends - now, _LEAST_WAIT)
+        if window.ends < math.inf:
+            return max(window.ends - now, _LEAST_WAIT)
         return _LOOK_AGAIN if self._in_flight else 0.0
 
     def begin(self, now: float) -> float:
@@ -99,9 +150,9 @@ class RateLimiter:
         wait = self.wait(now)
         if not wait:
             if self._limit == math.inf and not self._in_flight and now - self._last_end > _IDLE:
-                self._began, self._accepted = now, 0
+                self._window.began, self._window.accepted = now, 0
             self._in_flight += 1
-            self._next_at = max(self._next_at, now) + self._spacing if self._spacing else now
+            self._spacing.begin_request(now)
         return wait
 
     def end(self, now: float) -> None:
@@ -120,17 +171,18 @@ class RateLimiter:
         if allowance is not None:
             self._obey(allowance, now)
             return
-        if self._is_over:
-            self._pause, self._look_at = _PAUSE, -math.inf
-            self._begin_window(now if self._over_since is None else self._over_since)
-        self._left -= 1
-        self._accepted += 1
+        window, probe, spacing = self._window, self._probe, self._spacing
+        if probe.is_on:
+            probe.accepted()
+            self._begin_window(now if probe.window_ended is None else probe.window_ended)
+        window.left -= 1
+        window.accepted += 1
         self._accepted_since_refusal += 1
-        if self._accepted > self._proven:
-            self._proven = self._accepted
-        if self._spacing:
+        if window.accepted > self._proven:
+            self._proven = window.accepted
+        if spacing.seconds:
             if self._accepted_since_refusal >= self._more_from:
-                self._spacing *= _FASTER
+                spacing.seconds *= _FASTER
                 self._more_from += _BEFORE_MORE
         elif self._accepted_since_refusal >= (_ENOUGH if self._is_vague else _BEFORE_ALL):
             self._forget()
@@ -142,64 +194,79 @@ class RateLimiter:
             after: Seconds that the service asks the client to wait, if it asks for a wait.
             now: Monotonic seconds.
         """
+        window, probe = self._window, self._probe
         self._refused_in_a_row += 1
         if after is not None:
             after = min(after, _LONGEST_RETRY_AFTER)
-        if not after and self._refused_in_a_row < _SURE and self._accepted < self._proven and not self._is_over:
+        if not after and self._refused_in_a_row < _SURE and window.accepted < self._proven and not probe.is_on:
             return  # the refusal may have another reason: the next request may be accepted
-        is_news = self._left > 0 or self._is_over
-        if is_news and not self._is_over and not self._has_headers:
+        is_news = window.left > 0 or probe.is_on
+        if is_news and not probe.is_on and not self._has_headers:
             self._learn(after, now)
         self._accepted_since_refusal = 0
-        self._more_from = _BEFORE_MORE if self._spacing else max(_BEFORE_MORE, 2 * self._limit)
-        self._left = 0
+        self._more_from = _BEFORE_MORE if self._spacing.seconds else max(_BEFORE_MORE, 2 * self._limit)
+        window.left = 0
         if after is not None:
-            self._ends = now + after if is_news or self._ends == math.inf else max(self._ends, now + after)
-            self._is_over = False
-        elif self._ends == math.inf:
-            if self._is_over:
-                self._look_at = now + self._pause
-                self._pause = min(2 * self._pause, _LONGEST_PAUSE)
-            self._is_over, self._over_since = True, None
+            window.ends = now + after if is_news or window.ends == math.inf else max(window.ends, now + after)
+            probe.is_on = False
+        elif window.ends == math.inf:
+            if probe.is_on:
+                probe.refused(now)
+            probe.begin(None)
 
     def _learn(self, after: float | None, now: float) -> None:
-        if self._spacing:
-            self._spacing = min(_SLOWER * self._spacing, after or self._spacing)  # no slower than the service asks for
-        elif self._accepted < min(_ENOUGH, self._limit / 2):
+        """Learn the limit, or the spacing, from a refusal that ended a run of accepted requests."""
+        window, spacing = self._window, self._spacing
+        if spacing.seconds:  # no slower than the service asks for
+            spacing.seconds = min(_SLOWER * spacing.seconds, after or spacing.seconds)
+        elif window.accepted < min(_ENOUGH, self._limit / 2):
             self._is_vague = True
         elif self._is_vague and after:  # repeated refusals after few requests: the service has no windows
             self._is_vague = False
-            self._spacing = min((now - self._began) / self._accepted, after)
+            spacing.seconds = min((now - window.began) / window.accepted, after)
         else:
             self._is_vague = False
-            self._limit = self._proven = self._accepted
+            self._limit = self._proven = window.accepted
+
+    def _end_window(self) -> None:
+        """End the window at its time. Headers say what follows; otherwise a probe has to find out."""
+        ended, self._window.ends, self._window.left = self._window.ends, math.inf, self._limit
+        if self._has_headers:
+            self._probe.is_on = False
+        else:
+            self._probe.begin(ended)
 
     def _begin_window(self, start: float) -> None:
         """Begin another window, unless too little is known about windows."""
-        self._is_over = False
-        if self._is_vague or self._spacing:
-            self._limit = self._proven = self._left = math.inf
+        window = self._window
+        self._probe.is_on = False
+        if self._is_vague or self._spacing.seconds:
+            self._limit = self._proven = window.left = math.inf
             return
-        length = min(start - self._began, _LONGEST_WINDOW)
+        length = min(start - window.began, _LONGEST_WINDOW)
         if self._accepted_since_refusal >= self._more_from:
             self._limit = self._proven + max(1, self._proven // 2)
             self._more_from = self._accepted_since_refusal + max(_BEFORE_MORE, 2 * self._limit)
-        self._began, self._accepted = start, 0
-        self._left = self._limit
-        self._ends = start + length
+        window.began, window.accepted = start, 0
+        window.left = self._limit
+        window.ends = start + length
 
     def _forget(self) -> None:
-        self._limit = self._proven = self._left = self._ends = math.inf
+        """Forget what refusals have taught."""
+        self._limit = self._proven = self._window.left = self._window.ends = math.inf
         self._is_vague = False
-        self._spacing = 0.0
+        self._spacing.seconds = 0.0
 
     def _obey(self, allowance: Allowance, now: float) -> None:
+        """Keep to the numbers in an answer's rate-limit headers."""
+        window = self._window
         if not self._has_headers:
             self._forget()
             self._has_headers = True
-        self._is_over, self._pause, self._look_at = False, _PAUSE, -math.inf
+        self._probe.is_on = False
+        self._probe.accepted()
         ends = now + min(allowance.reset, _LONGEST_RETRY_AFTER)
-        is_same = abs(ends - self._ends) <= _SAME_WINDOW
-        self._left = min(self._left, allowance.remaining) if is_same else allowance.remaining
-        self._ends = max(ends, self._ends) if is_same else ends
+        is_same = abs(ends - window.ends) <= _SAME_WINDOW
+        window.left = min(window.left, allowance.remaining) if is_same else allowance.remaining
+        window.ends = max(ends, window.ends) if is_same else ends
         self._limit = max(allowance.limit or 0, allowance.remaining + 1)

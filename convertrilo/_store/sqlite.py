@@ -1,7 +1,8 @@
 """A SQLite file that many tasks and processes share: every change is on disk before the call returns.
 
-A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a batch and waits for
-the previous batch to finish. Tasks that come meanwhile join the new batch, and one transaction serves all of them.
+A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a group of requests and
+waits for the previous group to finish. Tasks that come meanwhile join the new group, and one transaction serves all of
+them.
 """
 
 import contextlib
@@ -61,7 +62,7 @@ class Request(Generic[_T]):
     error: Exception | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Run the function. A database error fails the whole batch, any other error only this request."""
+        """Run the function. A database error fails the whole group, any other error only this request."""
         self.results, self.error = [], None
         try:
             self.results.append(self.work(connection))
@@ -76,7 +77,7 @@ class Request(Generic[_T]):
 
 
 @attrs.define(eq=False)
-class _Batch:
+class _RequestGroup:
     """Requests that share a transaction."""
 
     requests: list[Request[Any]] = attrs.field(factory=list[Request[Any]])
@@ -119,14 +120,14 @@ class SharedFile:
         self._users = 0
         self._connection: sqlite3.Connection | None = None
         self._access = threading.Lock()
-        self._open_batch: _Batch | None = None
+        self._open_group: _RequestGroup | None = None
 
     async def enter(self) -> None:
         """Count a user of the file; the first one opens it."""
         if self._users == 0:  # these belong to the running event loop
             self._turn = anyio.Lock()
             self._limiter = anyio.CapacityLimiter(1)
-            self._open_batch = None
+            self._open_group = None
         self._users += 1
         try:
             await self.do(Request(_read_schema))
@@ -144,53 +145,53 @@ class SharedFile:
         """Run a request in a shared transaction, and return its result once it is on disk, or raise its error."""
         if not self._users:
             raise UnusableError(_CLOSED)
-        batch = self._open_batch
-        if batch is not None:
-            batch.requests.append(request)
-            await _run_to_end(batch.done.wait)
+        group = self._open_group
+        if group is not None:
+            group.requests.append(request)
+            await _run_to_end(group.done.wait)
         else:
-            batch = self._open_batch = _Batch([request])
-            await _run_to_end(partial(self._lead, batch))
+            group = self._open_group = _RequestGroup([request])
+            await _run_to_end(partial(self._lead, group))
         if request.error is not None:
             raise request.error
         return request.results[0]
 
-    async def _lead(self, batch: _Batch) -> None:
+    async def _lead(self, group: _RequestGroup) -> None:
         async with self._turn:
-            if self._open_batch is batch:
-                self._open_batch = None
+            if self._open_group is group:
+                self._open_group = None
             try:
-                await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
+                await anyio.to_thread.run_sync(self._run, group, limiter=self._limiter)
             except anyio.get_cancelled_exc_class():
                 raise  # _run_to_end calls this method again
             except Exception as error:  # noqa: BLE001  # the waiting tasks must wake up after any error
-                batch.fail(error)
+                group.fail(error)
             except BaseException as error:  # KeyboardInterrupt ends this task; the others must not hang
-                batch.fail(UnusableError(f"{type(error).__name__} interrupted the write"))
-                batch.done.set()
+                group.fail(UnusableError(f"{type(error).__name__} interrupted the write"))
+                group.done.set()
                 raise
-            batch.done.set()
+            group.done.set()
 
-    def _run(self, batch: _Batch) -> None:
+    def _run(self, group: _RequestGroup) -> None:
         with self._access:  # a task cancelled by asyncio comes again while its first thread still runs
-            if batch.ran:
+            if group.ran:
                 return
-            batch.ran = True
+            group.ran = True
             try:
                 if not self._users:
                     raise UnusableError(_CLOSED)
                 if self._connection is None:
                     self._connection = _open(self.path, self._schema)
             except (OSError, sqlite3.Error, UnusableError) as error:
-                batch.fail(error)
+                group.fail(error)
                 return
-            failed = _transact(self._connection, batch.requests)
-            if failed and len(batch.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
-                for request in batch.requests:  # one by one, so that only the request fails that is too big
+            failed = _transact(self._connection, group.requests)
+            if failed and len(group.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
+                for request in group.requests:  # one by one, so that only the request fails that is too big
                     _transact(self._connection, [request])
 
     def _close(self) -> None:
-        with self._access:  # a task that entered meanwhile opens the file again with its first batch
+        with self._access:  # a task that entered meanwhile opens the file again with its first group
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None

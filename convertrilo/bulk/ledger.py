@@ -21,6 +21,7 @@ from convertrilo.errors import OutcomeUnknownError
 from convertrilo.journal import batches as claims
 from convertrilo.journal.batches import BatchRow, Membership
 from convertrilo.journal.entries import (
+    NOTHING_SENT,
     Entry,
     Window,
     check_sender,
@@ -33,7 +34,6 @@ from convertrilo.journal.entries import (
 from convertrilo.journal.journal import Journal
 from convertrilo.operations import CREATE_JOBS_BULK
 
-_NOTHING_SENT = "Nothing was sent."
 _STAYS_PENDING = "The batch stays pending, which is harmless: its key still creates each of its jobs once."
 
 _running: set[str] = set()
@@ -107,7 +107,7 @@ class Ledger:
         """
         work = partial(self._claim, batch=batch, window=self.journal.open_window())
         try:
-            return await self.journal.do(work, _NOTHING_SENT)
+            return await self.journal.do(work, NOTHING_SENT)
         except anyio.get_cancelled_exc_class():
             if batch.number is not None and not batch.was_sent_before:
                 await self.discard(batch)
@@ -190,7 +190,7 @@ class Ledger:
             check_sender(connection, known.entry, self._sender)
             return claims.take_over(connection, known.row.number, old=known.row.owner, new=self.owner)
 
-        return await self.journal.do(work, _NOTHING_SENT)
+        return await self.journal.do(work, NOTHING_SENT)
 
     async def release(self, batches: Iterable[int]) -> None:
         """Give up the ownership of these batches, so that any run may send them."""
@@ -251,4 +251,4 @@ async def last_sent_by_another_key(client: BaseClient, journal: Journal) -> date
     """
     engine, _ = engine_of(client)
     work = partial(last_of_other_senders, service=engine.service, sender=engine.credentials.sender)
-    return await journal.do(work, _NOTHING_SENT)
+    return await journal.do(work, NOTHING_SENT)

@@ -4,6 +4,7 @@ from typing import cast
 
 from convertrilo import errors
 from convertrilo.cli.output import tokens_text
+from convertrilo.operations import LOGIN, OPERATIONS, Auth
 
 SUCCESS = 0
 JOB_FAILED = 1
@@ -15,8 +16,8 @@ TOKENS = 6
 UNCLEAR = 7
 INTERRUPTED = 130
 
-_NEED_ACCESS_TOKEN = frozenset({"getApiKeys", "createApiKey", "revokeApiKey"})
-"""Operations that take only an access token, which a login with a password returns; never an API key."""
+_NEED_ACCESS_TOKEN = frozenset(each.id for each in OPERATIONS.values() if each.auth is Auth.BEARER)
+"""Operations that take an access token, which a login with a password gives, and no API key."""
 
 
 def exit_code(error: errors.ConvertriloError) -> int:
@@ -61,7 +62,7 @@ def _what_happened(error: errors.ConvertriloError) -> str:
 
 def _what_next(error: errors.ConvertriloError) -> str:
     if isinstance(error, errors.AuthenticationError):
-        if error.operation == "login":
+        if error.operation == LOGIN.id:
             return ""
         how = (
             "convertrilo login --email YOU@EXAMPLE.COM"

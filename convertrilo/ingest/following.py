@@ -19,8 +19,6 @@ ROUNDS = 3
 _FOLLOWERS = 10
 _WINDOW = 100
 """Jobs that each follower waits for at a time; the poller asks for the jobs of all followers together."""
-_COUNTS = {"success": "succeeded", "failed": "failed", "canceled": "canceled"}
-"""The field of `Totals` that counts each end of a job."""
 
 
 async def follow_jobs(
@@ -101,8 +99,8 @@ class _EndRecorder:
                 totals = self._tracker.totals
                 for each in results:
                     status = None if each.status is None else each.status.status
-                    if status in _COUNTS:
-                        setattr(totals, _COUNTS[status], getattr(totals, _COUNTS[status]) + 1)
+                    if status in TERMINAL_STATUSES:
+                        totals.count(status)
                 self._tracker.notify()
         finally:
             self._is_writing = False

@@ -81,6 +81,8 @@ class OnDemandFolder:
         self._operation = operation
         self._on_progress = on_progress
         self._wire = to_wire(request)
+        self._unread = 0
+        """Jobs whose status could not be read in this round."""
 
     async def run(self, timeout: float | None) -> IngestReport:
         """Have the folder encoded; follow the jobs if a timeout in seconds is given."""
@@ -110,25 +112,25 @@ class OnDemandFolder:
         """Send the request, or return the journal's answer if an earlier run sent it."""
         engine, options = engine_of(self._client)
         operation, content = ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        identity, bare = identify(operation, self._wire, content, name=self._operation)
+        identity, body_without_credentials = identify(operation, self._wire, content, name=self._operation)
         call = engine.frozen_call(operation, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
-            answer, _ = await engine.journaled(self._journal, call, identity, bare)
+            answer, _ = await engine.journaled(self._journal, call, identity, body_without_credentials)
         return answer
 
     async def _follow_all(self, timeout: float, count: int) -> None:
-        self._deadline = self._clock.monotonic() + timeout
+        deadline = self._clock.monotonic() + timeout
         for _ in range(ROUNDS):
             self._unread = 0
             unended = await self._journal.do(partial(folders.unended, after=0, count=count))
             job_ids = iter([job_id for _, job_id in unended])
-            await run_all([partial(self._follow, job_ids)] * _FOLLOWERS)
+            await run_all([partial(self._follow, job_ids, deadline)] * _FOLLOWERS)
             if not self._unread:
                 break
 
-    async def _follow(self, job_ids: Iterator[str]) -> None:
+    async def _follow(self, job_ids: Iterator[str], deadline: float) -> None:
         for job_id in job_ids:
-            left = self._deadline - self._clock.monotonic()
+            left = deadline - self._clock.monotonic()
             if left <= 0:
                 return
             try:

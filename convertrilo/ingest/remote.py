@@ -100,7 +100,7 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
         )
     wire = loads(body)
     if not place.anonymous:
-        _fill_in_credentials((await _folder(place)).source(""), wire)
+        _add_credentials((await _folder(place)).source(""), wire)
     async with BaseClient(base_url=service.base_url, retry=service.retry) as client:
         engine, options = engine_of(client)
         if engine.credentials.sender != service.sender:
@@ -130,7 +130,7 @@ async def _folder(place: Place) -> S3Folder:
     return _folders[place]
 
 
-def _fill_in_credentials(credentials: S3Source, wire: Mapping[str, Any]) -> None:
+def _add_credentials(credentials: S3Source, wire: Mapping[str, Any]) -> None:
     """Add to each job of a batch the credentials with which the service reads its object."""
     if credentials.access_key_id is None:
         return

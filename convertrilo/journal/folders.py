@@ -106,6 +106,21 @@ class Totals:
     estimated: float = 0.0
     reserved: float | None = None
 
+    def count(self, state: str, objects: int = 1) -> None:
+        """Count objects in a state; a state without a field of its own is not counted."""
+        if (name := _FIELD_OF.get(state)) is not None:
+            setattr(self, name, getattr(self, name) + objects)
+
+
+_FIELD_OF = {
+    "success": "succeeded",
+    "failed": "failed",
+    "canceled": "canceled",
+    "refused": "refused",
+    UNKNOWN: "unknown",
+}
+"""The field of `Totals` that counts the objects in a state."""
+
 
 def _run_name(identity: dict[str, Any], generation: int) -> str | None:
     """Return the name of the folder's operations; each run from scratch needs its own, because it reuses all ids."""
@@ -150,7 +165,7 @@ def last_id(db: "sqlite3.Connection") -> int:
 
 
 _HAS_SUBMITTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
-             UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608
+             UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608  # no user input
 
 # A journal may also hold operations that do not belong to the folder. A batch belongs to it if its first job is one of
 # the folder's objects, which are recorded before the batch. An on-demand request belongs to it if its body is the same.
@@ -257,7 +272,6 @@ _COUNTS = f"""SELECT CASE WHEN job_id IS NULL AND status = '{UNKNOWN}' THEN '{UN
 _RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
                 FROM operations JOIN batches USING (key) WHERE json_valid(CAST(answer AS TEXT))
                 AND {_OF_THIS_RUN} AND {_OF_ITS_OBJECTS}"""  # noqa: S608  # no user input
-_NAMES = {"success": "succeeded", "failed": "failed", "canceled": "canceled", "refused": "refused", UNKNOWN: "unknown"}
 
 
 def totals(db: "sqlite3.Connection") -> Totals:
@@ -269,8 +283,7 @@ def totals(db: "sqlite3.Connection") -> Totals:
         totals.estimated += estimate or 0.0
         if state not in ("listed", "refused", UNKNOWN):
             totals.submitted += count
-        if (name := _NAMES.get(state)) is not None:
-            setattr(totals, name, getattr(totals, name) + count)
+        totals.count(state, count)
     folder = db.execute("SELECT identity, generation FROM folder").fetchone()
     run = None if folder is None else _run_name(json.loads(folder[0]), int(folder[1]))
     (totals.reserved,) = db.execute(_RESERVED, {"run": run, "round": ROUND_MARK}).fetchone()

@@ -37,7 +37,7 @@ async def download(
 ) -> Path:
     """Download a job's output to a file; see `AsyncClient.download`."""
     engine, options = engine_of(client)
-    output = _Output.of(target)
+    output = _DownloadSource.of(target)
     with reporting(on_progress, "download", output.job_id) as report:
         async with open_part_file(Path(path), output.name) as part:
             if output.url is None:
@@ -52,7 +52,7 @@ async def download(
 
 
 async def _get(
-    client: BaseClient, engine: Engine, options: Options, output: "_Output", part: PartFile, report: ReportBytes
+    client: BaseClient, engine: Engine, options: Options, output: "_DownloadSource", part: PartFile, report: ReportBytes
 ) -> None:
     size_at_refresh = -1  # one fresh URL for each part size: a second 403 without progress is not an expired URL
 
@@ -70,7 +70,7 @@ async def _get(
     await until_done("download", "GET", engine, options, attempt, lambda: part.size)
 
 
-class _Output:
+class _DownloadSource:
     """The output to download: its URL, and the job that a fresh URL is requested for."""
 
     def __init__(self, url: str | None, job_id: str | None, *, on_demand: bool | None = None) -> None:
@@ -79,7 +79,7 @@ class _Output:
         self._on_demand = on_demand  # None if the kind of job is not known
 
     @classmethod
-    def of(cls, target: Target) -> "_Output":
+    def of(cls, target: Target) -> "_DownloadSource":
         if isinstance(target, str):
             return cls(str(checked_url("target", target)), None) if "://" in target else cls(None, target)
         if isinstance(target, StatusResponse):
@@ -116,7 +116,9 @@ class _Output:
         return await (client.on_demand_status if self._on_demand else client.job_status)(job_id)
 
 
-async def _fetch(engine: Engine, options: Options, output: _Output, part: PartFile, report: ReportBytes) -> None:
+async def _fetch(
+    engine: Engine, options: Options, output: _DownloadSource, part: PartFile, report: ReportBytes
+) -> None:
     """Receive the rest of a file, or all of it."""
     assert output.url is not None
     headers = [("Accept-Encoding", "identity")]

@@ -90,7 +90,7 @@ class Content:
             raise TransferError(f"{self.name} cannot be read after {self.done} bytes: {error}") from error
         if isinstance(piece, str):  # pyright: ignore[reportUnnecessaryIsInstance]  # a file opened in text mode yields text
             raise ValidationError("source", [Issue("", "must hold bytes, not text")])
-        if piece is not None and not isinstance(piece, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if piece is not None and not isinstance(piece, bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # any buffer
             piece = bytes(memoryview(piece))  # copied: the owner may reuse a buffer for the next piece
         return self._checked(piece)
 

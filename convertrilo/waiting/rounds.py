@@ -99,6 +99,6 @@ class Rounds:
         """Back off after a request that failed for a transient reason."""
         self.trouble = error
         self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
-        told = error.retry_after if isinstance(error, APIError) else None
+        retry_after = error.retry_after if isinstance(error, APIError) else None
         backoff = backoff_after(self._failures, self._context.random)
-        self._quiet_until = self._clock.monotonic() + (told or backoff)
+        self._quiet_until = self._clock.monotonic() + (retry_after or backoff)

@@ -73,7 +73,7 @@ async def test_against_the_sandbox_a_bulk_run_settles_at_the_limit() -> None:
             group.start_soon(clock.run)
             jobs = ({**JOB, "externalId": f"job-{number}"} for number in range(800))
             async for result in client.submit_jobs(jobs, batch_size=2, concurrency=8):
-                results.append(result)  # noqa: PERF401
+                results.append(result)  # noqa: PERF401  # each at its time
             group.cancel_scope.cancel()
         refused = sum(request.status == 429 for request in sandbox.requests)
         assert len(sandbox.jobs) == len(results) == 800

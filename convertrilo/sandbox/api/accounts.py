@@ -3,6 +3,7 @@
 import hmac
 from collections.abc import Mapping
 
+from convertrilo import operations
 from convertrilo.models import (
     ApiKeyCreateRequest,
     ApiKeyListResponse,
@@ -99,8 +100,8 @@ def revoke_api_key(call: ApiCall, tx: Tx) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "login": login,
-    "getApiKeys": get_api_keys,
-    "createApiKey": create_api_key,
-    "revokeApiKey": revoke_api_key,
+    operations.LOGIN.id: login,
+    operations.GET_API_KEYS.id: get_api_keys,
+    operations.CREATE_API_KEY.id: create_api_key,
+    operations.REVOKE_API_KEY.id: revoke_api_key,
 }

@@ -3,9 +3,11 @@
 import hashlib
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
 
+from convertrilo import operations
 from convertrilo.models import Scope
 from convertrilo.operations import Auth, Operation
 from convertrilo.sandbox.state.problem import Problem
@@ -13,15 +15,23 @@ from convertrilo.sandbox.state.store import Tx
 
 SCOPES: tuple[str, ...] = typing.get_args(Scope)
 
-_SCOPE_OF: Mapping[str, str] = {
-    **dict.fromkeys(("probeDuration", "jobStatus", "bulkStatus", "onDemandStatus"), "jobs:read"),
-    **dict.fromkeys(("cancelJob", "onDemandCancel"), "jobs:cancel"),
-    "getBalance": "tokens:read",
-    **dict.fromkeys(("reserveTokens", "releaseTokens", "deductTokens"), "tokens:write"),
-    **dict.fromkeys(
-        ("getWebhooks", "createWebhook", "updateWebhook", "deleteWebhook", "testWebhook", "getWebhookDeliveries"),
-        "webhooks:manage",
-    ),
+_SCOPE_OF: Mapping[str, Scope] = {
+    operations.PROBE_DURATION.id: "jobs:read",
+    operations.JOB_STATUS.id: "jobs:read",
+    operations.BULK_STATUS.id: "jobs:read",
+    operations.ON_DEMAND_STATUS.id: "jobs:read",
+    operations.CANCEL_JOB.id: "jobs:cancel",
+    operations.ON_DEMAND_CANCEL.id: "jobs:cancel",
+    operations.GET_BALANCE.id: "tokens:read",
+    operations.RESERVE_TOKENS.id: "tokens:write",
+    operations.RELEASE_TOKENS.id: "tokens:write",
+    operations.DEDUCT_TOKENS.id: "tokens:write",
+    operations.GET_WEBHOOKS.id: "webhooks:manage",
+    operations.CREATE_WEBHOOK.id: "webhooks:manage",
+    operations.UPDATE_WEBHOOK.id: "webhooks:manage",
+    operations.DELETE_WEBHOOK.id: "webhooks:manage",
+    operations.TEST_WEBHOOK.id: "webhooks:manage",
+    operations.GET_WEBHOOK_DELIVERIES.id: "webhooks:manage",
 }
 _DEFAULT_SCOPE = "jobs:create"
 
@@ -40,7 +50,7 @@ def secret_hash(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def authenticate(tx: Tx, operation: Operation[object], headers: Mapping[str, str]) -> Caller | None:
+def authenticate(tx: Tx, operation: Operation[Any], headers: Mapping[str, str]) -> Caller | None:
     """Return the caller of a request, or None for an operation without authentication.
 
     Raises:
@@ -58,7 +68,7 @@ def authenticate(tx: Tx, operation: Operation[object], headers: Mapping[str, str
     raise _unauthorized(f"This operation needs {needed}, and the request has none.")
 
 
-def _by_api_key(tx: Tx, operation: Operation[object], api_key: str) -> Caller:
+def _by_api_key(tx: Tx, operation: Operation[Any], api_key: str) -> Caller:
     row = tx.row(
         "SELECT k.id, account, scopes, expires_at, banned FROM api_keys k JOIN accounts a ON a.id = account"
         " WHERE hash = ?",

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import anyio.lowlevel
 
+from convertrilo import operations
 from convertrilo.errors import Issue, ValidationError
 from convertrilo.models import (
     BulkConfirmRequest,
@@ -192,9 +193,9 @@ def _confirm(call: ApiCall, tx: Tx, job_id: str, settings: Mapping[str, Any]) ->
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "createJobsBulk": create_jobs_bulk,
-    "bulkStatus": bulk_status,
-    "bulkConfirm": bulk_confirm,
+    operations.CREATE_JOBS_BULK.id: create_jobs_bulk,
+    operations.BULK_STATUS.id: bulk_status,
+    operations.BULK_CONFIRM.id: bulk_confirm,
 }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from convertrilo import operations
 from convertrilo.errors import Issue
 from convertrilo.models import OnDemandFolderIngestItem, OnDemandFolderIngestRequest, OnDemandFolderIngestResponse
 from convertrilo.sandbox.api.call import ApiCall, Handler, Work, refuse
@@ -160,4 +161,4 @@ def _destination(wire: Mapping[str, Any], name: str) -> dict[str, Any] | None:
     return None
 
 
-HANDLERS: Mapping[str, Handler] = {"onDemandIngestFolder": on_demand_ingest_folder}
+HANDLERS: Mapping[str, Handler] = {operations.ON_DEMAND_INGEST_FOLDER.id: on_demand_ingest_folder}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from convertrilo import operations
 from convertrilo.errors import Issue
 from convertrilo.models import (
     ApproveEstimate,
@@ -280,14 +281,14 @@ def public_job_status(call: ApiCall, tx: Tx) -> StatusResponse:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "createJob": create_job,
-    "probeDuration": probe_duration,
-    "approveUnified": approve_unified,
-    "confirmJob": confirm_job,
-    "cancelJob": cancel_job,
-    "jobStatus": job_status,
-    "createPublicJob": create_public_job,
-    "probePublicDuration": probe_duration,
-    "confirmPublicJob": confirm_job,
-    "publicJobStatus": public_job_status,
+    operations.CREATE_JOB.id: create_job,
+    operations.PROBE_DURATION.id: probe_duration,
+    operations.APPROVE_UNIFIED.id: approve_unified,
+    operations.CONFIRM_JOB.id: confirm_job,
+    operations.CANCEL_JOB.id: cancel_job,
+    operations.JOB_STATUS.id: job_status,
+    operations.CREATE_PUBLIC_JOB.id: create_public_job,
+    operations.PROBE_PUBLIC_DURATION.id: probe_duration,
+    operations.CONFIRM_PUBLIC_JOB.id: confirm_job,
+    operations.PUBLIC_JOB_STATUS.id: public_job_status,
 }

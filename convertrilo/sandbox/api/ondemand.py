@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from convertrilo import operations
 from convertrilo._model import Model
 from convertrilo.errors import Issue
 from convertrilo.models import (
@@ -155,7 +156,7 @@ def refuse_dropbox(call: ApiCall, *places: Model | None) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "onDemandEncode": on_demand_encode,
-    "onDemandStatus": on_demand_status,
-    "onDemandCancel": on_demand_cancel,
+    operations.ON_DEMAND_ENCODE.id: on_demand_encode,
+    operations.ON_DEMAND_STATUS.id: on_demand_status,
+    operations.ON_DEMAND_CANCEL.id: on_demand_cancel,
 }

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from convertrilo import operations
 from convertrilo.models import TokenBalanceResponse, TokenDeductRequest, TokenReserveRequest
 from convertrilo.sandbox.api.call import ApiCall, Handler
 from convertrilo.sandbox.state import books
@@ -51,8 +52,8 @@ def _open_job(call: ApiCall, tx: Tx, job_id: str) -> Job:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "getBalance": get_balance,
-    "reserveTokens": reserve_tokens,
-    "releaseTokens": release_tokens,
-    "deductTokens": deduct_tokens,
+    operations.GET_BALANCE.id: get_balance,
+    operations.RESERVE_TOKENS.id: reserve_tokens,
+    operations.RELEASE_TOKENS.id: release_tokens,
+    operations.DEDUCT_TOKENS.id: deduct_tokens,
 }

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 import anyio.to_thread
 
+from convertrilo import operations
 from convertrilo.errors import Issue
 from convertrilo.models import StreamFinalizeRequest, StreamInitResponse
 from convertrilo.sandbox.api.call import ApiCall, Handler, Work
@@ -137,8 +138,8 @@ def mark_uploaded(tx: Tx, job: Job) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "initStream": init_stream,
-    "uploadChunk": upload_chunk,
-    "finalizeStream": finalize_stream,
-    "abortStream": abort_stream,
+    operations.INIT_STREAM.id: init_stream,
+    operations.UPLOAD_CHUNK.id: upload_chunk,
+    operations.FINALIZE_STREAM.id: finalize_stream,
+    operations.ABORT_STREAM.id: abort_stream,
 }

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from convertrilo import operations
 from convertrilo._json import dumps
 from convertrilo.models import (
     WebhookCreateRequest,
@@ -149,10 +150,10 @@ def _check_url(url: str) -> None:
 
 
 HANDLERS: Mapping[str, Handler] = {
-    "getWebhooks": get_webhooks,
-    "createWebhook": create_webhook,
-    "updateWebhook": update_webhook,
-    "deleteWebhook": delete_webhook,
-    "testWebhook": test_webhook,
-    "getWebhookDeliveries": get_webhook_deliveries,
+    operations.GET_WEBHOOKS.id: get_webhooks,
+    operations.CREATE_WEBHOOK.id: create_webhook,
+    operations.UPDATE_WEBHOOK.id: update_webhook,
+    operations.DELETE_WEBHOOK.id: delete_webhook,
+    operations.TEST_WEBHOOK.id: test_webhook,
+    operations.GET_WEBHOOK_DELIVERIES.id: get_webhook_deliveries,
 }

@@ -198,7 +198,7 @@ async def encode(
     ) as name:
         folder = Path(name)
         output = folder / "output"
-        progress = _EncodeProgress(info.duration, settings.passes, on_progress)
+        progress = _ProgressReader(info.duration, settings.passes, on_progress)
         for number in range(1, settings.passes + 1):
             last = number == settings.passes
             finished = await run(
@@ -281,7 +281,7 @@ def _muxing(settings: EncodeSettings, name: str) -> tuple[str, ...]:
 
 
 @attrs.define
-class _EncodeProgress:
+class _ProgressReader:
     """Turns ffmpeg's `-progress` lines into rising percentages."""
 
     duration: float

@@ -73,7 +73,7 @@ async def encode_to_score(
     """
     settings = attrs.evolve(settings, passes=1)
     factors = await rate_factors(settings)
-    progress = _SearchProgress(on_progress)
+    progress = _RisingProgress(on_progress)
     with tempfile.TemporaryDirectory(
         dir=target.parent, prefix=".", suffix=".encoding", ignore_cleanup_errors=True
     ) as name:
@@ -108,7 +108,7 @@ async def _search(
     factors: RateFactors,
     score: float,
     info: MediaInfo,
-    progress: "_SearchProgress",
+    progress: "_RisingProgress",
 ) -> dict[float, float]:
     """Return the scores of a few rate factors, measured on sections of the source."""
     sections, trial = folder / "sections.mkv", folder / "trial"
@@ -214,7 +214,7 @@ def _nearest(scores: Mapping[float, float], target: float) -> float:
 
 
 @attrs.define
-class _SearchProgress:
+class _RisingProgress:
     """Reports percentages that only rise."""
 
     on_progress: Callable[[float], Awaitable[object]]

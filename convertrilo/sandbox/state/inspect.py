@@ -7,12 +7,12 @@ from typing import Any
 import attrs
 
 from convertrilo._json import loads
-from convertrilo.operations import OPERATIONS, Repeat
+from convertrilo.operations import CREATE_PUBLIC_JOB, OPERATIONS, Repeat
 from convertrilo.sandbox.state.clock import timestamp
 from convertrilo.sandbox.state.records import Job, RequestRecord
 from convertrilo.sandbox.state.store import Tx
 
-_CREATES_JOBS = {each.id for each in OPERATIONS.values() if each.repeat is Repeat.KEYED} | {"createPublicJob"}
+_CREATES_JOBS = {row.id for row in OPERATIONS.values() if row.repeat is Repeat.KEYED} | {CREATE_PUBLIC_JOB.id}
 _SHOWN = 50
 
 

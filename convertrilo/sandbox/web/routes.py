@@ -13,7 +13,7 @@ from starlette.routing import Route
 from convertrilo._json import dumps
 from convertrilo._openapi import openapi, openapi_yaml
 from convertrilo.codec import to_wire
-from convertrilo.operations import OPERATIONS
+from convertrilo.operations import JOB_STATUS
 from convertrilo.sandbox.api import authentication, jobs
 from convertrilo.sandbox.api.backend import Backend
 from convertrilo.sandbox.api.call import ApiCall
@@ -21,7 +21,6 @@ from convertrilo.sandbox.state.problem import Problem
 from convertrilo.sandbox.state.store import Tx
 
 _LISTED = 100
-_STATUS = OPERATIONS["jobStatus"]
 _ASSETS = ("style.css", "key.js", "jobs.js", "api.js")
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 _HEADERS = {
@@ -54,11 +53,11 @@ def routes(backend: Backend) -> list[Route]:
 
 def _jobs(backend: Backend, request: Request, tx: Tx) -> Mapping[str, Any]:
     """Return the account's latest jobs, newest first."""
-    caller = authentication.authenticate(tx, _STATUS, request.headers)
+    caller = authentication.authenticate(tx, JOB_STATUS, request.headers)
     assert caller is not None
     call = ApiCall(
         backend=backend,
-        operation=_STATUS,
+        operation=JOB_STATUS,
         origin=f"{request.url.scheme}://{request.url.netloc}",
         path={},
         query={},
