@@ -228,6 +228,18 @@ def test_nothing_of_an_extra_is_imported_with_the_package() -> None:
     ) == set()  # httpx has click
 
 
+FLOWS = ["bulk", "encoding", "ingest", "reconciliation", "transfers", "waiting"]
+
+
+def test_a_client_loads_no_flow_and_no_journal() -> None:
+    package = run("import sys, convertrilo; print(*sys.modules)")
+    client = run("import sys, convertrilo; convertrilo.AsyncClient('key'); print(*sys.modules)")
+    assert [name for name in package if name.startswith("convertrilo")] == ["convertrilo._version", "convertrilo"]
+    assert "convertrilo._http.transport" in client
+    assert {f"convertrilo.{name}" for name in [*FLOWS, "journal", "_store"]} & set(client) == set()
+    assert "sqlite3" not in client
+
+
 def test_everything_below_the_edges_works_without_any_extra() -> None:
     modules = [f"convertrilo.{name}" for name in FILES if name.split(".")[0] not in {*EDGES, "convertrilo"}]
     blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); import convertrilo, {', '.join(modules)}"
