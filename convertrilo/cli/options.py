@@ -163,7 +163,9 @@ def encoding_options(command: Command[R]) -> Command[R]:
             help="Frame rate, in frames per second.",
         ),
         click.option(
-            "--container", type=choice(Container), help="File format.  [default: the suffix of --output, or mp4]"
+            "--container",
+            type=choice(Container),
+            help="File format.  [default: mp4, or the suffix of encode's --output]",
         ),
         click.option(
             "--preset", type=choice(Preset), help="Encoding speed; a slower preset compresses better.  [default: fast]"

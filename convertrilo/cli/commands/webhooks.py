@@ -1,22 +1,19 @@
 """`convertrilo webhooks`: manage the webhooks that are told about jobs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 import click
 
-from convertrilo.cli.options import choice, output_options, service_options
+from convertrilo.cli.options import Command, R, choice, output_options, service_options
 from convertrilo.cli.output import Output, note, print_table
 from convertrilo.cli.service import ServiceTarget
 from convertrilo.models import WebhookEventName
 
-_EVENTS = click.option(
-    "--event",
-    "events",
-    type=choice(WebhookEventName),
-    multiple=True,
-    help="An event to deliver; may be repeated.  [default: all events]",
-)
+
+def _events_option(default: str) -> Callable[[Command[R]], Command[R]]:
+    text = f"An event to deliver; may be repeated.  [default: {default}]"
+    return click.option("--event", "events", type=choice(WebhookEventName), multiple=True, help=text)
 
 
 @click.group()
@@ -61,7 +58,7 @@ def _events(webhook: Mapping[str, Any]) -> str:
 
 @webhooks.command()
 @click.argument("url")
-@_EVENTS
+@_events_option("all events")
 @output_options
 @service_options
 def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTarget) -> None:
@@ -74,7 +71,7 @@ def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTa
 @webhooks.command()
 @click.argument("webhook_id")
 @click.option("--url", help="The new URL to deliver events to.")
-@_EVENTS
+@_events_option("unchanged")
 @click.option("--active/--inactive", default=None, help="Switch the webhook on or off.")
 @output_options
 @service_options
