@@ -44,15 +44,12 @@ def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 def client_of(sandbox: "Sandbox") -> AsyncClient:
     """Return a client on the sandbox's time: the fixture `convertrilo_client`. It need not be closed."""
     from convertrilo.sandbox import VirtualClock
+    from convertrilo.sandbox.sandbox import busy_check_of
     from convertrilo.sandbox.transport import InProcessTransport
 
     if not isinstance(sandbox.clock, VirtualClock):
         return sandbox.client()
-    # Private, because only a clock that jumps must know what the sandbox is doing.
-    worker = sandbox._worker  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    deliverer = sandbox._deliverer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    sleepers = sandbox.clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
-    clock = AutojumpClock(sandbox.clock, lambda: worker.busy > len(sleepers) - deliverer.is_asleep)
+    clock = AutojumpClock(sandbox.clock, busy_check_of(sandbox, sandbox.clock))
 
     async def counting_app(*arguments: Any) -> None:
         clock.requests += 1

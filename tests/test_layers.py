@@ -240,6 +240,12 @@ def test_a_client_loads_no_flow_and_no_journal() -> None:
     assert "sqlite3" not in client
 
 
+def test_a_journal_alone_loads_neither_the_models_nor_the_client() -> None:
+    loaded = run("from convertrilo import Journal; import sys; print(*sys.modules)")
+    assert "convertrilo.journal.folders" in loaded
+    assert {"cattrs", "httpx", "convertrilo.models", "convertrilo.client"} & set(loaded) == set()
+
+
 def test_everything_below_the_edges_works_without_any_extra() -> None:
     modules = [f"convertrilo.{name}" for name in FILES if name.split(".")[0] not in {*EDGES, "convertrilo"}]
     blocked = f"import sys; sys.modules.update(dict.fromkeys({EXTRAS})); import convertrilo, {', '.join(modules)}"

@@ -43,8 +43,8 @@ class IngestOptions:
     region: str | None
     anonymous: bool
     on_demand: bool
-    output_s3: Mapping[str, Any]
-    """In the wire's shape; empty if there is none."""
+    output_s3: Mapping[str, Any] = attrs.field(repr=False)
+    """In the wire's shape, with credentials; empty if there is none."""
     dry_run: bool
     from_scratch: bool
     waits: bool

@@ -8,8 +8,6 @@ import attrs
 
 from convertrilo._json import encode
 from convertrilo.errors import ConfigurationError
-from convertrilo.idempotency import ROUND_MARK
-from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER
 
 if TYPE_CHECKING:
     import sqlite3  # slow to import, and most clients have no journal
@@ -188,6 +186,10 @@ _HAS_SENT = f"""SELECT 1 FROM operations
 
 def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
     """Whether the folder has a job, or may have one: a process may end before it records what it has sent."""
+    # Imported here and in `totals`, because a journal without a folder needs neither cattrs nor the models.
+    from convertrilo.idempotency import ROUND_MARK
+    from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER
+
     if db.execute(_HAS_SUBMITTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None
@@ -276,6 +278,8 @@ _RESERVED = f"""SELECT sum(json_extract(CAST(answer AS TEXT), '$.reserved'))
 
 def totals(db: "sqlite3.Connection") -> Totals:
     """Count the objects by state, and add up their sizes, estimates and reserved tokens."""
+    from convertrilo.idempotency import ROUND_MARK
+
     totals = Totals()
     for state, count, size, estimate in db.execute(_COUNTS):
         totals.listed += count

@@ -29,6 +29,7 @@ from convertrilo.sandbox.outside.places import Places
 from convertrilo.sandbox.outside.s3 import S3
 from convertrilo.sandbox.outside.sources import Sources
 from convertrilo.sandbox.state import books, inspect, outbox, recovery
+from convertrilo.sandbox.state.clock import VirtualClock, sleeps_of
 from convertrilo.sandbox.state.faults import Faults
 from convertrilo.sandbox.state.files import Files
 from convertrilo.sandbox.state.inspect import Delivery
@@ -320,3 +321,19 @@ class Sandbox:
         """Wait until no job is queued or running and every due webhook delivery has been attempted."""
         await self._worker.wait_until_idle()
         await self._deliverer.wait_until_quiet()
+
+
+def busy_check_of(sandbox: Sandbox, clock: VirtualClock) -> Callable[[], bool]:
+    """Return a function that says whether an entered sandbox is doing work that does not wait for its clock.
+
+    For modules of this package only.
+
+    Args:
+        sandbox: the sandbox.
+        clock: the sandbox's clock.
+    """
+    worker = sandbox._worker  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    deliverer = sandbox._deliverer  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    sleeps = sleeps_of(clock)
+    # The deliverer sleeps on the same clock, but is not one of the worker's tasks.
+    return lambda: worker.busy > len(sleeps) - deliverer.is_asleep

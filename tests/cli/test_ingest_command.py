@@ -6,13 +6,16 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 from cli_help import Terminal, convertrilo
 from object_store import ObjectStore
 from support import names_in
 
 from convertrilo.cli.app import run
+from convertrilo.cli.ingest_flow import IngestOptions
 from convertrilo.sandbox import Sandbox, serve_in_thread
 
 SECRET = "moto-takes-any-secret"
@@ -242,3 +245,10 @@ def test_what_is_not_right_is_one_line(
     assert says in err
     assert (out, err.count("\n")) == ("", 1)
     assert set(names_in(tmp_path)) <= {"r.db"}
+
+
+def test_the_options_hide_the_credentials_of_the_output() -> None:
+    options: dict[str, Any] = dict.fromkeys(each.name for each in attrs.fields(IngestOptions))
+    shown = repr(IngestOptions(**{**options, "output_s3": {"secretAccessKey": SECRET}}))
+    assert "journal_file" in shown
+    assert SECRET not in shown

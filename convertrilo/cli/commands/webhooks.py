@@ -1,27 +1,19 @@
 """`convertrilo webhooks`: manage webhooks, and inspect their deliveries."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import click
 
-from convertrilo.cli.options import Command, choice, output_options, service_options
+from convertrilo.cli.options import Command, R, choice, output_options, service_options
 from convertrilo.cli.output import Output, note, print_table
 from convertrilo.cli.service import ServiceTarget
 from convertrilo.models import WebhookEventName
 
-R = TypeVar("R")
 
-
-def _event_option(default: str) -> Callable[[Command[R]], Command[R]]:
-    """Add --event, as the argument `events`; `default` says in the help what happens without the option."""
-    return click.option(
-        "--event",
-        "events",
-        type=choice(WebhookEventName),
-        multiple=True,
-        help=f"An event to deliver; may be repeated.  [default: {default}]",
-    )
+def _events_option(default: str) -> Callable[[Command[R]], Command[R]]:
+    text = f"An event to deliver; may be repeated.  [default: {default}]"
+    return click.option("--event", "events", type=choice(WebhookEventName), multiple=True, help=text)
 
 
 @click.group()
@@ -66,7 +58,7 @@ def _events(webhook: Mapping[str, Any]) -> str:
 
 @webhooks.command()
 @click.argument("url")
-@_event_option("all events")
+@_events_option("all events")
 @output_options
 @service_options
 def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTarget) -> None:
@@ -79,7 +71,7 @@ def create(url: str, events: tuple[str, ...], output: Output, service: ServiceTa
 @webhooks.command()
 @click.argument("webhook_id")
 @click.option("--url", help="The new URL to deliver events to.")
-@_event_option("unchanged")
+@_events_option("unchanged")
 @click.option("--active/--inactive", default=None, help="Switch the webhook on or off.")
 @output_options
 @service_options

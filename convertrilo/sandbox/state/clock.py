@@ -1,5 +1,6 @@
 """Time in the sandbox: a clock that tests advance, and times as the API writes them."""
 
+from collections.abc import Sized
 from datetime import UTC, datetime
 
 import anyio
@@ -50,6 +51,11 @@ class VirtualClock:
         for due, event in self._sleepers:
             if due <= self._now:
                 event.set()
+
+
+def sleeps_of(clock: VirtualClock) -> Sized:
+    """Return the sleeps that have not ended yet, as they come and go; for modules of this package only."""
+    return clock._sleepers  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
 
 
 def to_datetime(seconds: float | None) -> datetime | None:
