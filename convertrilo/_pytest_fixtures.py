@@ -42,7 +42,7 @@ def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 
 
 def client_of(sandbox: "Sandbox") -> AsyncClient:
-    """Return a client on the sandbox's time: the fixture `convertrilo_client`. In process, it need not be closed."""
+    """Return a client that uses the sandbox's clock: the fixture `convertrilo_client`. It need not be closed."""
     from convertrilo.sandbox import VirtualClock
     from convertrilo.sandbox.transport import InProcessTransport
 
@@ -77,8 +77,8 @@ class AutojumpClock:
     """The client's view of a sandbox's clock: when every task waits, the clock jumps to the end of the next sleep.
 
     Args:
-        clock: the sandbox's clock.
-        is_busy: returns whether the sandbox is doing work that does not wait for the clock; time stands still then.
+        clock: The sandbox's clock.
+        is_busy: Returns whether the sandbox is doing work that does not wait for the clock; time stands still then.
     """
 
     def __init__(self, clock: "VirtualClock", is_busy: Callable[[], bool]) -> None:
@@ -211,5 +211,6 @@ def _sandbox_module() -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("convertrilo"):
             raise
-        pytest.fail(f'There is no {error.name.partition(".")[0]}: pip install "convertrilo[sandbox]"', pytrace=False)
+        missing = error.name.partition(".")[0]
+        pytest.fail(f'{missing} is not installed: pip install "convertrilo[sandbox]"', pytrace=False)
     return sandbox

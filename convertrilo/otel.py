@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each call, with a child for each attempt, and metrics, by the conventions for HTTP clients.
+"""OpenTelemetry: a span for each call, a child span for each attempt, and metrics, as its HTTP conventions say.
 
     async with instrument(AsyncClient()) as client: ...
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 Attributes = dict[str, str | int | float]
 
-_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # the conventions'
+_BOUNDARIES = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)  # OpenTelemetry's
 _JOURNAL_BOUNDARIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 10.0)
 _BATCH_BOUNDARIES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 

@@ -45,7 +45,7 @@ class Arguments(TypedDict, total=False):
 
 
 class Engine(Context):
-    """What all views of a client share, and the one way of a call through it."""
+    """What all views of a client share, and the method that carries out their calls."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Engine(Context):
         )
         self.journal = journal
         self.poll_batch_size = poll_batch_size
-        """The most job ids in one `bulkStatus` request of the poller."""
+        """The maximum number of job ids in one `bulkStatus` request of the poller."""
         self.transport = transport
         self.service = _service(base_url)
         """The service's name in the journal."""
@@ -129,7 +129,7 @@ class Engine(Context):
         idempotency_key: str | None = None,
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
-        """Carry out one operation, and return its answer with the answer's headers.
+        """Carry out one operation, and return its answer and the answer's headers.
 
         Args:
             operation: The operation.

@@ -1,7 +1,7 @@
 """A SQLite file that many tasks and processes share: every change is on disk before the call returns.
 
-A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a batch and waits for
-the previous batch to finish. Tasks that come meanwhile join the new batch, and one transaction serves all of them.
+A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a group of requests and
+waits for the previous group to finish. Tasks that arrive until then join the new group. One transaction runs the group.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _REASONS = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy, or move it away and start with a new one",
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk cannot be written or read",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite file, or it is damaged",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite file, or it is damaged",
     sqlite3.SQLITE_READONLY: "it is read-only",
 }
 _CLOSED = "it is not open; use it inside `async with`"
@@ -61,7 +61,7 @@ class Request(Generic[_T]):
     error: Exception | None = None
 
     def run(self, connection: sqlite3.Connection) -> None:
-        """Run the function. A database error fails the whole batch, any other error only this request."""
+        """Run the function. A database error fails the whole group, any other error only this request."""
         self.results, self.error = [], None
         try:
             self.results.append(self.work(connection))
@@ -71,12 +71,12 @@ class Request(Generic[_T]):
             self.error = error
 
     def fail(self, error: Exception) -> None:
-        """Replace the outcome by an error."""
+        """Replace the outcome with an error."""
         self.results, self.error = [], error
 
 
 @attrs.define(eq=False)
-class _Batch:
+class _Group:
     """Requests that share a transaction."""
 
     requests: list[Request[Any]] = attrs.field(factory=list[Request[Any]])
@@ -107,7 +107,7 @@ class SharedFile:
 
     Args:
         path: The file. It is created if it does not exist, readable by its owner only.
-        application_id: Marks a SQLite file as one of this kind, so that another program's file is not mistaken for one.
+        application_id: Marks a file as one of this kind, so that another program's SQLite file is never used.
         migrations: The statements that lead from each version of the schema to the next.
     """
 
@@ -119,14 +119,14 @@ class SharedFile:
         self._users = 0
         self._connection: sqlite3.Connection | None = None
         self._access = threading.Lock()
-        self._open_batch: _Batch | None = None
+        self._open_group: _Group | None = None
 
     async def enter(self) -> None:
-        """Count a user of the file; the first one opens it."""
+        """Register a user of the file; the first user opens the file."""
         if self._users == 0:  # these belong to the running event loop
             self._turn = anyio.Lock()
             self._limiter = anyio.CapacityLimiter(1)
-            self._open_batch = None
+            self._open_group = None
         self._users += 1
         try:
             await self.do(Request(_read_schema))
@@ -135,7 +135,7 @@ class SharedFile:
             raise
 
     async def leave(self) -> None:
-        """Count a user off; the last one closes the file."""
+        """Unregister a user of the file; the last user closes the file."""
         self._users -= 1
         if not self._users:
             await _run_to_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
@@ -144,53 +144,53 @@ class SharedFile:
         """Run a request in a shared transaction, and return its result once it is on disk, or raise its error."""
         if not self._users:
             raise UnusableError(_CLOSED)
-        batch = self._open_batch
-        if batch is not None:
-            batch.requests.append(request)
-            await _run_to_end(batch.done.wait)
+        group = self._open_group
+        if group is not None:
+            group.requests.append(request)
+            await _run_to_end(group.done.wait)
         else:
-            batch = self._open_batch = _Batch([request])
-            await _run_to_end(partial(self._lead, batch))
+            group = self._open_group = _Group([request])
+            await _run_to_end(partial(self._lead, group))
         if request.error is not None:
             raise request.error
         return request.results[0]
 
-    async def _lead(self, batch: _Batch) -> None:
+    async def _lead(self, group: _Group) -> None:
         async with self._turn:
-            if self._open_batch is batch:
-                self._open_batch = None
+            if self._open_group is group:
+                self._open_group = None
             try:
-                await anyio.to_thread.run_sync(self._run, batch, limiter=self._limiter)
+                await anyio.to_thread.run_sync(self._run, group, limiter=self._limiter)
             except anyio.get_cancelled_exc_class():
                 raise  # _run_to_end calls this method again
             except Exception as error:  # noqa: BLE001  # the waiting tasks must wake up after any error
-                batch.fail(error)
+                group.fail(error)
             except BaseException as error:  # KeyboardInterrupt ends this task; the others must not hang
-                batch.fail(UnusableError(f"{type(error).__name__} interrupted the write"))
-                batch.done.set()
+                group.fail(UnusableError(f"{type(error).__name__} interrupted the write"))
+                group.done.set()
                 raise
-            batch.done.set()
+            group.done.set()
 
-    def _run(self, batch: _Batch) -> None:
-        with self._access:  # a task cancelled by asyncio comes again while its first thread still runs
-            if batch.ran:
+    def _run(self, group: _Group) -> None:
+        with self._access:  # a task cancelled by asyncio calls this again while its first thread still runs
+            if group.ran:
                 return
-            batch.ran = True
+            group.ran = True
             try:
                 if not self._users:
                     raise UnusableError(_CLOSED)
                 if self._connection is None:
                     self._connection = _open(self.path, self._schema)
             except (OSError, sqlite3.Error, UnusableError) as error:
-                batch.fail(error)
+                group.fail(error)
                 return
-            failed = _transact(self._connection, batch.requests)
-            if failed and len(batch.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
-                for request in batch.requests:  # one by one, so that only the request fails that is too big
+            failed = _transact(self._connection, group.requests)
+            if failed and len(group.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
+                for request in group.requests:  # one by one, so that only the request that is too big fails
                     _transact(self._connection, [request])
 
     def _close(self) -> None:
-        with self._access:  # a task that entered meanwhile opens the file again with its first batch
+        with self._access:  # if another task has entered, its first request opens the file again
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -232,12 +232,12 @@ def _open(path: Path, schema: _Schema) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, schema: _Schema) -> None:
-    """Set a connection up and migrate its file; a file of another program is not changed."""
+    """Configure a connection and migrate its file; never change a file of another program."""
     with connection:
         connection.execute("BEGIN")
         version = _version(connection, schema)
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise UnusableError("its file system does not support it (WAL mode); put it on a local disk")
+        raise UnusableError("its file system does not support WAL mode; put the file on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # otherwise macOS leaves a commit in the drive's cache
     if version == len(schema.migrations):

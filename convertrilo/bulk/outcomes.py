@@ -50,7 +50,7 @@ def read_outcomes(answer: bytes) -> dict[int, JobOutcome]:
             ):
                 return _read_with_models(answer)
             place = position if index is None else index
-            if job_id is not None or place not in outcomes:  # of two entries for one job, the one with an id counts
+            if job_id is not None or place not in outcomes:  # if a job occurs twice, the entry with an id counts
                 neu = None if estimate is None else estimate.get("neu")
                 name = get("externalId") if index is None else None
                 outcomes[place] = JobOutcome(job_id, get("status"), error, neu, name)

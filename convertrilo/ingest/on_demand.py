@@ -83,7 +83,7 @@ class OnDemandFolder:
         self._wire = to_wire(request)
 
     async def run(self, timeout: float | None) -> IngestReport:
-        """Have the folder encoded; follow the jobs if a timeout in seconds is given."""
+        """Request the encodes of the folder, and return the report; follow the jobs if there is a timeout (seconds)."""
         answer = await self._request_jobs()
         jobs = self._by_external_id({each.job_id: each for each in answer.jobs or () if each.job_id})
         found = [folders.New(each.file_name or name, None, name, None) for name, each in jobs.items()]
@@ -96,9 +96,9 @@ class OnDemandFolder:
         return await read_report(self._journal)
 
     def _by_external_id(self, jobs: Mapping[str, OnDemandFolderIngestItem]) -> dict[str, OnDemandFolderIngestItem]:
-        """Return the jobs by their external ids; if several share one, the later ones have their job id appended.
+        """Return the jobs by their external ids; if several jobs share one, the later jobs have their job id appended.
 
-        If the answer does not name an external id, it is derived as the contract says.
+        An external id that is missing from the answer is derived as the contract says.
         """
         named: dict[str, OnDemandFolderIngestItem] = {}
         for job_id, item in jobs.items():
@@ -110,10 +110,10 @@ class OnDemandFolder:
         """Send the request, or return the journal's answer if an earlier run sent it."""
         engine, options = engine_of(self._client)
         operation, content = ON_DEMAND_INGEST_FOLDER, encode(self._wire)
-        identity, bare = identify(operation, self._wire, content, name=self._operation)
+        identity, body_without_credentials = identify(operation, self._wire, content, name=self._operation)
         call = engine.frozen_call(operation, options, wire=self._wire, content=content, identity=identity)
         with engine.watching(call, self._wire, identity):
-            answer, _ = await engine.journaled(self._journal, call, identity, bare)
+            answer, _ = await engine.journaled(self._journal, call, identity, body_without_credentials)
         return answer
 
     async def _follow_all(self, timeout: float, count: int) -> None:

@@ -69,7 +69,7 @@ class New(NamedTuple):
     size: int | None
     external_id: str
     error: str | None
-    """Why no job can be created for the object; `None` if one can."""
+    """Why no job can be created for the object; `None` if a job can be created."""
 
 
 class Submitted(NamedTuple):
@@ -200,7 +200,7 @@ def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -
     Args:
         db: The connection to the journal.
         objects: The objects, in the order in which they were listed.
-        most: The largest number of objects that the record may hold; `None` for no limit.
+        most: The maximum number of objects in the record; `None` for no limit.
     """
     left = len(objects)
     if most is not None:
@@ -278,12 +278,12 @@ def totals(db: "sqlite3.Connection") -> Totals:
 
 
 def page(db: "sqlite3.Connection", *, after: int) -> list[Row]:
-    """Return the next objects, in the order of their ids: those with an id above `after`."""
+    """Return the next objects whose id is above `after`, in the order of their ids."""
     return _rows(db, "id > ?", after)
 
 
 def page_without_job(db: "sqlite3.Connection", *, after: int, up_to: int) -> list[Row]:
-    """Return the next objects that still need a job: those with an id above `after` and up to `up_to`."""
+    """Return the next objects that still need a job and whose id is above `after` and at most `up_to`."""
     return _rows(db, "job_id IS NULL AND NOT ended AND id > ? AND id <= ?", after, up_to)
 
 
@@ -293,6 +293,6 @@ def _rows(db: "sqlite3.Connection", where: str, *values: Any) -> list[Row]:
 
 
 def unended(db: "sqlite3.Connection", *, after: int, count: int) -> list[tuple[int, str]]:
-    """Return the next jobs that have not ended: those submitted after number `after`, each with its number."""
+    """Return the next jobs that have not ended and whose submission number is above `after`, each with its number."""
     query = "SELECT submission, job_id FROM objects WHERE submission > ? AND NOT ended ORDER BY submission LIMIT ?"
     return db.execute(query, (after, count)).fetchall()

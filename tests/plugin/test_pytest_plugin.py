@@ -189,7 +189,7 @@ def test_server(convertrilo_server): ...
 def test_neither(): ...
 """
     _, output = run(tmp_path, suite, *ANYIO)
-    assert 'There is no starlette: pip install "convertrilo[sandbox]"' in output
+    assert 'starlette is not installed: pip install "convertrilo[sandbox]"' in output
     assert "1 passed, 5 errors in" in output
 
 
