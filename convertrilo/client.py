@@ -271,10 +271,11 @@ class AsyncClient(BaseClient):
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> StatusResponse:
-        """Encode a local file to a local file: create, upload, approve, confirm, wait, download.
+        """Encode a local file to a local file: create, upload, approve, confirm, wait, download, and return the status.
 
-        With an `external_id`, an idempotency key or an `operation`, the flow can be run again after a crash: the second
-        run finds the job of the first run, and resumes where that run stopped.
+        The operations are `createJob`, `approveUnified`, `confirmJob` and `jobStatus`. With an `external_id`, an
+        idempotency key or an `operation`, you can call the flow again after a crash: the second run finds the job of
+        the first run, and resumes where the first run stopped.
 
         Args:
             path: The video.
@@ -313,7 +314,7 @@ class AsyncClient(BaseClient):
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> str:
-        """Encode the video at a URL, wait for the job, and return the download URL of the output.
+        """Encode the video at a URL, and return the output's download URL (`onDemandEncode`, `onDemandStatus`).
 
         Args:
             request: The source and the settings of the encode. The output must stay with the service.

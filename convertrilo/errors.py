@@ -354,7 +354,7 @@ _BY_CODE: dict[str, type[APIError]] = {
 
 
 def api_error_class(status: int, code: str) -> type[APIError]:
-    """Return the class of an error answer: the class of its code if there is one, otherwise that of its status."""
+    """Return the exception class of an error answer: the class of its code, or else the class of its status."""
     if status == 409 and code in _BY_CODE:
         return _BY_CODE[code]
     return _BY_STATUS.get(status) or (ServerError if status >= 500 else InvalidRequestError)

@@ -212,7 +212,7 @@ class Allowance:
 
 
 def allowance(headers: Mapping[str, str], now: float) -> Allowance | None:
-    """Return what the rate-limit headers of an answer say, or `None` without both a remainder and a reset.
+    """Return what the rate-limit headers of an answer say, or `None` if a remainder or a reset is missing.
 
     Args:
         headers: The headers of the answer, looked up case-insensitively.

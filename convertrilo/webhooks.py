@@ -230,7 +230,7 @@ class _Delivery(Model):
 
 
 def _pick(headers: object) -> tuple[bytes | None, bytes | None]:
-    """Return the signature header and the event header; `None` for one that does not occur exactly once."""
+    """Return the signature header and the event header; `None` for a header that does not occur exactly once."""
     found: dict[bytes, list[bytes]] = {_SIGNATURE: [], _EVENT: []}
     pairs: Any = cast("Any", headers).items() if isinstance(headers, Mapping) else headers
     try:

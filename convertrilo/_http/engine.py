@@ -95,7 +95,7 @@ class Engine(Context):
             raise ConfigurationError("the client is closed")
 
     async def open_journal(self) -> None:
-        """Open the journal, if there is one that is not open yet.
+        """Open the client's journal, unless it has none or the journal is open already.
 
         Raises:
             ConfigurationError: The client is closed.
@@ -164,7 +164,7 @@ class Engine(Context):
     def frozen_call(
         self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
     ) -> Call[R]:
-        """Return a keyed call whose bytes and identity already exist; the caller keeps the journal."""
+        """Return a keyed call whose bytes and identity already exist; the caller records the call in its journal."""
         self.check_open()
         return Call(self, operation, options, self._urls.url(operation, None, None), content, wire, identity)
 

@@ -8,7 +8,7 @@ from convertrilo.codec import read_answer
 from convertrilo.models import BulkCreateResponse
 
 TRANSIENT = frozenset({"rate_limit_exceeded", "idempotency_in_progress", "host_not_resolvable", "probe_failed"})
-"""Error codes of jobs that may be accepted a moment later: the same run sends them again."""
+"""Error codes of jobs that the service may accept a moment later: the same run sends these jobs again."""
 
 RETRIED_IN_NEXT_RUN = TRANSIENT | {"insufficient_tokens"}
 """Error codes of jobs that a later run sends again."""
@@ -30,7 +30,7 @@ class JobOutcome(NamedTuple):
 
 
 def outcome_of(external_id: str | None, outcome: JobOutcome | None) -> JobOutcome | None:
-    """Return an outcome, or None if it names another job than the one with this id."""
+    """Return an outcome, or None if its `externalId` is the id of another job."""
     return None if outcome is not None and outcome.external_id not in (None, external_id) else outcome
 
 

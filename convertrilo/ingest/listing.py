@@ -65,7 +65,7 @@ async def list_objects(
 
 
 class _KeyRanges:
-    """The ranges of keys that are listed at once; they are divided as the listing goes on."""
+    """The ranges of keys that are listed at once. The listing divides ranges as it goes on."""
 
     def __init__(self, list_page: ListPage, prefix: str, take: TakePage, concurrency: int) -> None:
         self._list_page = list_page
@@ -154,7 +154,7 @@ def _marks(listed: ListedPage) -> list[int]:
 
 
 def _sort_key(key: str) -> bytes:
-    """Return what S3 orders a key by: its UTF-8 bytes."""
+    """Return the bytes by which S3 orders a key: its UTF-8 bytes."""
     return key.encode(errors="surrogateescape")
 
 

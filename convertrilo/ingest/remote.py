@@ -23,7 +23,7 @@ from convertrilo.operations import CREATE_JOBS_BULK
 from convertrilo.retry import RetryPolicy
 
 _KEPT = ("index", "jobId", "status", "error", "estimate")
-"""The fields of each job in an answer that a worker returns: the others repeat what was sent."""
+"""The fields of each job in an answer that a worker returns; the other fields only repeat the request."""
 
 
 # ---- the tasks of a worker

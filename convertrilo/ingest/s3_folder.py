@@ -59,7 +59,7 @@ class S3Folder:
         return f"{where.scheme}://{host}{path or '/'}?{parameters}"
 
     def frozen_keys(self) -> "ReadOnlyCredentials | None":
-        """Return the current credentials; those that expire soon are renewed first, possibly over the network.
+        """Return the current credentials; first renew credentials that expire soon, possibly over the network.
 
         Raises:
             ConfigurationError: The credentials cannot be loaded.

@@ -39,7 +39,7 @@ class Membership(NamedTuple):
     """The digest of the job and its settings when it joined the batch."""
     round: int
     is_free: bool
-    """Whether the batch was discarded, so that the job may join another one."""
+    """Whether the batch was discarded, so that the job may join another batch."""
 
 
 class BatchRow(NamedTuple):

@@ -49,7 +49,7 @@ _FIND_OUT = (
 
 
 class Window(NamedTuple):
-    """The replay window: an operation may be sent again if it was first sent in it. Seconds since the epoch."""
+    """The replay window, in seconds since the epoch: an operation that was first sent in it may be sent again."""
 
     now: float
     start: float

@@ -38,7 +38,7 @@ TABLES = (
 _PAGE = 1000
 
 UNKNOWN = "unknown"
-"""The status of an object for which the service may have created a job, though the journal knows none."""
+"""The status of an object for which the service may have created a job, although the journal knows no job."""
 
 
 class Row(NamedTuple):
@@ -52,7 +52,7 @@ class Row(NamedTuple):
     status: str | None
     """The last status of the job; `None` before the job has one."""
     ended: bool
-    """Whether the job has ended, or no job is to be created for the object."""
+    """Whether the job has ended, or the object must not get a job."""
     output: str | None
     error: str | None
     estimate: float | None
@@ -152,9 +152,9 @@ def last_id(db: "sqlite3.Connection") -> int:
 _HAS_SUBMITTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
              UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608
 
-# A journal may also hold operations that do not belong to the folder. A batch belongs to it if its first job is one of
-# the folder's objects, which are recorded before the batch. An on-demand request belongs to it if its body is the same.
-# An operation whose answer holds no job does not count.
+# A journal may also hold operations that do not belong to the folder. A batch belongs to the folder if its first job is
+# one of the folder's objects, which are recorded before the batch. An on-demand request belongs to the folder if its
+# body is the same. An operation whose answer holds no job does not count.
 _OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run || :round)) = :run || :round)"
 _OF_ITS_OBJECTS = """json_valid(CAST(body AS TEXT)) AND EXISTS
     (SELECT 1 FROM objects WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))"""
@@ -172,7 +172,7 @@ _HAS_SENT = f"""SELECT 1 FROM operations
 
 
 def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
-    """Whether the folder has a job, or may have one: a process may end before it records what it has sent."""
+    """Whether the folder has jobs, or may have jobs: a process may end before it records the jobs that it has sent."""
     if db.execute(_HAS_SUBMITTED).fetchone():
         return True
     listing = encode(identity["on_demand"]) if "on_demand" in identity else None

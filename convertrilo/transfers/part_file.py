@@ -59,7 +59,7 @@ class PartFile:
     final: Path
     """The path of the complete download."""
     source: str
-    """Identifies what is downloaded, whatever its URL."""
+    """Identifies the downloaded file, independently of its URL."""
     path: Path
     note: Path
     file: FileIO = attrs.field(init=False)

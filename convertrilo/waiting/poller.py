@@ -143,7 +143,7 @@ class Poller:
                 self._rounds.begin(self._watches.values(), now)
             await self._reader.read_some(leader, once)
 
-    # ---- what was read
+    # ---- the statuses that were read
 
     def _take(self, watch: Watch, status: AnyStatus) -> None:
         if self._rounds.take(watch, status):

@@ -1,4 +1,4 @@
-"""Reading the statuses of many jobs: in batches where the service allows it, otherwise one by one."""
+"""Reading the statuses of many jobs: with `bulkStatus` if the service allows it, otherwise one by one."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ _CONCURRENT_READS = 8
 """The maximum number of concurrent requests for single jobs."""
 
 _NOT_OFFERED = frozenset({403, 404, 405, 410, 501})
-"""Statuses that say that the service does not offer `bulkStatus` to this client."""
+"""HTTP statuses which mean that the service does not offer `bulkStatus` to this client."""
 
 
 class StatusReader:

@@ -23,7 +23,7 @@ _JITTER = 0.2
 
 
 def interval(*, age: float, quiet: float, left: float | None, random: Random) -> float:
-    """Return the seconds until a job is to be read again, from 0.4 to 15.
+    """Return the seconds until the next read of a job, from 0.4 to 15.
 
     A young job may end soon, so it is read again after a fraction of its age. If the job's progress predicts an earlier
     end, it is read at that time; if the prediction was wrong, after half of the time without progress.
