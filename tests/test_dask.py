@@ -213,7 +213,7 @@ def service(server: SandboxServer, sender: str | None = None) -> Service:
 
 
 def test_a_worker_with_another_api_key_sends_nothing(server: SandboxServer) -> None:
-    with pytest.raises(ConfigurationError, match="is not that of the client"):
+    with pytest.raises(ConfigurationError, match="is not the client"):
         remote.send(PLACE, service(server, "other"), "key", BODY, None)
     assert server.sandbox.requests == []
 
@@ -226,7 +226,7 @@ def test_a_batch_that_comes_too_late_is_not_sent(server: SandboxServer) -> None:
 
 def test_a_batch_that_would_have_to_wait_too_long_is_not_sent_again(server: SandboxServer) -> None:
     server.sandbox.faults.rate_limit("createJobsBulk", retry_after="50")
-    with pytest.raises(OutcomeUnknownError, match="may be forgotten"):  # another worker may have sent it
+    with pytest.raises(OutcomeUnknownError, match="may have forgotten"):  # another worker may have sent it
         remote.send(PLACE, service(server)._replace(retry=RetryPolicy()), "key", BODY, time.time() + 40)
     assert server.sandbox.jobs == []
 

@@ -344,7 +344,7 @@ class Call(Generic[R]):
                 "The service may have forgotten the idempotency key by now; see the journal's entry."
             )
             error = OutcomeUnknownError(
-                f"{self.operation.id} may or may not have happened: {error.message}.", find_out=find_out
+                f"{self.operation.id} may or may not have happened: {error.message.rstrip('.')}.", find_out=find_out
             )
             failure.cause = failure.cause or failure.error
         else:

@@ -9,7 +9,7 @@ from convertrilo.operations import Operation, Repeat
 
 
 class Doubt:
-    """What the client knows about a call: whether it may be done, and whether the service may have forgotten its key."""
+    """What the client knows about a call: whether it may be done, and whether its key may be forgotten by now."""
 
     __slots__ = ("_before", "is_forgotten", "last_resend", "may_be_done", "was_sent_before")
 

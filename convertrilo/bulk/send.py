@@ -227,7 +227,7 @@ def _unknown_outcome(batch: Batch, error: APIError) -> OutcomeUnknownError:
     """Return the error of a batch that may have been processed, and that a gateway now rejects."""
     unknown = OutcomeUnknownError(
         "an earlier attempt may have been processed, and the last one was rejected before it reached the service: "
-        f"{error.message}.",
+        f"{error.message.rstrip('.')}.",
         find_out="In another batch its jobs could be created twice. Run again with the same journal: the batch is sent "
         "unchanged.",
     )
