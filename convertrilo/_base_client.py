@@ -68,10 +68,10 @@ DEFAULT_TIMEOUT = httpx.Timeout(30.0, connect=10.0)
 
 
 class BaseClient:
-    """One method for each operation of the Convertrilo API, on asyncio and trio; any number of tasks share one client.
+    """A client with one method for each operation of the Convertrilo API, for asyncio and trio.
 
-    `AsyncClient` is this client with the flows as methods. Flows that are functions, such as `ingest_folder`, take
-    either.
+    Any number of tasks can share one client. `AsyncClient` adds the flows as methods. Flows that are functions, such as
+    `ingest_folder`, take either client.
     """
 
     def __init__(
@@ -100,18 +100,19 @@ class BaseClient:
             base_url: The URL of the service. The default is the environment variable `CONVERTRILO_BASE_URL`, or else
                 the production service.
             retry: The retry policy; `RetryPolicy.none()` makes a single attempt.
-            timeout: Seconds that an attempt may take to connect, to get a free connection, to send some data, or to
-                receive some. The deadline for a whole call is `retry.deadline`.
-            max_connections: The most open connections; further requests wait for a free one.
+            timeout: Seconds that each step of an attempt may take: to wait for a free connection, to connect, to send
+                some data, to receive some data. The default is 30, and 10 to connect. The deadline for a whole call is
+                `retry.deadline`.
+            max_connections: The maximum number of open connections. Further requests wait for a free connection.
             journal: Records keyed operations before they are sent, and the parts of uploads once they have arrived.
                 The client opens and closes the journal.
-            transport: Sends the requests instead of the client's own connection pool; the client closes it. It must
-                not resend a request by itself: only the client knows which requests may be sent twice.
-            http_client: An `httpx.AsyncClient` that sends the requests, under the same condition as `transport`. The
-                caller closes it. Redirects are not followed.
-            on_event: Called with an `AttemptEvent` after every attempt; must not block.
-            poll_batch_size: The most jobs in one `bulkStatus` request while tasks wait for jobs. The client asks for
-                fewer once the service refuses that many.
+            transport: Sends the requests instead of the client's own connection pool. The client closes the transport.
+                The transport must not resend requests: only the client knows which requests may be sent twice.
+            http_client: An `httpx.AsyncClient` that sends the requests. The caller closes it. It must not resend
+                requests either. Redirects are not followed.
+            on_event: Called with an `AttemptEvent` after each attempt; must not block.
+            poll_batch_size: The maximum number of jobs in one `bulkStatus` request while tasks wait for jobs. The
+                client asks for fewer jobs if the service rejects that many.
             clock: Tells the time and sleeps; tests pass a virtual clock.
 
         Raises:
@@ -198,11 +199,12 @@ class BaseClient:
 
         Raises:
             AuthenticationError: The email address or the password is wrong.
+            OutcomeUnknownError: It is unclear whether there is a new token. Log in again: an unused token is harmless.
         """
         return await self._call(operations.LOGIN, body=body)
 
     async def get_balance(self) -> TokenBalanceResponse:
-        """Return the account's token balance in neu: available and reserved tokens, and the trial's (`getBalance`)."""
+        """Return the account's tokens in neu: available, reserved, and left of the trial grant (`getBalance`)."""
         return await self._call(operations.GET_BALANCE)
 
     async def reserve_tokens(self, body: TokenReserveRequest | JsonObject) -> None:
@@ -219,7 +221,7 @@ class BaseClient:
         return await self._call(operations.RESERVE_TOKENS, body=body)
 
     async def release_tokens(self, body: TokenReserveRequest | JsonObject) -> None:
-        """Make tokens available again that were reserved for a job (`releaseTokens`).
+        """Release tokens that were reserved for a job, so that they are available again (`releaseTokens`).
 
         Args:
             body: The job, and the amount in neu.
@@ -276,7 +278,7 @@ class BaseClient:
 
         Args:
             job_id: The job's id.
-            body: Settings to approve the job with; settings that are left out stay as they were at creation.
+            body: Settings to approve the job with. Settings that are left out stay as they were at creation.
 
         Raises:
             InsufficientTokensError: The account has fewer tokens available than the job needs.
@@ -293,7 +295,7 @@ class BaseClient:
 
         Raises:
             InsufficientTokensError: The account has fewer tokens available than the job needs.
-            OutcomeUnknownError: It is unclear whether the job is queued; its status tells.
+            OutcomeUnknownError: It is unclear whether the job is queued. Read the job's status to find out.
         """
         return await self._call(operations.CONFIRM_JOB, path={"id": job_id}, body=body)
 
@@ -353,20 +355,20 @@ class BaseClient:
 
         Raises:
             InsufficientTokensError: The account has fewer tokens available than the jobs need.
-            OutcomeUnknownError: It is unclear which jobs are queued; `bulk_status` tells.
+            OutcomeUnknownError: It is unclear which jobs are queued. Call `bulk_status` to find out.
         """
         return await self._call(operations.BULK_CONFIRM, body=body)
 
     # ---- API keys
 
     async def get_api_keys(self) -> ApiKeyListResponse:
-        """Return the account's API keys, without the keys themselves (`getApiKeys`). Takes a bearer token only."""
+        """Return the account's API keys, without the keys themselves (`getApiKeys`). Requires a bearer token."""
         return await self._call(operations.GET_API_KEYS)
 
     async def create_api_key(self, body: ApiKeyCreateRequest | JsonObject) -> ApiKeyResponse:
-        """Create an API key (`createApiKey`). Takes a bearer token only.
+        """Create an API key (`createApiKey`). Requires a bearer token.
 
-        The answer's `key` is shown only this once: store it.
+        The service shows the answer's `key` only once: store it.
 
         Args:
             body: The key's name, its scopes, and the days until it expires.
@@ -377,7 +379,7 @@ class BaseClient:
         return await self._call(operations.CREATE_API_KEY, body=body)
 
     async def revoke_api_key(self, key_id: str) -> None:
-        """Revoke an API key (`revokeApiKey`). Takes a bearer token only."""
+        """Revoke an API key (`revokeApiKey`). Requires a bearer token."""
         return await self._call(operations.REVOKE_API_KEY, path={"id": key_id})
 
     # ---- webhooks
@@ -389,10 +391,10 @@ class BaseClient:
     async def create_webhook(self, body: WebhookCreateRequest | JsonObject) -> WebhookResponse:
         """Create a webhook (`createWebhook`).
 
-        The answer's `secret` is shown only this once: store it.
+        The service shows the answer's `secret` only once: store it.
 
         Args:
-            body: The URL that receives the events, and which events.
+            body: The URL that receives the events, and the events to send.
 
         Raises:
             OutcomeUnknownError: It is unclear whether there is a new webhook; `find_out` says how to check.
@@ -416,7 +418,11 @@ class BaseClient:
         return await self._call(operations.DELETE_WEBHOOK, path={"id": webhook_id})
 
     async def test_webhook(self, webhook_id: str) -> None:
-        """Ask the service to send a `webhook.test` event to a webhook (`testWebhook`)."""
+        """Ask the service to send a `webhook.test` event to a webhook (`testWebhook`).
+
+        Raises:
+            OutcomeUnknownError: It is unclear whether the event is sent; `find_out` says how to check.
+        """
         return await self._call(operations.TEST_WEBHOOK, path={"id": webhook_id})
 
     async def get_webhook_deliveries(self, webhook_id: str) -> WebhookDeliveryListResponse:
@@ -438,8 +444,11 @@ class BaseClient:
 
         Args:
             job_id: The job's id.
-            index: The number of the chunk, from 1 to 10,000. Chunks may arrive in any order.
+            index: The number of the chunk, from 1 to 10,000. Chunks may be uploaded in any order.
             data: The bytes of the chunk.
+
+        Raises:
+            ValidationError: The index is out of range.
         """
         if not 1 <= index <= 10_000:
             raise ValidationError(operations.UPLOAD_CHUNK.id, [Issue("index", f"must be from 1 to 10000, not {index}")])
@@ -479,7 +488,7 @@ class BaseClient:
         """Queue a public job (`confirmPublicJob`).
 
         Raises:
-            OutcomeUnknownError: It is unclear whether the job is queued; its status tells.
+            OutcomeUnknownError: It is unclear whether the job is queued. Read the job's status to find out.
         """
         return await self._call(operations.CONFIRM_PUBLIC_JOB, path={"id": job_id}, body=body)
 
@@ -488,7 +497,7 @@ class BaseClient:
 
         Args:
             job_id: The job's id.
-            token: The job's own token, from the answer that created it.
+            token: The token of this job, from the answer of `create_public_job`.
         """
         return await self._call(operations.PUBLIC_JOB_STATUS, path={"id": job_id}, query={"token": token})
 

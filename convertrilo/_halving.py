@@ -10,9 +10,9 @@ TOO_MUCH = frozenset({400, 413, 414, 422, 431})
 
 
 def halves(items: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
-    """Split a sequence in two; of an odd number of items, the first half has one more.
+    """Split a sequence in two; if the number of items is odd, the first half has one more.
 
-    The place of the split must never change, because the idempotency keys of batches depend on it.
+    This rule must never change, because the idempotency keys of batches depend on it.
     """
     middle = (len(items) + 1) // 2
     return items[:middle], items[middle:]

@@ -148,8 +148,8 @@ def _set_attribute(attribute: "attrs.Attribute[Any]", **values: Any) -> None:
 class Model:
     """The base class of all models: checked construction, `extra`, equality, and a `repr` without secrets."""
 
-    # A model that was read from an answer keeps the whole answer in _extra, so that unknown fields cost nothing until
-    # somebody reads them. The codec knows the wire names and puts those of the known fields into __wire_names__.
+    # A model that was read from an answer keeps the whole answer in _extra, so that unknown fields cost no time until
+    # they are read. The codec knows the wire names and puts the wire names of the known fields into __wire_names__.
     _extra: Mapping[str, Any] = field(factory=dict[str, Any], alias="extra")
     __wire_names__: ClassVar[frozenset[str]] = frozenset()
     __signature__: ClassVar[Any] = _Signature()

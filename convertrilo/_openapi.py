@@ -23,8 +23,8 @@ def openapi_yaml() -> bytes:
 
 @cache
 def openapi() -> Mapping[str, Any]:
-    """Return openapi.yaml, parsed with PyYAML, which the extras bring."""
+    """Return openapi.yaml, parsed with PyYAML, which the extras install."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # if compiled, ten times faster
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled loader is ten times faster
     return cast("Mapping[str, Any]", yaml.load(openapi_yaml(), loader))  # noqa: S506  # both are safe loaders

@@ -1,4 +1,4 @@
-"""An output file that appears only once it is complete: the `.part` file it grows in, and what it may replace."""
+"""An output file that appears only once it is complete: its `.part` file, and the files that it may replace."""
 
 import errno
 import os
@@ -11,10 +11,10 @@ def part_path(path: Path) -> Path:
 
 
 def check_replaceable(path: Path) -> None:
-    """Raise unless a file may be put at this path: nothing or a regular file must be there.
+    """Check that a file may be written to this path: nothing or a regular file may be there.
 
     Raises:
-        OSError: A folder is there, or a device or a pipe, which other programs may use.
+        OSError: The path is a folder, a device or a pipe.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

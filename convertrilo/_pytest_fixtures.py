@@ -42,7 +42,7 @@ def open_sandbox(request: pytest.FixtureRequest) -> "Sandbox":
 
 
 def client_of(sandbox: "Sandbox") -> AsyncClient:
-    """Return a client on the sandbox's time: the fixture `convertrilo_client`. It need not be closed."""
+    """Return a client that uses the sandbox's clock: the fixture `convertrilo_client`. It need not be closed."""
     from convertrilo.sandbox import VirtualClock
     from convertrilo.sandbox.sandbox import busy_check_of
     from convertrilo.sandbox.transport import InProcessTransport
@@ -75,8 +75,8 @@ class AutojumpClock:
     """The client's view of a sandbox's clock: when every task waits, the clock jumps to the end of the next sleep.
 
     Args:
-        clock: the sandbox's clock.
-        is_busy: returns whether the sandbox is doing work that does not wait for the clock; time stands still then.
+        clock: The sandbox's clock.
+        is_busy: Returns whether the sandbox is doing work that does not wait for the clock; time stands still then.
     """
 
     def __init__(self, clock: "VirtualClock", is_busy: Callable[[], bool]) -> None:

@@ -17,9 +17,9 @@ async def run_all(steps: Iterable[TaskFunction]) -> None:
 
 @asynccontextmanager
 async def running_all() -> AsyncGenerator[Callable[[TaskFunction], None]]:
-    """Yield a function that starts a task, also from within a task; then wait for all tasks, as `run_all` does.
+    """Yield a function that starts a task, also from within a task; at the end, wait for all tasks, as `run_all` does.
 
-    The block itself only starts tasks: an error that it raises is wrapped in an exception group.
+    The block should only start tasks: an error of the block itself is wrapped in an exception group.
     """
     failures: list[Exception] = []
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class AsyncClient(BaseClient):
-    """A client of the Convertrilo API, on asyncio and trio; any number of tasks share one client.
+    """A client of the Convertrilo API, for asyncio and trio. Any number of tasks can share one client.
 
     The client has one method for each operation of the API, and the flows: methods that make several calls, such as
     `upload`, `wait_for_job`, `submit_jobs` and `encode_file`. An operation's body is the operation's model or a mapping
@@ -35,12 +35,12 @@ class AsyncClient(BaseClient):
 
     - `ValidationError`, before anything is sent, if the contract does not allow an argument;
     - `APIError`, or one of its subclasses, if the service answers with a final error;
-    - `TransportError` if there is no answer after all attempts that are allowed;
-    - `OutcomeUnknownError` if it is unclear whether an operation happened that must not happen twice;
+    - `TransportError` if no answer arrives in any of the allowed attempts;
+    - `OutcomeUnknownError` if an operation that must not happen twice may or may not have happened;
     - `DecodeError` if the answer does not match the contract.
 
     Keyed operations (`create_job`, `create_jobs_bulk`, `on_demand_encode`, `on_demand_ingest_folder`) carry an
-    idempotency key, the same key in every attempt. The key comes from the first of these that is there:
+    idempotency key, the same key in every attempt. The client uses the first of these that is given:
     `idempotency_key=…`, the key itself; `operation=…`, your name for the logical operation; the body's own
     `external_id`. Without any of them, each call is a logical operation of its own.
     """
@@ -55,15 +55,15 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Upload a job's file to its presigned URL, with a PUT request that carries no API credentials.
 
-        If the connection breaks, the upload starts again from the beginning of the source, as the retry policy allows.
-        The source must be readable again for that: a path, bytes, or a file that can seek.
+        If the connection breaks, the client uploads the source again from its beginning, as the retry policy allows.
+        This needs a source that can be read twice: a path, bytes, or a seekable file.
 
         Args:
             job: The answer of `create_job`, its `upload`, or the presigned URL itself.
             source: A path, a file opened in binary mode (read from its current position), bytes, or an async iterable
                 of bytes.
             size: The size of an async iterable, in bytes. Most storage refuses an upload of unknown size.
-            on_progress: Called with a `Progress` after every piece that is sent; a new attempt starts at 0 again.
+            on_progress: Called with a `Progress` after each piece of data; a new attempt starts again at 0 bytes.
 
         Raises:
             TransferError: The upload failed.
@@ -84,22 +84,22 @@ class AsyncClient(BaseClient):
     ) -> None:
         """Upload a job's file in parts, several at a time (`initStream`, `uploadChunk`, `finalizeStream`).
 
-        Each part is retried on its own, so the source is read only once. If the upload fails or is cancelled, the
-        client aborts it on the service too (`abortStream`).
+        The client retries each part on its own, so it reads the source only once. If the upload fails or is cancelled,
+        the client aborts the upload on the service too (`abortStream`).
 
         With a journal on the client, an upload can be resumed. The client then aborts an upload only if the service
-        rejects it. After any other interruption, such as a crash or a cancellation, the parts that have arrived are
-        kept: the same call, in this process or another, reads the source again and sends only the parts that are
-        missing or differ. It needs the same `part_size`. To give up such an upload, call `abort_stream`.
+        rejects it. After any other interruption, such as a crash or a cancellation, the service keeps the parts that
+        have arrived. The same call with the same `part_size`, in this process or another, reads the source again and
+        sends only the parts that are missing or differ. To give up such an upload, call `abort_stream`.
 
         Args:
             job_id: The job's id.
             source: A path, a file opened in binary mode (read from its current position), bytes, or an async iterable
                 of bytes.
             part_size: The size of a part, in bytes; larger if the file would have more than 10,000 parts.
-            concurrency: The number of parts that are in memory and in flight at once.
+            concurrency: The maximum number of parts in memory and in flight.
             size: The size of an async iterable, in bytes, if it is known.
-            on_progress: Called with a `Progress` after every part that has arrived.
+            on_progress: Called with a `Progress` after each uploaded part.
 
         Raises:
             TransferError: The source cannot be read.
@@ -219,32 +219,34 @@ class AsyncClient(BaseClient):
         journal: "Journal | None" = None,
         on_progress: "OnSubmit | None" = None,
     ) -> AsyncIterator["SubmittedJob"]:
-        """Submit any number of jobs, and yield a `SubmittedJob` for each as its batch is answered (`createJobsBulk`).
+        """Submit any number of jobs, and yield a `SubmittedJob` for each (`createJobsBulk`).
 
-        The content of a batch is fixed before the batch is sent. With a journal, a rerun resumes where the last run
-        stopped, and submits only the new jobs of an input that has grown; each job is recognised by its `external_id`.
+        The client freezes each batch before it sends the batch. With a journal, a rerun resumes where the last run
+        stopped, and submits only the new jobs of an input that has grown; the `external_id` identifies each job.
         Without a journal, the same input with the same `batch_size` makes the same batches with the same keys. See
         docs/INGEST.md.
 
-        The work happens while the caller waits for the next result, so nothing keeps running when the caller stops
+        The client works only while the caller waits for the next result, so nothing keeps running when the caller stops
         reading. While the client waits for the next job of the input, it yields no results: an input must not wait for
         results.
 
         Args:
-            jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape; it is read no
-                faster than the results.
+            jobs: An iterable or async iterable of `JobCreateRequest` or of mappings in the wire's shape. The client
+                reads it no faster than the caller reads the results.
             settings: Settings for all the jobs; `dry_run` estimates and creates nothing, `confirm` queues. `fail_fast`
                 is refused, because every job has an outcome of its own.
-            batch_size: The number of jobs in a request; fewer once the service refuses that many.
-            concurrency: The number of requests in flight at once.
+            batch_size: The maximum number of jobs in a request. Batches get smaller if the service rejects them as too
+                large.
+            concurrency: The maximum number of requests in flight.
             journal: Records batches before they are sent; by default the client's journal, if it has one.
             on_progress: Called with a `SubmitProgress` after every batch.
 
         Raises:
             ValidationError: An argument is not allowed. (A job that is not allowed is a result with this error.)
             JournalError: The journal cannot be used.
-            APIError: The service refuses more than single jobs, as for `insufficient_tokens`. This error, and any error
-                of the input itself, is raised after the results that are there; its notes tell the state of the run.
+            APIError: The service rejects a whole request, for example with `insufficient_tokens`. The client raises
+                this error, or an error of the input itself, once the caller has read all results so far. A note on the
+                error describes the state of the run.
         """
         from convertrilo.bulk import submit_jobs
 
@@ -269,10 +271,11 @@ class AsyncClient(BaseClient):
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> StatusResponse:
-        """Encode a local file to a local file: create, upload, approve, confirm, wait, download.
+        """Encode a local file to a local file: create, upload, approve, confirm, wait, download, and return the status.
 
-        With an `external_id`, an idempotency key or an `operation`, the flow can be run again after a crash: the second
-        run finds the job of the first run, and resumes where that run stopped.
+        The operations are `createJob`, `approveUnified`, `confirmJob` and `jobStatus`. With an `external_id`, an
+        idempotency key or an `operation`, you can call the flow again after a crash: the second run finds the job of
+        the first run, and resumes where the first run stopped.
 
         Args:
             path: The video.
@@ -311,7 +314,7 @@ class AsyncClient(BaseClient):
         idempotency_key: str | None = None,
         operation: str | None = None,
     ) -> str:
-        """Encode the video at a URL, wait for the job, and return the download URL of the output.
+        """Encode the video at a URL, and return the output's download URL (`onDemandEncode`, `onDemandStatus`).
 
         Args:
             request: The source and the settings of the encode. The output must stay with the service.
@@ -324,6 +327,7 @@ class AsyncClient(BaseClient):
             JobFailedError: The job failed; `failure_message` says why.
             JobCanceledError: The job was canceled.
             WaitTimeoutError: The job has not ended; `status` is its last known status.
+            TransferError: The job has succeeded, but its output is not available.
         """
         from convertrilo.encoding import on_demand_encode_and_wait
 

@@ -145,7 +145,7 @@ class _MismatchError(Exception):
 
 
 def _make_reader(cls: type[Model]) -> Callable[[Any, Any], Model]:
-    """Generate the function that reads a model: one statement per field, past `frozen` and past the checks."""
+    """Generate the function that reads a model: one statement per field, which bypasses `frozen` and the checks."""
     scope: dict[str, Any] = {
         "cls": cls,
         "new": object.__new__,

@@ -38,7 +38,8 @@ _THREADS = 256
 class DaskEngine:
     """Runs the requests of `ingest_folder` on the workers of a Dask cluster.
 
-    The engine works on asyncio and trio: Dask's client runs in its own thread, and other threads wait for its results.
+    The engine works on asyncio and trio: Dask's client runs in a thread of its own, and worker threads wait for its
+    results.
 
     Args:
         cluster: The scheduler's address, or a `distributed.Client` that is not asynchronous. Such a client stays open.
@@ -78,8 +79,8 @@ class DaskEngine:
         """List one page of a folder on a worker.
 
         Raises:
-            TransportError: The cluster does not answer, or the task kills its workers.
-            ConvertriloError: The task on the worker raised it.
+            TransportError: The cluster does not answer, or several workers died while they ran the task.
+            ConvertriloError: The task raised this error on the worker.
         """
         return await self._run(remote.find, place, service, after, token)
 
@@ -87,8 +88,8 @@ class DaskEngine:
         """Send a frozen batch on a worker, and return the fields of the answer that matter.
 
         Raises:
-            TransportError: The cluster does not answer, or the task kills its workers.
-            ConvertriloError: The task on the worker raised it.
+            TransportError: The cluster does not answer, or several workers died while they ran the task.
+            ConvertriloError: The task raised this error on the worker.
         """
         return await self._run(remote.send, place, service, key, body, last_resend)
 

@@ -41,10 +41,10 @@ async def encode_file(
     job = await client.create_job(body, idempotency_key=idempotency_key, operation=operation)
     status = job.status or "created"
     has_identity = any((idempotency_key, operation, body.external_id, engine_of(client)[1].operation))
-    if has_identity:  # the job may be that of an earlier run, in any status
+    if has_identity:  # an earlier run may have created the job, which can then have any status
         status = (await client.job_status(job.job_id)).status or status
     if status == "created":
-        # A file that an earlier run has uploaded is not sent again, unless the service finds no video in it: then the
+        # A file that an earlier run has uploaded is not sent again. But if the service finds no video in the file, the
         # upload may be incomplete.
         if not (has_identity and await has_file(client, job.job_id, unreadable=False)):
             await _upload(client, job, path, on_progress)
@@ -68,7 +68,7 @@ def _check_takes_upload(body: JobCreateRequest) -> None:
 async def _upload(
     client: BaseClient, job: JobCreateResponse, path: str | os.PathLike[str], on_progress: OnProgress | None
 ) -> None:
-    """Upload the file; in parts if the job's upload URL has expired, because the job is of an earlier run."""
+    """Upload the file. If the job of an earlier run has an expired upload URL, upload the file in parts."""
     try:
         await upload(client, job, path, on_progress=on_progress)
     except TransferError as error:

@@ -92,7 +92,7 @@ class ConvertriloError(Exception):
         return _revive, (type(self), self.args, self.__dict__)
 
     def with_call(self, *, operation: str, idempotency_key: str | None, attempts: int) -> Self:
-        """Set the call that this error ended, and return the error."""
+        """Set the details of the call that this error ended, and return the error."""
         self.operation = operation
         self.idempotency_key = idempotency_key
         self.attempts = attempts
@@ -130,13 +130,13 @@ class APIError(ConvertriloError):
     Attributes:
         status: The HTTP status.
         code: The contract's stable code (branch on this), or `http_<status>` if the answer had none.
-        issues: For `invalid_body`: what is wrong with the body, in the service's own form.
+        issues: For `invalid_body`: the problems of the body, as the service reports them.
         required_scope: For `missing_required_scope`: the scope that the API key lacks.
         required: For `insufficient_tokens`: tokens (neu) that the operation needs.
         available: For `insufficient_tokens`: tokens (neu) that the account has.
         request_id: The service's id of this request, if it sent one.
-        retry_after: Seconds that the service asks to wait before the next request, if it says so.
-        in_doubt: Whether an earlier attempt, which got no answer, may have done the operation.
+        retry_after: Seconds that the service asks the client to wait before the next request, if it asks for a wait.
+        in_doubt: Whether an earlier attempt that got no answer may have carried out the operation.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class PermissionDeniedError(APIError):
 
 
 class NotFoundError(APIError):
-    """The object does not exist, or it holds nothing to work on (404)."""
+    """The object does not exist, or there is nothing in it to work on, such as a folder without videos (404)."""
 
 
 class ConflictError(APIError):
@@ -206,8 +206,8 @@ class ConflictError(APIError):
 class IdempotencyConflictError(ConflictError):
     """The idempotency key was used before with another body (409 `idempotency_conflict`).
 
-    The first operation stands, and nothing new was created. A usual cause is a rotated credential inside the body: the
-    key stays the same and the bytes change.
+    The result of the first request stands, and the service created nothing new. A common cause is a rotated credential
+    in the body: the key stays the same, but the bytes change.
     """
 
 
@@ -335,7 +335,7 @@ class JobCanceledError(JobError):
 
 
 class WaitTimeoutError(JobError, builtins.TimeoutError):
-    """The job did not end within the given time. It goes on, and you can wait for it again."""
+    """The job did not end within the given time. The job keeps running, and you can wait for it again."""
 
 
 _BY_STATUS: dict[int, type[APIError]] = {
@@ -354,7 +354,7 @@ _BY_CODE: dict[str, type[APIError]] = {
 
 
 def api_error_class(status: int, code: str) -> type[APIError]:
-    """Return the class of an error answer: the class of its code if there is one, otherwise that of its status."""
+    """Return the exception class of an error answer: the class of its code, or else the class of its status."""
     if status == 409 and code in _BY_CODE:
         return _BY_CODE[code]
     return _BY_STATUS.get(status) or (ServerError if status >= 500 else InvalidRequestError)

@@ -110,11 +110,14 @@ def name_of_round(name: str, round_number: int) -> str:
 def derive_key(operation: str, body: Model | Mapping[str, Any], *, name: str | None = None) -> str:
     """Return the idempotency key that the client sends for a body that has an identity.
 
-    Another service can compute the same key: remove the credentials (`accessKeyId`, `secretAccessKey`, `accessToken`,
-    `refreshToken` and `sessionToken` wherever they stand outside `metadata`, and user name, password and signature
-    parameters of every `sourceUrl`, `endpoint` and `webhook`), put the rest into an object with the keys `body`, `name`
-    and `operation`, write the object as canonical JSON (keys sorted, compact, UTF-8, unescaped, integral floats as
-    integers), and hash the bytes.
+    Another program can compute the same key in these steps:
+
+    1. Remove the credentials from the body: the fields `accessKeyId`, `secretAccessKey`, `accessToken`, `refreshToken`
+       and `sessionToken` everywhere outside `metadata`, and the user name, the password and the signature parameters of
+       every `sourceUrl`, `endpoint` and `webhook`.
+    2. Make an object with the keys `body`, `name` and `operation`.
+    3. Write the object as canonical JSON: keys sorted, compact, UTF-8, unescaped, integral floats as integers.
+    4. Return `cvr1-` and the SHA-256 of these bytes, in hexadecimal.
 
     Args:
         operation: The id of a keyed operation: `createJob`, `createJobsBulk`, `onDemandEncode` or
@@ -221,7 +224,7 @@ def strip_credentials(value: Any) -> Any:
 
 
 _Scheme = tuple[frozenset[str], frozenset[str]]
-"""A way of signing URLs: the query parameters that identify it, and all that it adds."""
+"""A way of signing URLs: the query parameters that identify it, and all parameters that it adds."""
 
 
 def _scheme(marks: str, others: str) -> _Scheme:
@@ -250,8 +253,8 @@ _USER_INFO = re.compile(r"\A([^:/?#]+://)[^/?#]*@")
 def without_signature(url: str) -> str:
     """Return a URL without its user name, password and signature parameters. The rest stays as it is.
 
-    The presigned URLs of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and Azure
-    (shared access signatures) are known.
+    Signature parameters are those of AWS (Signature Versions 2 and 4), CloudFront, Google Cloud Storage (V2 and V4) and
+    Azure (shared access signatures).
     """
     if "?" not in url and "@" not in url:
         return url

@@ -177,7 +177,7 @@ class JobCreateRequest(Model):
 
 @model
 class JobUpload(Model):
-    """Where to upload the source: whoever has the presigned `url` may write `key`."""
+    """Where to upload the source. Anyone who has the presigned `url` can write to `key`."""
 
     url: str | None = field(default=None, metadata=_SIGNED)
     """Presigned URL to PUT the file to, without API credentials. Anyone who has it can upload: treat it as a secret."""

@@ -49,7 +49,7 @@ class Operation(Generic[R]):
     method: str
     path: str
     returns: type[R] | None
-    """The model of the answer; `None` if the answer has no body that matters."""
+    """The model of the answer; `None` if the body of the answer means nothing."""
     body: type[Model] | type[bytes] | None = None
     body_required: bool = True
     query: tuple[str, ...] = ()
@@ -199,7 +199,7 @@ CREATE_API_KEY = Operation(
     returns=models.ApiKeyResponse,
     repeat=Repeat.ONCE,
     auth=Auth.BEARER,
-    find_out="List the API keys (get_api_keys) and revoke the new one: nobody has the key itself, which is shown once.",
+    find_out="List the API keys (get_api_keys) and revoke the new key: only the lost answer showed the key itself.",
 )
 REVOKE_API_KEY: Operation[None] = Operation(
     id="revokeApiKey",
@@ -224,7 +224,7 @@ CREATE_WEBHOOK = Operation(
     body=models.WebhookCreateRequest,
     returns=models.WebhookResponse,
     repeat=Repeat.ONCE,
-    find_out="List the webhooks (get_webhooks) and delete the new one: nobody has its secret, which is shown once.",
+    find_out="List the webhooks (get_webhooks) and delete the new webhook: only the lost answer showed its secret.",
 )
 UPDATE_WEBHOOK = Operation(
     id="updateWebhook",

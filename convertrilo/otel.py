@@ -1,4 +1,4 @@
-"""OpenTelemetry: a span for each call, with a child for each attempt, and metrics, by the conventions for HTTP clients.
+"""OpenTelemetry: a span for each call, a child span for each attempt, and metrics, as its HTTP conventions say.
 
     async with instrument(AsyncClient()) as client: ...
 

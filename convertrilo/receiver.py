@@ -50,19 +50,19 @@ class WebhookReceiver:
     - 404, 405 and 413 for a request that is not a delivery;
     - 500 when the handler raises, 503 when it is not done after `timeout`: the service sends the event again.
 
-    A slow handler is not cancelled. Later deliveries of its event wait for the outcome, and are answered 204 without
-    another run once it has succeeded.
+    A slow handler is not cancelled. Later deliveries of its event wait for the outcome. Once the handler has succeeded,
+    the receiver answers them with 204 and does not run the handler again.
 
     Duplicate deliveries (the same job id and event name) run one at a time. After one succeeds, the rest are
-    acknowledged without running the handler, as long as `dedupe` remembers the event. A handler whose process dies
-    runs again, so write handlers that can be repeated.
+    acknowledged without running the handler, as long as `dedupe` remembers the event. If the process dies while a
+    handler runs, the handler runs again later, so write handlers that may run twice.
 
     With `queue`, the receiver answers 204 as soon as the event is on disk, and then runs up to eight handlers at a
     time. A handler that raises runs again after 1, 5 and 30 minutes; after that, the event is dropped. Events that are
     not handled when the receiver stops or crashes are handled after the next start.
 
     The receiver runs as long as its server (ASGI's lifespan). If you mount it in an app with its own lifespan, enter it
-    there: `async with receiver`. Without `queue`, and with dedupe in memory, it need not be entered.
+    there: `async with receiver`. Without `queue`, and with dedupe in memory, you need not enter it.
 
     Args:
         secrets: The webhook's secret; or several secrets, during a rotation or for several webhooks.
@@ -71,7 +71,8 @@ class WebhookReceiver:
         dedupe: Remembers the events that were handled; by default in the memory of this process. For several processes,
             or to remember events across restarts, pass `SQLiteDedupe("webhooks.db")`.
         queue: Whether to answer once the event is on disk instead of once it is handled. Requires a `SQLiteDedupe`.
-        timeout: Seconds after which a delivery is answered even if the handler is still running. The service waits 15.
+        timeout: Seconds after which the receiver answers a delivery even if the handler is still running. The service
+            waits 15 seconds.
         tolerance: The maximum age of an event in seconds; see `webhooks.parse`.
         max_bytes: The maximum size of a body in bytes.
         clock: Tells the time and sleeps; tests pass a virtual one.
@@ -223,7 +224,7 @@ class WebhookReceiver:
             if self._queue is None:
                 await once(self._dedupe, key, partial(call_handler, self._handler, event), self._clock)
             elif self._exit is None:
-                raise ConfigurationError("the receiver is not running, so its queue is not processed; enter it")
+                raise ConfigurationError("the receiver is not running; enter it with `async with` to use its queue")
             else:
                 await self._queue.put(key, body)
             run.status = HTTPStatus.NO_CONTENT
@@ -237,7 +238,7 @@ class WebhookReceiver:
 
 @attrs.define(eq=False)
 class _HandlerRun:
-    """A running handler, and the response to all deliveries of its event: 503 until the handler ends."""
+    """A running handler, and the HTTP status for all deliveries of its event: 503 until the handler ends."""
 
     finished: anyio.Event = attrs.field(factory=anyio.Event)
     status: HTTPStatus = HTTPStatus.SERVICE_UNAVAILABLE
@@ -300,7 +301,7 @@ class _Queue:
     async def _retry_or_drop(self, queued: Queued) -> None:
         with contextlib.suppress(ConfigurationError):  # the claim then expires by itself
             if queued.attempts > len(RETRY_DELAYS):
-                logger.exception("%s failed %d times and is given up", _describe(queued.key), queued.attempts)
+                logger.exception("%s failed %d times and is dropped", _describe(queued.key), queued.attempts)
                 await self._store.drop(queued.key)
             else:
                 delay = RETRY_DELAYS[queued.attempts - 1]
@@ -310,14 +311,14 @@ class _Queue:
 
 
 async def call_handler(handler: Handler, event: WebhookEvent) -> None:
-    """Call a handler, and await its result if that is awaitable."""
+    """Call a handler, and await its result if it is awaitable."""
     result = handler(event)
     if inspect.isawaitable(result):
         await result
 
 
 async def _wait_until_set(event: anyio.Event, seconds: float, clock: Clock) -> None:
-    """Wait until an event is set, or until so many seconds have passed."""
+    """Wait until an event is set, for at most `seconds`."""
     async with anyio.create_task_group() as tasks:
 
         async def time_out() -> None:

@@ -1,4 +1,4 @@
-"""`reconcile`: read the ends of jobs whose webhooks never arrived, and pass them to the handler as events."""
+"""`reconcile`: find the ended jobs whose webhooks never arrived, and pass their events to the handler."""
 
 import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -33,7 +33,7 @@ EVENTS = {"success": "job.completed", "failed": "job.failed", "canceled": "job.c
 
 _BATCH_SIZE = 100
 _SINGLE_READS = 8
-"""Statuses of on-demand jobs that are read at once, each with a request of its own."""
+"""The maximum number of concurrent requests for the statuses of on-demand jobs."""
 _AnswerOfOne = JobCreateResponse | OnDemandEncodeResponse
 _AnswerOfMany = BulkCreateResponse | OnDemandFolderIngestResponse
 _ON_DEMAND = frozenset({ON_DEMAND_ENCODE.id, ON_DEMAND_INGEST_FOLDER.id})
@@ -60,19 +60,19 @@ async def reconcile(
     within: float = 7 * 86400.0,
     clock: Clock = SYSTEM_CLOCK,
 ) -> Reconciliation:
-    """Pass the ends of jobs to a handler if no webhook delivered them (`bulkStatus`, `onDemandStatus`).
+    """Pass the events of ended jobs to a handler if no webhook delivered them (`bulkStatus`, `onDemandStatus`).
 
     Webhooks get lost when the receiver is down for longer than the service retries, or when the webhook was disabled.
     This function reads the statuses of the journal's jobs, a hundred at a time, and builds the missing event for each
-    job that has ended. The event has what the status has: `duration_sec`, `final_neu`, `user_id` and `failure_code` are
-    `None`. An event that the receiver or an earlier call has handled is not handled again.
+    job that has ended. The event has only what the status has: `duration_sec`, `final_neu`, `user_id` and
+    `failure_code` are `None`. An event that the receiver or an earlier call has handled is not handled again.
 
     Args:
         client: The client that reads the statuses.
         journal: The open journal that holds the jobs; a client that uses the journal keeps it open.
         handler: The receiver's handler. An error that it raises is logged and counted.
         dedupe: The receiver's open deduplication store, which remembers the events that were handled.
-        within: How old a job may be, in seconds: at most as long as `dedupe` remembers events.
+        within: The maximum age of a job, in seconds; not longer than `dedupe` remembers events.
         clock: The source of the current time.
 
     Returns:
@@ -89,7 +89,7 @@ async def reconcile(
         for job_id, event in events:
             try:
                 handled += await once(dedupe, (job_id, event.event), partial(call_handler, handler, event), clock)
-            except Exception:  # noqa: BLE001  # the handler's: go on with the other jobs
+            except Exception:  # noqa: BLE001  # an error of the handler concerns only this job
                 failed += 1
                 logger.exception("%s of %s was not handled; the next reconciliation tries again", event.event, job_id)
     return Reconciliation(open=still_open, handled=handled, failed=failed)
@@ -147,7 +147,7 @@ async def _read_in_bulk(client: BaseClient, job_ids: Sequence[str]) -> list[Stat
 
 
 async def _read_on_demand(client: BaseClient, job_ids: Sequence[str]) -> dict[str, OnDemandStatusResponse]:
-    """Read the statuses of on-demand jobs, with one request each; jobs that the service does not know are left out."""
+    """Read the statuses of on-demand jobs, one request per job; leave out jobs that the service does not know."""
     found: dict[str, OnDemandStatusResponse] = {}
     waiting = list(reversed(job_ids))
 

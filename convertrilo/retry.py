@@ -41,7 +41,7 @@ class Verdict(enum.Enum):
 
 @attrs.frozen(kw_only=True)
 class RetryPolicy:
-    """How a client retries. Waits have full jitter: each is drawn from 0 to the backoff, which doubles each time."""
+    """When a client retries. Waits have full jitter: a random part of the backoff, which doubles after each attempt."""
 
     max_attempts: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     """Maximum number of attempts, the first one included. 1 means no retries, except after a rejected bearer token."""
@@ -77,9 +77,9 @@ class RetryBudget:
 
     The budget starts full, with 500 tokens by default. A retry costs 5 tokens. If its call then succeeds, the cost of
     one retry is put back. A call that succeeds at the first attempt adds 1. With fewer than 5 tokens left, errors are
-    raised at once. So a client rides out 100 failures in a row, and afterwards keeps retrying while no more than about
+    raised at once. So a client can retry 100 failures in a row, and afterwards keeps retrying while no more than about
     one call in six fails. A wait that the service asked for is free. (The numbers are those of the AWS SDKs' standard
-    mode. gRPC's retry throttling works alike.)
+    mode. gRPC's retry throttling works in the same way.)
     """
 
     COST = 5
@@ -212,7 +212,7 @@ class Allowance:
 
 
 def allowance(headers: Mapping[str, str], now: float) -> Allowance | None:
-    """Return what the rate-limit headers of an answer say, or `None` without both a remainder and a reset.
+    """Return what the rate-limit headers of an answer say, or `None` if a remainder or a reset is missing.
 
     Args:
         headers: The headers of the answer, looked up case-insensitively.

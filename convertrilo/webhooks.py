@@ -32,7 +32,7 @@ DEFAULT_TOLERANCE = 60.0 * (1 + 5 + 30) + 15.0 * 4 + MAX_SKEW
 """The maximum age of an event in seconds: 42 minutes.
 
 The service repeats a failed delivery 1, 5 and 30 minutes later with the same `timestamp`, and each of the four attempts
-may take 15 seconds. The rest allows for clock differences.
+may take 15 seconds. The remaining five minutes allow for clock differences.
 """
 
 MAX_BYTES = 1 << 20
@@ -85,7 +85,7 @@ def sign(payload: bytes, secret: Secret) -> str:
 def verify(payload: bytes, signature: str | bytes | None, secrets: Secrets) -> bool:
     """Return whether a body was signed with one of the secrets.
 
-    The time it takes depends neither on the signature nor on which of the secrets matches.
+    The check takes the same time for every signature, and whichever secret matches.
 
     Args:
         payload: The body's bytes, as they were received.
@@ -181,8 +181,8 @@ def parse(
 
     Raises:
         SignatureError: The signature is missing or wrong, the event is too old or too far in the future, the body is
-            too long, or the header `X-Webhook-Event` names another event than the body; the message says which. Also
-            raised as by `verify`.
+            too long, or the header `X-Webhook-Event` names another event than the body; the message says which. Or
+            nothing can be verified, as in `verify`.
         DecodeError: The signature is right, but the body is not what the contract says.
         ConfigurationError: `tolerance` is negative or not a number.
     """
@@ -224,13 +224,13 @@ def decode(payload: bytes) -> WebhookEvent:
 
 @model
 class _Delivery(Model):
-    """The body of a delivery; `extra` holds the fields beside `data`, `event` and `timestamp` among them."""
+    """The body of a delivery; `extra` holds the fields other than `data`, such as `event` and `timestamp`."""
 
     data: Mapping[str, Any]
 
 
 def _pick(headers: object) -> tuple[bytes | None, bytes | None]:
-    """Return the signature header and the event header; `None` for one that does not occur exactly once."""
+    """Return the signature header and the event header; `None` for a header that does not occur exactly once."""
     found: dict[bytes, list[bytes]] = {_SIGNATURE: [], _EVENT: []}
     pairs: Any = cast("Any", headers).items() if isinstance(headers, Mapping) else headers
     try:

@@ -213,7 +213,7 @@ def service(server: SandboxServer, sender: str | None = None) -> Service:
 
 
 def test_a_worker_with_another_api_key_sends_nothing(server: SandboxServer) -> None:
-    with pytest.raises(ConfigurationError, match="is not that of the client"):
+    with pytest.raises(ConfigurationError, match="is not the client"):
         remote.send(PLACE, service(server, "other"), "key", BODY, None)
     assert server.sandbox.requests == []
 

@@ -1,4 +1,4 @@
-"""The attempts of one call: how many were made, how much time is left, and what the retry budget was charged."""
+"""The attempts of one call: their number, the time that is left, and the charge to the retry budget."""
 
 from convertrilo._clock import Clock
 from convertrilo.retry import RetryBudget, RetryPolicy

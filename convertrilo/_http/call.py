@@ -1,6 +1,6 @@
-"""One call, from its request to its answer: the attempts, what follows a failure, and the final error.
+"""One call, from its request to its answer: the attempts, the decision after a failure, and the final error.
 
-`retry` decides, the transport sends one attempt, and tenacity runs the loop once an attempt has failed.
+`retry` decides whether to try again, the transport sends one attempt, and tenacity runs the loop after a first failure.
 """
 
 from collections.abc import Iterator
@@ -113,7 +113,7 @@ class Call(Generic[R]):
         try:
             answered = await self._attempt()
             if answered is None and self._wait is not None:
-                # tenacity takes over after the first failure: its setup costs as much as the rest of a good call.
+                # tenacity takes over only after a failure: its setup costs as much as the rest of a successful call.
                 await clock.sleep(self._wait)
                 retrying = AsyncRetrying(sleep=clock.sleep, wait=self._next_wait, retry=self._will_retry)
                 answered = cast("Answered[R] | None", await retrying(self._attempt))
@@ -153,7 +153,7 @@ class Call(Generic[R]):
             self._context.limiter.end(self._context.clock.monotonic())
 
     async def _wait_for_turn(self) -> None:
-        """Wait until the rate limiter grants a request; waiting tasks queue, and only the first one asks again."""
+        """Wait until the rate limiter grants a request; waiting tasks queue, and only the first task asks again."""
         context = self._context
         if not context.limiter_lock.locked() and not context.limiter.begin(context.clock.monotonic()):
             return
@@ -172,7 +172,7 @@ class Call(Generic[R]):
         left = self._attempts.left()
         if left <= 0:
             raise self._out_of_time()
-        if self.doubt.is_too_late(self._context.clock):  # the token source may be slow, and the machine may sleep
+        if self.doubt.is_too_late(self._context.clock):  # a slow token source, or a machine that was asleep
             last = self._failure or Failure(FailureKind.NOT_SENT, NotSentError("an earlier call got no answer"))
             raise self._final_error(last) from last.cause
         request = self._request(authorization, left)
@@ -344,7 +344,7 @@ class Call(Generic[R]):
                 "The service may have forgotten the idempotency key by now; see the journal's entry."
             )
             error = OutcomeUnknownError(
-                f"{self.operation.id} may or may not have happened: {error.message}.", find_out=find_out
+                f"{self.operation.id} may or may not have happened: {error.message.rstrip('.')}.", find_out=find_out
             )
             failure.cause = failure.cause or failure.error
         else:
@@ -387,7 +387,7 @@ class Call(Generic[R]):
 
 
 def _is_unavailable(response: httpx.Response | None) -> bool:
-    """Return whether the answer is a 503: a gateway may send it after the service has begun the work."""
+    """Return whether the answer is a 503, which a gateway may send after the service has begun the work."""
     return response is not None and response.status_code == 503
 
 

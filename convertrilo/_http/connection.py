@@ -25,7 +25,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def deadline_in(timeout: float | None) -> float:
-    """Return the event loop's time after so many seconds; infinity for None."""
+    """Return the event loop's time at which a timeout in seconds ends; infinity for None."""
     return math.inf if timeout is None else anyio.current_time() + timeout
 
 
@@ -95,7 +95,7 @@ class Connection:
             await self._write(pending, timeout)
 
     async def _write(self, data: bytes, timeout: float | None, end: int | None = None) -> None:
-        # In pieces, because a send that the socket takes only in part copies the rest.
+        # Send in pieces, because the event loop copies the rest of data that the socket takes only in part.
         end = len(data) if end is None else end
         for start in range(0, end, _PIECE_SIZE):
             try:
@@ -142,7 +142,7 @@ class Connection:
         return True
 
     def closed_by_server(self) -> bool:
-        """Return whether the server closed an idle connection: it is readable, and only the end can have arrived."""
+        """Return whether the server closed an idle connection: it is readable only if its end has arrived."""
         fileno = self._socket.fileno()
         if fileno < 0:
             return True

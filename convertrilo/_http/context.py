@@ -28,7 +28,7 @@ Send = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Context:
-    """What the calls of one client share."""
+    """The settings and the state that the calls of one client share."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ class Credentials:
         self.api_key = api_key
         self.get_token = get_token
         self.sender = "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
-        """A hash that tells API keys apart and is too short to recover a key from; empty for bearer tokens."""
+        """A hash that distinguishes API keys, too short to recover a key from; empty for bearer tokens."""
         self.renewals = 0
         """How many times a rejected token was replaced."""
         self._renewed = ""
@@ -40,7 +40,7 @@ class Credentials:
         return token
 
     async def renewed_token(self, since: int) -> str:
-        """Return a replacement for a rejected token; the source is asked once, however many calls need the token.
+        """Return a replacement for a rejected token; concurrent calls ask the source only once.
 
         Args:
             since: The value of `renewals` when the rejected token was handed out.

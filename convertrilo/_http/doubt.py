@@ -9,7 +9,7 @@ from convertrilo.operations import Operation, Repeat
 
 
 class Doubt:
-    """What the client knows about whether a call was carried out, and whether its key may be forgotten by now."""
+    """What the client knows about a call: whether it may be done, and whether its key may be forgotten by now."""
 
     __slots__ = ("_before", "is_forgotten", "last_resend", "may_be_done", "was_sent_before")
 
@@ -25,18 +25,18 @@ class Doubt:
         self._before = False
 
     def begin_attempt(self) -> None:
-        """Assume, until something else is known, that the attempt which begins now will be carried out."""
+        """Assume that the service carries out the attempt which begins now, until its outcome is known."""
         self._before, self.may_be_done = self.may_be_done, True
 
     def rule_out_attempt(self) -> None:
-        """Note that the current attempt was certainly not carried out."""
+        """Note that the service certainly did not carry out the current attempt."""
         self.may_be_done = self._before
 
     def is_too_late(self, clock: Clock, wait: float = 0.0) -> bool:
-        """Return whether an attempt could do the work twice: it may be done, and its key may be forgotten by then.
+        """Return whether an attempt could do the work twice: the work may be done, and the key forgotten by then.
 
         Args:
-            clock: Tells the time; the wall clock, because a monotonic clock may stand still while a machine sleeps.
+            clock: Tells the wall-clock time, because a monotonic clock may stand still while a machine sleeps.
             wait: Seconds until the attempt.
         """
         if self.last_resend is None or not (self.may_be_done or self.was_sent_before):
@@ -45,7 +45,7 @@ class Doubt:
         return self.is_forgotten
 
     def note_on(self, error: ConvertriloError, operation: Operation[Any], identity: Identity | None) -> None:
-        """Say on a call's error that the service may have carried out the call, if it may have."""
+        """Add a note to a call's error if the service may have carried out the call."""
         if not self.may_be_done:
             return
         if isinstance(error, APIError):

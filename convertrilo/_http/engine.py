@@ -45,7 +45,7 @@ class Arguments(TypedDict, total=False):
 
 
 class Engine(Context):
-    """What all views of a client share, and the one way of a call through it."""
+    """What all views of a client share, and the method that carries out their calls."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Engine(Context):
         )
         self.journal = journal
         self.poll_batch_size = poll_batch_size
-        """The most job ids in one `bulkStatus` request of the poller."""
+        """The maximum number of job ids in one `bulkStatus` request of the poller."""
         self.transport = transport
         self.service = _service(base_url)
         """The service's name in the journal."""
@@ -95,7 +95,7 @@ class Engine(Context):
             raise ConfigurationError("the client is closed")
 
     async def open_journal(self) -> None:
-        """Open the journal, if there is one that is not open yet.
+        """Open the client's journal, unless it has none or the journal is open already.
 
         Raises:
             ConfigurationError: The client is closed.
@@ -129,7 +129,7 @@ class Engine(Context):
         idempotency_key: str | None = None,
         name: str | None = None,
     ) -> tuple[R, httpx.Headers]:
-        """Carry out one operation, and return its answer with the answer's headers.
+        """Carry out one operation, and return its answer and the answer's headers.
 
         Args:
             operation: The operation.
@@ -164,7 +164,7 @@ class Engine(Context):
     def frozen_call(
         self, operation: Operation[R], options: Options, *, wire: dict[str, Any], content: bytes, identity: Identity
     ) -> Call[R]:
-        """Return a keyed call whose bytes and identity already exist; the caller keeps the journal."""
+        """Return a keyed call whose bytes and identity already exist; the caller records the call in its journal."""
         self.check_open()
         return Call(self, operation, options, self._urls.url(operation, None, None), content, wire, identity)
 

@@ -116,12 +116,12 @@ def request_id_of(response: httpx.Response | None, hider_for: HiderFor) -> str |
 
 
 def may_be_sent(request: httpx.Request, *, default: bool = True) -> bool:
-    """Return whether any byte of a request may have gone out; `default` answers for other transports than our own."""
+    """Return whether any byte of a request may have been sent; `default` if the transport is not our own."""
     return bool(request.extensions.get("begun", default))
 
 
 def may_be_done(request: httpx.Request) -> bool:
-    """Return whether the whole request may have gone out: the service cannot carry out a request that is cut short."""
+    """Return whether the whole request may have been sent: the service cannot carry out a part of a request."""
     return bool(request.extensions.get("complete", True))
 
 

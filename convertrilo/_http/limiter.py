@@ -1,9 +1,9 @@
 """The rate limiter: how fast the service accepts requests, learned from its answers. Pure: the time is an argument.
 
-A service counts requests in windows. Where its headers say how many requests are left until when, the limiter keeps to
-those numbers. Where only refusals (429) tell, the limiter learns the window from them: how many requests were accepted
-before a refusal, and how long it took until one was accepted again. From then on it sends no more than that in each
-window, and now and then tries one request more.
+A service counts requests in windows. If its headers say how many requests are left and when the window ends, the
+limiter keeps to these numbers. If the service only refuses requests (429), the limiter learns the window from the
+refusals: how many requests were accepted before a refusal, and how long it took until a request was accepted again.
+From then on, the limiter allows no more requests than that in each window, and now and then one request more as a test.
 """
 
 import math
@@ -11,10 +11,10 @@ import math
 from convertrilo.retry import Allowance
 
 _LOOK_AGAIN = 0.05
-"""Seconds between two checks whether a pending answer has arrived that says more."""
+"""Seconds between two checks while the limiter waits for an answer that may say more."""
 
 _LEAST_WAIT = 0.001
-"""The shortest wait in seconds, because a clock may be unable to advance by less."""
+"""The shortest wait in seconds, because some clocks cannot advance by less."""
 
 _PAUSE, _LONGEST_PAUSE = 0.5, 20.0
 """Seconds between two probes of a service that refuses requests without a Retry-After; the pause doubles each time."""
@@ -23,16 +23,16 @@ _SAME_WINDOW = 2.0
 """Seconds by which two reports of the same window's end may differ, because services round."""
 
 _LONGEST_WINDOW = 120.0
-"""The longest window in seconds that the limiter assumes where only refusals tell."""
+"""The longest window in seconds that the limiter assumes when it learns from refusals."""
 
 _LONGEST_RETRY_AFTER = 3600.0
-"""The longest wait in seconds that the limiter believes; after that, it asks the service again."""
+"""The longest wait in seconds that the limiter accepts from the service; after that, it tries a request."""
 
 _ENOUGH = 20
 """Requests that the service must have accepted in a window before the limiter learns the window's size from them."""
 
 _SLOWER, _FASTER = 1.25, 0.95
-"""Factors for the time between two requests where there are no windows: at a refusal, and after a while without one."""
+"""Factors for the time between two requests if the service has no windows: after a refusal, after many successes."""
 
 _IDLE = 5.0
 """Seconds without a request after which earlier requests say nothing about a limit."""
@@ -45,7 +45,7 @@ _BEFORE_MORE = 150
 refusals rare."""
 
 _BEFORE_ALL = 2_000
-"""Requests without a refusal before the limiter forgets what refusals have taught."""
+"""Requests without a refusal before the limiter forgets what it has learned from refusals."""
 
 
 class _Window:
@@ -107,7 +107,7 @@ class _Spacing:
 
 
 class RateLimiter:
-    """Delays the requests of a client's tasks that the service would refuse; at first, it delays none."""
+    """Delays the client's requests that the service would refuse; at first, it delays no request."""
 
     def __init__(self) -> None:
         self._in_flight = 0
@@ -125,7 +125,7 @@ class RateLimiter:
         self._more_from = math.inf  # accepted requests since the refusal, from which on to try one request more
 
     def wait(self, now: float) -> float:
-        """Return the seconds after which to ask again; 0 if a request may be sent now.
+        """Return 0 if a request may be sent now, or else the seconds after which to ask again.
 
         Args:
             now: Monotonic seconds.

@@ -1,4 +1,4 @@
-"""Hiding credentials in texts and JSON values, however an answer or an error spells them."""
+"""Hiding credentials in texts and JSON values, in every spelling that answers and errors use."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ Hide = Callable[[str], str]
 
 
 def hider(text: str, secrets: Iterable[str]) -> Hide:
-    """Return the function that hides secrets in a text and in parts of it; secrets that the text lacks cost nothing."""
+    """Return the function that hides secrets in a text and in parts of it; secrets not in the text cost no time."""
     lower = text.lower()
     present = {each for each in secrets if each and max(_WORDS.findall(each), key=len, default="").lower() in lower}
     if not present:
@@ -57,7 +57,7 @@ def hider(text: str, secrets: Iterable[str]) -> Hide:
 
 _WORDS = re.compile("[A-Za-z0-9]+")
 _ESCAPED = r"\\++(?:u[\dA-F]{4})?|%[\dA-F]{2}|&#?\w+;"
-_LONGEST = 4  # bytes of a character in UTF-8, each of which can be escaped
+_LONGEST = 4  # bytes of a character in UTF-8; each byte can be escaped
 
 
 def _any_spelling(secret: str) -> str:

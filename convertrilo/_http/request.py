@@ -77,7 +77,7 @@ def _path_segment(name: str, value: object) -> str:
     if isinstance(value, int):
         return str(value)
     if not isinstance(value, str) or value in ("", ".", ".."):
-        raise ValidationError(name, [Issue("", f"must name something, not {value!r}")])
+        raise ValidationError(name, [Issue("", f"must be an id, not {value!r}")])
     return _quoted(name, value, safe="")
 
 

@@ -76,18 +76,19 @@ class PoolTransport(httpx.AsyncBaseTransport):
       repeatable request with its body in memory went out, the transport sends the request once more, on a new
       connection. Any other request fails, because it may have arrived.
 
-    The transport sets `begun`, whether any byte of the request may have gone out, and `complete`, whether the whole
-    request may have.
+    The transport sets two more: `begun`, whether any byte of the request may have been sent, and `complete`, whether
+    the whole request may have been sent.
 
     Args:
-        max_connections: The most open connections to all origins, idle ones included. Further requests wait.
+        max_connections: The maximum number of open connections to all origins, including idle connections. Further
+            requests wait.
         keepalive_expiry: Seconds after which an idle connection is dropped.
         ssl_context: For https; by default created with the first https request. The pool sets it to offer HTTP/1.1
             only.
-        clock: Returns monotonic seconds, to measure `keepalive_expiry` with.
+        clock: Returns monotonic seconds, for `keepalive_expiry`.
 
     Raises:
-        httpx.TransportError: A request failed; raised by the request, which is attached, as in httpx's own transports.
+        httpx.TransportError: A request failed; the error has the request attached, as in httpx's own transports.
     """
 
     def __init__(
@@ -149,7 +150,7 @@ class PoolTransport(httpx.AsyncBaseTransport):
         )
 
     async def give_back(self, exchange: _Exchange) -> None:
-        """Keep the connection if its answer ended cleanly, else close it; then free the slot for the next request."""
+        """Keep the connection if its answer ended cleanly, else close it; then free its slot for the next request."""
         connection = exchange.connection
         try:
             if connection.finish() and not self._closed:
@@ -288,7 +289,7 @@ def make_transport(
     reads the system's settings on macOS and Windows.
 
     Args:
-        max_connections: The most open connections, in the pool and to each proxy.
+        max_connections: The maximum number of open connections, in the pool and to each proxy.
         keepalive_expiry: Seconds after which an idle connection is dropped.
         ssl_context: For https; by default created when it is needed.
     """

@@ -1,4 +1,4 @@
-"""Tries: a few attempts at a step of a flow that is more than one call."""
+"""Tries: how often a flow repeats one of its steps, and the waits in between. A step may consist of several calls."""
 
 from convertrilo._http.context import Context
 from convertrilo.retry import RetryPolicy
@@ -10,7 +10,7 @@ class Tries:
     Args:
         context: Provides the clock and the random numbers.
         policy: Limits the number of tries and sets the backoff.
-        most: The most tries; by default the policy's `max_attempts`.
+        most: The maximum number of tries; by default the policy's `max_attempts`.
         made: The number of tries that were made before.
     """
 

@@ -1,8 +1,7 @@
 """A SQLite file that many tasks and processes share: every change is on disk before the call returns.
 
 A commit costs a disk sync and two thread switches, so tasks share commits. The first task opens a group of requests and
-waits for the previous group to finish. Tasks that come meanwhile join the new group, and one transaction serves all of
-them.
+waits for the previous group to finish. Tasks that arrive until then join the new group. One transaction runs the group.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ _REASONS = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a copy, or move it away and start with a new one",
     sqlite3.SQLITE_FULL: "the disk is full",
     sqlite3.SQLITE_IOERR: "the disk cannot be written or read",
-    sqlite3.SQLITE_NOTADB: "it is no SQLite file, or it is damaged",
+    sqlite3.SQLITE_NOTADB: "it is not a SQLite file, or it is damaged",
     sqlite3.SQLITE_READONLY: "it is read-only",
 }
 _CLOSED = "it is not open; use it inside `async with`"
@@ -72,12 +71,12 @@ class Request(Generic[_T]):
             self.error = error
 
     def fail(self, error: Exception) -> None:
-        """Replace the outcome by an error."""
+        """Replace the outcome with an error."""
         self.results, self.error = [], error
 
 
 @attrs.define(eq=False)
-class _RequestGroup:
+class _Group:
     """Requests that share a transaction."""
 
     requests: list[Request[Any]] = attrs.field(factory=list[Request[Any]])
@@ -108,7 +107,7 @@ class SharedFile:
 
     Args:
         path: The file. It is created if it does not exist, readable by its owner only.
-        application_id: Marks a SQLite file as one of this kind, so that another program's file is not mistaken for one.
+        application_id: Marks a file as one of this kind, so that another program's SQLite file is never used.
         migrations: The statements that lead from each version of the schema to the next.
     """
 
@@ -120,10 +119,10 @@ class SharedFile:
         self._users = 0
         self._connection: sqlite3.Connection | None = None
         self._access = threading.Lock()
-        self._open_group: _RequestGroup | None = None
+        self._open_group: _Group | None = None
 
     async def enter(self) -> None:
-        """Count a user of the file; the first one opens it."""
+        """Register a user of the file; the first user opens the file."""
         if self._users == 0:  # these belong to the running event loop
             self._turn = anyio.Lock()
             self._limiter = anyio.CapacityLimiter(1)
@@ -136,7 +135,7 @@ class SharedFile:
             raise
 
     async def leave(self) -> None:
-        """Count a user off; the last one closes the file."""
+        """Unregister a user of the file; the last user closes the file."""
         self._users -= 1
         if not self._users:
             await _run_to_end(partial(anyio.to_thread.run_sync, self._close, limiter=self._limiter))
@@ -150,13 +149,13 @@ class SharedFile:
             group.requests.append(request)
             await _run_to_end(group.done.wait)
         else:
-            group = self._open_group = _RequestGroup([request])
+            group = self._open_group = _Group([request])
             await _run_to_end(partial(self._lead, group))
         if request.error is not None:
             raise request.error
         return request.results[0]
 
-    async def _lead(self, group: _RequestGroup) -> None:
+    async def _lead(self, group: _Group) -> None:
         async with self._turn:
             if self._open_group is group:
                 self._open_group = None
@@ -172,8 +171,8 @@ class SharedFile:
                 raise
             group.done.set()
 
-    def _run(self, group: _RequestGroup) -> None:
-        with self._access:  # a task cancelled by asyncio comes again while its first thread still runs
+    def _run(self, group: _Group) -> None:
+        with self._access:  # a task cancelled by asyncio calls this again while its first thread still runs
             if group.ran:
                 return
             group.ran = True
@@ -187,11 +186,11 @@ class SharedFile:
                 return
             failed = _transact(self._connection, group.requests)
             if failed and len(group.requests) > 1 and error_code(failed) != sqlite3.SQLITE_BUSY:
-                for request in group.requests:  # one by one, so that only the request fails that is too big
+                for request in group.requests:  # one by one, so that only the request that is too big fails
                     _transact(self._connection, [request])
 
     def _close(self) -> None:
-        with self._access:  # a task that entered meanwhile opens the file again with its first group
+        with self._access:  # if another task has entered, its first request opens the file again
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
@@ -233,12 +232,12 @@ def _open(path: Path, schema: _Schema) -> sqlite3.Connection:
 
 
 def _prepare(connection: sqlite3.Connection, schema: _Schema) -> None:
-    """Set a connection up and migrate its file; a file of another program is not changed."""
+    """Configure a connection and migrate its file; never change a file of another program."""
     with connection:
         connection.execute("BEGIN")
         version = _version(connection, schema)
     if connection.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-        raise UnusableError("its file system does not support it (WAL mode); put it on a local disk")
+        raise UnusableError("its file system does not support WAL mode; put the file on a local disk")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA fullfsync = ON")  # otherwise macOS leaves a commit in the drive's cache
     if version == len(schema.migrations):

@@ -1,4 +1,4 @@
-"""Frozen batches: which jobs, in which order, as which bytes, under which key.
+"""Frozen batches: the jobs of a batch, their order, the bytes that are sent, and the idempotency key.
 
 This module is pure. A frozen batch never changes: every attempt, in this process or a later one, sends the same bytes.
 """
@@ -18,8 +18,8 @@ from convertrilo.models import BulkCreateSettings, JobCreateRequest
 
 JobRequest = JobCreateRequest | Mapping[str, Any]
 
-# A long identity keeps its beginning, and only the rest is hashed. So ids that arrive in order, as from a listing, stay
-# in order; fully hashed, each of them would touch another page of the journal.
+# A long identity keeps its beginning, and only the rest is hashed. So ids that arrive in order, for example from a
+# listing, stay in order. If the whole id were hashed, each id would touch another page of the journal.
 _LONG_IDENTITY = 64
 _KEPT = 48
 _DIGEST_SIZE = 8
@@ -87,7 +87,7 @@ class Item:
         self.requests = requests
         """The caller's own objects: several if the input contains the job several times."""
         self.round = 0
-        """In how many batches the job was sent before."""
+        """The number of earlier batches in which the job was sent."""
         self.replaces: int | None = None
         """The journal's number of the earlier batch from which the job may be moved to a new one."""
         self.identity = self.digest = b""
@@ -158,7 +158,7 @@ def freeze(items: Sequence[Item], settings: BatchSettings) -> Batch:
 
 
 def refreeze(items: Sequence[Item], body_without_credentials: bytes, identity: Identity, round_number: int) -> Batch:
-    """Make a batch again from the journal's body; its items already have the credentials they had."""
+    """Rebuild a batch from the journal's body; `items` already contain the credentials."""
     body = body_without_credentials
     if any(item.body_without_credentials is not item.body for item in items):
         suffix = body[len(_body([item.body_without_credentials for item in items], b"")) :]
@@ -171,7 +171,7 @@ def _body(jobs: Sequence[bytes], suffix: bytes) -> bytes:
 
 
 def items_of_body(body: bytes, settings: BatchSettings) -> list[Item]:
-    """Return the jobs of a batch in the journal: without credentials, and standing for no request yet."""
+    """Return the jobs of a batch in the journal: without credentials, and without requests of the caller."""
     wire: dict[str, Any] = loads(body)
     suffix = canonical({**wire, "jobs": []}).removeprefix(b'{"jobs":[')
     items = [Item(job, canonical(job), []) for job in wire["jobs"]]
@@ -213,8 +213,8 @@ class SizeLimits:
     def too_large(self, items: Sequence[Item]) -> bool:
         """Whether a request of this size was rejected earlier.
 
-        A smaller request is always tried, even if it is likely to be rejected. So every run sends the same halves, no
-        matter when it learns of the limits.
+        A smaller request is always tried, even if the service will probably reject it. So every run sends the same
+        halves, no matter when it learns the limits.
         """
         if len(items) < 2:
             return False

@@ -1,4 +1,4 @@
-"""The input of a bulk submission, read in batches: the jobs that are to be sent together, unless that is too large."""
+"""The input of a bulk submission, read batch by batch: a batch is one request, unless the request is too large."""
 
 import time
 from collections.abc import AsyncIterable, Callable, Iterable
@@ -18,7 +18,7 @@ _SLICE = 0.01
 class BatchReader:
     """Reads the input batch by batch.
 
-    Jobs without an `external_id` get batches of their own, because they and their batch have no identity.
+    Jobs without an `external_id` go into separate batches, because such a job gives its batch no identity.
 
     Args:
         jobs: The input.
@@ -43,7 +43,7 @@ class BatchReader:
         self._nameless: list[Item] = []
 
     async def next(self, is_time_to_stop: Callable[[], bool]) -> list[Item] | None:
-        """Return the jobs of the next batch; the last batches are smaller, and after them the list is empty.
+        """Return the jobs of the next batch: fewer at the end of the input, and an empty list after it.
 
         Args:
             is_time_to_stop: Called while jobs are read. Once it returns True, the jobs read so far are kept for the
@@ -101,7 +101,7 @@ class BatchReader:
                 self._merge(first, item)
 
     def _merge(self, first: Item, item: Item) -> None:
-        """Let one job stand for a repetition of it, or refuse the repetition if it differs."""
+        """Merge a repeated job into its first occurrence, or refuse the repeated job if it differs."""
         if first.body_without_credentials == item.body_without_credentials:
             first.requests += item.requests
         else:

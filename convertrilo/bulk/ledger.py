@@ -1,4 +1,4 @@
-"""The journal of a bulk submission: who sends which batch, and what the service answered."""
+"""The journal of a bulk submission: which run sends which batch, and what the service answered."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ from convertrilo._http.engine import only_logged
 from convertrilo.bulk.batches import Batch
 from convertrilo.bulk.outcomes import JobOutcome, read_outcomes
 from convertrilo.errors import OutcomeUnknownError
-from convertrilo.journal import batches as claims
+from convertrilo.journal import batches as batch_rows
 from convertrilo.journal.batches import BatchRow, Membership
 from convertrilo.journal.entries import (
     NOTHING_SENT,
@@ -62,7 +62,7 @@ class Ledger:
     Args:
         journal: The journal, which is open.
         service: The journal's name for the service.
-        sender: Tells one API key from another, as in `Journal.begin`.
+        sender: Identifies the API key, as in `Journal.begin`.
         keep: How many answered batches to keep in memory.
     """
 
@@ -98,8 +98,8 @@ class Ledger:
         """Record a batch as this run's, unless some of its jobs are in other batches.
 
         Returns:
-            The memberships of the jobs that are in other batches, if there are any: then nothing is recorded. Otherwise
-            the answer, if the batch was already sent as an operation of its own; or None, if the batch is to be sent.
+            If some jobs are in other batches, their memberships; nothing is recorded then. If the batch was already
+            sent as an operation of its own and answered, the answer. None if the batch must be sent.
 
         Raises:
             OutcomeUnknownError: The batch was sent as an operation of its own, and its outcome is unknown.
@@ -119,7 +119,7 @@ class Ledger:
         check_service(connection, self._service)
         members = [item for item in batch.items if item.identity]
         replaced = {item.identity: item.replaces for item in members}
-        memberships = claims.find(connection, list(replaced))
+        memberships = batch_rows.find(connection, list(replaced))
         taken = {
             identity: membership
             for identity, membership in memberships.items()
@@ -139,7 +139,7 @@ class Ledger:
             service=self._service,
             sender=self._sender,
         )
-        batch.number = claims.add(
+        batch.number = batch_rows.add(
             connection,
             key=identity.key,
             round_number=batch.round,
@@ -188,7 +188,7 @@ class Ledger:
 
         def work(connection: sqlite3.Connection) -> bool:
             check_sender(connection, known.entry, self._sender)
-            return claims.take_over(connection, known.row.number, old=known.row.owner, new=self.owner)
+            return batch_rows.take_over(connection, known.row.number, old=known.row.owner, new=self.owner)
 
         return await self.journal.do(work, NOTHING_SENT)
 
@@ -198,7 +198,7 @@ class Ledger:
 
         def work(connection: sqlite3.Connection) -> None:
             for number in numbers:
-                claims.take_over(connection, number, old=self.owner, new=None)
+                batch_rows.take_over(connection, number, old=self.owner, new=None)
 
         with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
             await self.journal.do(work, _STAYS_PENDING)
@@ -206,16 +206,16 @@ class Ledger:
     async def release_all(self) -> None:
         """Give up the ownership of all batches that got no answer."""
         with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
-            await self.journal.do(partial(claims.release_all, owner=self.owner), _STAYS_PENDING)
+            await self.journal.do(partial(batch_rows.release_all, owner=self.owner), _STAYS_PENDING)
 
     async def discard(self, batch: Batch) -> None:
         """Delete a batch that the service did not process, so that its jobs may go into other batches."""
         with anyio.CancelScope(shield=True), only_logged(CREATE_JOBS_BULK.id):
-            await self.journal.do(partial(claims.discard, key=batch.identity.key, owner=self.owner), _STAYS_PENDING)
+            await self.journal.do(partial(batch_rows.discard, key=batch.identity.key, owner=self.owner), _STAYS_PENDING)
 
 
 def _read(connection: sqlite3.Connection, *, number: int, window: Window) -> KnownBatch | None:
-    row = claims.row_of(connection, number)
+    row = batch_rows.row_of(connection, number)
     entry = None if row is None else find_operation(connection, key=row.key, window=window)
     return None if row is None or entry is None else KnownBatch(row, entry)
 
@@ -240,7 +240,7 @@ def is_alive(owner: str) -> bool:
 
 
 async def last_sent_by_another_key(client: BaseClient, journal: Journal) -> datetime | None:
-    """Return when a journal last recorded a first attempt under an API key other than the client's, or None.
+    """Return the time of the journal's latest first attempt that was made with another API key, or None.
 
     Args:
         client: The client whose service and API key are compared with the journal's.

@@ -8,7 +8,7 @@ from convertrilo.codec import read_answer
 from convertrilo.models import BulkCreateResponse
 
 TRANSIENT = frozenset({"rate_limit_exceeded", "idempotency_in_progress", "host_not_resolvable", "probe_failed"})
-"""Error codes of jobs that may be accepted a moment later: the same run sends them again."""
+"""Error codes of jobs that the service may accept a moment later: the same run sends these jobs again."""
 
 RETRIED_IN_NEXT_RUN = TRANSIENT | {"insufficient_tokens"}
 """Error codes of jobs that a later run sends again."""
@@ -30,7 +30,7 @@ class JobOutcome(NamedTuple):
 
 
 def outcome_of(external_id: str | None, outcome: JobOutcome | None) -> JobOutcome | None:
-    """Return an outcome, or None if it names another job than the one with this id."""
+    """Return an outcome, or None if its `externalId` is the id of another job."""
     return None if outcome is not None and outcome.external_id not in (None, external_id) else outcome
 
 
@@ -50,7 +50,7 @@ def read_outcomes(answer: bytes) -> dict[int, JobOutcome]:
             ):
                 return _read_with_models(answer)
             place = position if index is None else index
-            if job_id is not None or place not in outcomes:  # of two entries for one job, the one with an id counts
+            if job_id is not None or place not in outcomes:  # if a job occurs twice, the entry with an id counts
                 neu = None if estimate is None else estimate.get("neu")
                 name = get("externalId") if index is None else None
                 outcomes[place] = JobOutcome(job_id, get("status"), error, neu, name)

@@ -1,4 +1,4 @@
-"""What `submit_jobs` returns: one result per job, and the progress in numbers."""
+"""The results of `submit_jobs`, one per job, and its progress in numbers."""
 
 import attrs
 
@@ -40,7 +40,7 @@ class SubmitProgress:
 
 
 class Results:
-    """The results that the caller has not read yet, and how many there were in all.
+    """The results that the caller has not read yet, and the number of all results so far.
 
     Args:
         api_key: The API key, which no error message may show.
@@ -55,7 +55,7 @@ class Results:
         self._dry_run = dry_run
 
     def add_outcome(self, item: Item, outcome: JobOutcome | None, key: str | None) -> None:
-        """Add what the service said about a job in the batch with this key."""
+        """Add the result of a job from its outcome in the batch with this key; `None` if the answer has no outcome."""
         if outcome is None:
             self.add_error(item, _missing_outcome(key), key)
             return
@@ -103,6 +103,4 @@ _NO_OUTCOME = JobOutcome(None, None, None, None)
 
 
 def _missing_outcome(key: str | None) -> DecodeError:
-    return DecodeError(
-        "the answer does not say what became of this job", operation=CREATE_JOBS_BULK.id, idempotency_key=key
-    )
+    return DecodeError("the answer has no outcome for this job", operation=CREATE_JOBS_BULK.id, idempotency_key=key)

@@ -47,7 +47,7 @@ class _ResumedBatch:
     """The positions of the jobs whose credentials are not known yet: the input has them, the journal does not."""
 
     def is_complete(self) -> bool:
-        """Fill in the credentials that other jobs of the batch have; return whether none are missing then."""
+        """Fill in missing credentials from other jobs of the batch; return whether the batch is complete then."""
         fill_in_credentials(self.items, self.missing)
         return not self.missing
 
@@ -58,7 +58,7 @@ class Resumer:
     Args:
         ledger: The journal's batches.
         settings: The settings of the run.
-        results: Where outcomes and errors of jobs go.
+        results: Collects the results of the jobs.
         send: Sends a batch that this run owns, and adds the results of its jobs.
         clock: Tells the time and sleeps.
         patience: Seconds to wait for another run to send a batch.
@@ -81,21 +81,21 @@ class Resumer:
         self._clock = clock
         self._patience = patience
         self._resumed: dict[int, _ResumedBatch] = {}
-        """Batches that are not sent yet, because this run has not met all of their jobs in the input."""
+        """Batches that are not sent yet, because this run has not read all of their jobs from the input."""
 
     def next_resumed(self) -> Callable[[], Awaitable[object]] | None:
-        """Return what sends a resumed batch once the input is at its end, or None if there is no such batch."""
+        """Return a function that sends a resumed batch; None if there is none. Called at the end of the input."""
         if not self._resumed:
             return None
         _, resumed = self._resumed.popitem()
         return partial(self._send_again, resumed)
 
     async def look_up(self, items: Sequence[Item], memberships: "Mapping[bytes, Membership]") -> list[Item]:
-        """Give the jobs that are in batches already their results; return the jobs that are to be sent.
+        """Add results for the jobs that are in batches already; return the jobs that must be sent.
 
         Args:
             items: The jobs.
-            memberships: The batches that the journal has them in, by their identities.
+            memberships: The journal's batch of each job, by the job's identity.
         """
         rest: list[Item] = []
         by_batch: dict[int, list[tuple[Item, Membership]]] = {}
@@ -112,7 +112,7 @@ class Resumer:
         return rest
 
     async def _look_up_in_batch(self, number: int, members: _Members) -> list[Item]:
-        """Give jobs the results of their batch: wait for them, or send the batch again if no other run does."""
+        """Add results for the jobs of one batch: wait for its answer, or send it again if no other run does."""
         until = self._clock.monotonic() + self._patience
         while True:
             if number in self._ledger.in_flight:
@@ -152,7 +152,7 @@ class Resumer:
             self._results.add_error(item, error, error.idempotency_key)
 
     def _join(self, batch_items: Sequence[Item], members: _Members) -> list[int]:
-        """Attach jobs of the input to the jobs of a batch that they are; return the positions of those jobs."""
+        """Attach jobs of the input to the same jobs in a batch; return their positions in the batch."""
         joined: list[int] = []
         for item, membership in members:
             member = batch_items[membership.position]
@@ -166,7 +166,7 @@ class Resumer:
         return joined
 
     async def _add_to_resumed(self, number: int, members: _Members) -> None:
-        """Attach jobs of the input to a resumed batch; send the batch if none of its credentials are missing then."""
+        """Attach jobs of the input to a resumed batch; send the batch once none of its credentials are missing."""
         resumed = self._resumed[number]
         resumed.missing.difference_update(self._join(resumed.items, members))
         if not resumed.missing:
@@ -189,7 +189,7 @@ class Resumer:
         await self._send(batch)
 
     def _settle(self, number: int, answered: "AnsweredBatch", members: _Members) -> list[Item]:
-        """Give jobs the outcomes of their answered batch; return the jobs that may be sent again."""
+        """Add results for jobs of an answered batch; return the jobs that may be sent again."""
         rest: list[Item] = []
         for item, membership in members:
             outcome = outcome_of(item.external_id, answered.outcomes.get(membership.position))
@@ -217,7 +217,7 @@ def _credentials_missing(known: "KnownBatch", count: int) -> OutcomeUnknownError
 
 
 def _moved(item: Item, number: int, round_number: int) -> Item:
-    """Let a job go into a new batch, because an earlier batch did not create it."""
+    """Prepare a job for a new batch, because an earlier batch did not create it, and return the job."""
     item.round = round_number + 1
     item.replaces = number
     return item

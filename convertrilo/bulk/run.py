@@ -1,8 +1,8 @@
-"""`submit_jobs`: reads jobs from an iterable, keeps batches of them in flight, and hands out one result per job.
+"""`submit_jobs`: reads jobs from an iterable, keeps batches of them in flight, and yields one result per job.
 
 The run works only while its caller waits for the next result, so a caller who stops reading leaves nothing running.
-During that time up to `concurrency` batches are in flight, until there are enough results or the caller has waited long
-enough for the results that are ready.
+During that time up to `concurrency` batches are in flight, until there are enough results, or some results have been
+ready for long enough.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from convertrilo.journal import Journal
 
 _HOLD = 0.5
-"""Seconds after which results that are ready are handed out before more batches are sent."""
+"""Seconds after which the run hands out the results that are ready before it sends more batches."""
 
 _Work = Callable[[], Awaitable[object]]
 
@@ -72,7 +72,7 @@ def _make_ledger(engine: Engine, journal: "Journal", concurrency: int) -> "Ledge
 
 
 class _Run:
-    """The results of one `submit_jobs`. Unlike a generator, it need not be closed by a caller who stops early."""
+    """The iterator that `submit_jobs` returns. Unlike a generator, it need not be closed if the caller stops early."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Run:
         return ready.pop()
 
     async def _work(self) -> None:
-        """Run the pump with the journal open; release the run's batches if no more of them will be sent."""
+        """Run the pump with the journal open; release the run's batches if the run will send no more of them."""
         async with AsyncExitStack() as stack:
             if self._journal is not None:
                 await stack.enter_async_context(self._journal)
@@ -134,12 +134,13 @@ class _Run:
     def _note_state(self, error: Exception) -> None:
         results = self._results
         open_jobs = self._reader.taken - results.submitted - results.failed
-        how = "the same jobs and batch_size: the same batches are sent under the same keys"
+        how = "the same jobs and batch_size: the client then sends the same batches under the same keys"
         if self._ledger is not None:
-            how = "the same journal: it knows which jobs were submitted, and the others are sent"
+            how = "the same journal: it knows which jobs were submitted, and the client sends the others"
         error.add_note(
-            f"submit_jobs has stopped: {results.submitted} jobs are submitted and {results.failed} were refused, as "
-            f"their results say; {open_jobs} more were taken and are not known to be submitted. Run again with {how}."
+            f"submit_jobs has stopped. Its results say that {results.submitted} jobs are submitted and that "
+            f"{results.failed} were refused. {open_jobs} more jobs were read from the input and have no result yet. "
+            f"Run again with {how}."
         )
 
 
@@ -156,9 +157,9 @@ class _Pump:
         on_progress: OnSubmit | None,
     ) -> None:
         self.error: Exception | None = None
-        """The first error, which ends the run once the results that are ready are read."""
+        """The first error, which ends the run once the caller has read the results that are ready."""
         self.is_done = False
-        """Whether everything is sent."""
+        """Whether all batches are sent."""
         self._reader = reader
         self._sender = sender
         self._results = results
@@ -169,7 +170,7 @@ class _Pump:
         self._hand_out_at = 0.0
 
     async def run(self) -> None:
-        """Send batches until there are enough results, or some for long enough; return when none are in flight."""
+        """Send batches until it is time to hand out results; return when no batch is in flight."""
         self._hand_out_at, enough = self._clock.monotonic() + _HOLD, self._reader.size * self._concurrency
         self._landed = anyio.Event()
         async with anyio.create_task_group() as tasks:
@@ -192,10 +193,10 @@ class _Pump:
         return bool(self._results.ready) and self._clock.monotonic() > self._hand_out_at
 
     async def _next_work(self) -> _Work | None:
-        """Return what sends the next batch, or None if there is none or results are to be handed out first."""
+        """Return a function that sends the next batch; None if there is none, or results must be handed out first."""
         try:
             batch = await self._reader.next(self._is_time_to_hand_out)
-        except Exception as error:  # noqa: BLE001  # the input's own error, raised once the results are read
+        except Exception as error:  # noqa: BLE001  # an error of the input, raised once the results are read
             self.error = self.error or error
             return None
         for request, refusal in self._reader.take_refused():

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from convertrilo.bulk.ledger import Ledger
 
 SendBatch = Callable[[str, bytes, float | None], Awaitable[bytes]]
-"""Sends a frozen batch and returns the answer, given the idempotency key, the body, and the time after which the batch
-must not be sent any more (seconds since the epoch)."""
+"""Sends a frozen batch and returns the answer. Its arguments are the idempotency key, the body, and the time after
+which the batch must not be sent (seconds since the epoch)."""
 
 _CREATE_JOBS_BULK = attrs.evolve(CREATE_JOBS_BULK, returns=None)
 """The operation without its model: `read_outcomes` reads the answers."""
@@ -30,7 +30,7 @@ _CREATE_JOBS_BULK = attrs.evolve(CREATE_JOBS_BULK, returns=None)
 _TOO_MANY_BYTES = 413
 
 _MOST_TRIES = 4
-"""How many times one run sends a job at most, if the service refuses it for transient reasons."""
+"""The maximum number of times that one run sends a job which the service refuses for transient reasons."""
 
 
 class BatchSender:
@@ -40,7 +40,7 @@ class BatchSender:
         engine: The client's engine.
         options: The client's options.
         settings: The settings of the run.
-        results: Where outcomes and errors of jobs go.
+        results: Collects the results of the jobs.
         ledger: The journal's batches, if there is a journal.
         send_batch: Sends a batch instead of the engine.
     """
@@ -79,8 +79,8 @@ class BatchSender:
         Args:
             items: The jobs of the batch.
             tries: How many times these jobs are sent in this run, this time included.
-            requeue: Takes the jobs that are to be sent, if the journal has other jobs of the batch already. By default
-                they are sent as a batch of their own.
+            requeue: If the journal already has some jobs of the batch, takes back the other jobs. By default, the other
+                jobs are sent as a batch of their own.
         """
         if self._limits.too_large(items):
             return await each_half(items, partial(self.submit, tries=tries))
@@ -130,7 +130,7 @@ class BatchSender:
             ledger.in_flight[batch.number] = batch
         try:
             while wait := engine.limiter.wait(engine.clock.monotonic()):
-                await engine.clock.sleep(wait)  # before the call, whose deadline must not pass meanwhile
+                await engine.clock.sleep(wait)  # before the call, so that the wait does not use up the call's deadline
             call = engine.frozen_call(
                 _CREATE_JOBS_BULK, self._options, wire=wire, content=batch.body, identity=batch.identity
             )
@@ -162,7 +162,7 @@ class BatchSender:
         return outcomes
 
     async def _take_outcomes(self, batch: Batch, outcomes: Mapping[int, JobOutcome], tries: int) -> bool:
-        """Turn outcomes into results; send jobs that were refused for transient reasons again, in a batch of theirs."""
+        """Turn outcomes into results; send jobs that were refused for transient reasons again, in a new batch."""
         policy = self._options.retry
         tried = Tries(self._engine, policy, most=min(_MOST_TRIES, policy.max_attempts), made=tries)
         again: list[Item] = []
@@ -214,9 +214,9 @@ async def _record_failure(ledger: "Ledger", batch: Batch, error: BaseException) 
 def _is_surely_refused(batch: Batch, error: BaseException) -> bool:
     """Whether the service rejects the batch itself, so that no attempt can have had an effect.
 
-    If an attempt may have had an effect, only the service's own error is proof: the service would have known the key of
-    a batch that it processed. A gateway's 400 says nothing about the batch, and its 413 nothing about an earlier
-    attempt, which may have taken another route.
+    If an attempt may have had an effect, only the service's own error is proof, because the service knows the keys of
+    the batches that it processed. A gateway's 400 says nothing about the batch. A gateway's 413 says nothing about an
+    earlier attempt, which may have taken another route.
     """
     if not isinstance(error, APIError) or error.status not in TOO_MUCH:
         return False
@@ -227,7 +227,7 @@ def _unknown_outcome(batch: Batch, error: APIError) -> OutcomeUnknownError:
     """Return the error of a batch that may have been processed, and that a gateway now rejects."""
     unknown = OutcomeUnknownError(
         "an earlier attempt may have been processed, and the last one was rejected before it reached the service: "
-        f"{error.message}.",
+        f"{error.message.rstrip('.')}.",
         find_out="In another batch its jobs could be created twice. Run again with the same journal: the batch is sent "
         "unchanged.",
     )

@@ -1,4 +1,4 @@
-"""Handling each webhook event once: the interface of a dedupe store, and the store in memory."""
+"""Webhook deduplication: the interface of a dedupe store, the store in memory, and handling an event once."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ Claim = Literal["mine", "done", "busy"]
 """The result of claiming an event: `mine` (handle it), `done` (already handled) or `busy` (being handled)."""
 
 LEASE = 60.0
-"""Seconds after which a claim ends unless it is renewed, so that the events of a crashed process become free."""
+"""Seconds after which a claim ends unless it is renewed, so that others can claim the events of a crashed process."""
 
 _POLL = 0.25
 
@@ -100,7 +100,7 @@ async def with_claim(store: DedupeStore, key: Key, work: Callable[[], Awaitable[
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # Only a task that the work awaited was cancelled. Raised as it is, the error would end the tasks around us.
+            # Only a task that the work awaited was cancelled. This error must not end the surrounding tasks.
             failure = RuntimeError("a task that the handler awaited was cancelled")
             failure.__cause__ = error
         tasks.cancel_scope.cancel()

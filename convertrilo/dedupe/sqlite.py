@@ -1,4 +1,4 @@
-"""The dedupe store in a SQLite file that processes share, and the queue of events still to be handled."""
+"""The dedupe store in a SQLite file that processes can share, and the queue of events to handle."""
 
 import os
 import sqlite3
@@ -20,8 +20,8 @@ _APPLICATION_ID = 0x43565744  # "CVWD"
 _PRUNE_EVERY = 1_000
 _MAX_PARAMETERS = 500
 
-# `until` is the time at which a row may be claimed: when its claim ends, or when a queued event is due. It is NULL once
-# the event is handled.
+# `until` is the time from which a row may be claimed: its claim ends then, or the queued event is due then. `until` is
+# NULL once the event is handled.
 _MIGRATIONS = (
     (
         """CREATE TABLE events (
@@ -60,7 +60,7 @@ class SQLiteDedupe:
 
     Args:
         path: The file, on a local disk. It is created if it does not exist.
-        remember: The least number of seconds for which a handled event is remembered.
+        remember: The minimum time in seconds for which a handled event is remembered.
         clock: Tells the time.
     """
 
@@ -170,7 +170,7 @@ class SQLiteDedupe:
         )
 
     async def take(self) -> tuple[Queued | None, float | None]:
-        """Claim the event that has been due the longest; if none is due, return when the next one is (clock time)."""
+        """Claim and return the event that is due the longest; if none is due, return the time when the next is due."""
         now = self._clock.time()
 
         def work(connection: sqlite3.Connection) -> tuple[Queued | None, float | None]:
@@ -190,7 +190,7 @@ class SQLiteDedupe:
         return await self._do(work)
 
     async def postpone(self, key: Key, seconds: float) -> None:
-        """Put an event whose handler failed back into the queue, due after so many seconds."""
+        """Put an event whose handler failed back into the queue; the event is due again after `seconds`."""
         await self._change(
             "UPDATE events SET until = ?3, owner = NULL WHERE job = ?1 AND event = ?2 AND owner = ?4",
             *(*_stored(key), self._clock.time() + seconds, self._owner),

@@ -1,4 +1,4 @@
-"""The first step of a run: find the objects, record those that are wanted, and pass the new ones to the submission."""
+"""The first step of a run: find the objects, record the wanted objects, and pass the new ones to the submission."""
 
 import os
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from convertrilo.journal import Journal, folders
 
 
 class ObjectFinder:
-    """Lists a folder, or reads its manifest, and records the objects that are wanted."""
+    """Lists a folder, or reads its manifest, and records the wanted objects: those that pass the filters."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class ObjectFinder:
         self._is_wanted = is_wanted
         self._max_files = max_files
         self.region_is_known = anyio.Event()
-        """Set once the first page was read: only then is the bucket's region certain."""
+        """Set once the first page is read: before that, the bucket's region is not certain."""
 
     async def find(
         self, manifest: str | os.PathLike[str] | None, new_rows: MemoryObjectSendStream[list[folders.Row]]
@@ -64,7 +64,7 @@ class ObjectFinder:
         try:
             await listing()
         except UnorderedError:
-            self._tracker.passed_over = 0  # every object comes again; those that are recorded are not new
+            self._tracker.passed_over = 0  # every object is listed again, and recorded objects are not new
             await listing(concurrency=1)
 
     async def _take(self, page: Page, *, new_rows: MemoryObjectSendStream[list[folders.Row]]) -> None:

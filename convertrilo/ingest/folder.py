@@ -52,14 +52,14 @@ async def ingest_folder(
     engine: IngestEngine | None = None,
     on_progress: OnIngest | None = None,
 ) -> IngestReport:
-    """Encode every video of a folder in S3, each once, and return a report (`createJobsBulk`, `bulkStatus`).
+    """Encode every video of an S3 folder exactly once, and return a report (`createJobsBulk`, `bulkStatus`).
 
     Each object's job has an `external_id` made of bucket, key and ETag (see docs/INGEST.md): the same object is always
     the same job, and a changed object is a new job. Calling again with the same journal continues the run. Memory does
     not grow with the folder. Several processes may work on one journal at once.
 
-    The service reads the objects itself, with the credentials that list the folder. They are sent in the body of each
-    request and are never written to disk. AWS's temporary credentials cannot be sent, so jobs cannot use them.
+    The service reads the objects itself, with the credentials that list the folder. The client sends these credentials
+    in the body of each request and never writes them to disk. The API does not accept AWS's temporary credentials.
 
     Args:
         client: The client that sends the requests. It needs no journal of its own.
@@ -69,46 +69,46 @@ async def ingest_folder(
             unless the template says `confirm=False`.
         journal: The journal that records the run: a path, or a journal that the client may use as well. A journal
             holds one folder.
-        include: Patterns (`*`, `?`, `[…]`) of which the key must match at least one. The default is the file name
+        include: Patterns (`*`, `?`, `[…]`); the key must match at least one of them. The default is the file name
             extensions of videos.
         exclude: Patterns that the key must not match.
         min_size: The smallest size of an object, in bytes.
         max_size: The largest size of an object, in bytes.
         modified_since: Skip objects that were last modified before this time, which needs a time zone.
-        max_files: The most objects that the journal may hold, over all runs.
-        shard: `i/n`, with i from 0 to n-1: take only this share of the folder, so that n machines can divide the work.
-            Each share needs a journal of its own.
+        max_files: The maximum number of objects in the journal, over all runs.
+        shard: `i/n`, with i from 0 to n-1: ingest only this shard of the folder, so that n machines can divide the
+            work. Each shard needs a journal of its own.
         manifest: A file that names the objects, read instead of listing the folder: the `manifest.json` of an S3
             Inventory, CSV, JSON lines, or plain keys.
-        anonymous: Whether to list the folder anonymously, and to send no credentials, even if there are some.
+        anonymous: Whether to list the folder anonymously and send no credentials, even if credentials are available.
         on_demand: Whether the service lists the folder itself, once (`onDemandIngestFolder`), and encodes at the price
             of on-demand jobs: at most 1,000 files, without filters and without an estimate.
         output: The bucket and prefix to write the encoded files to. Only `on_demand` jobs support this.
         wait: Whether to wait until all jobs have ended.
         timeout: How long to wait, in seconds. Jobs that have not ended by then are `unfinished` in the report.
         dry_run: Whether to list and estimate only (the contract's `dryRun`), without creating jobs.
-        from_scratch: Whether to discard what the journal knows, and create every job anew.
+        from_scratch: Whether to discard the journal's record of the folder, and create every job again.
         batch_size: Jobs per request. Batches get smaller if the service rejects them as too large.
-        concurrency: How many requests are in flight at once.
+        concurrency: The maximum number of requests in flight.
         engine: Lists the pages and sends the batches in place of this process, as `convertrilo.dask.DaskEngine` does.
-            Its workers use the credentials of their own environment, and the source must name none.
+            Its workers use the credentials of their own environment, so the source must not have any.
         on_progress: Called with an `IngestProgress` after each change.
 
     Returns:
         The report on the folder, counted over all runs on the journal.
 
     Raises:
-        ValidationError: An argument is invalid, or a line of the manifest is.
-        ConfigurationError: The journal holds the ingest of another service, folder, template, share or operation name;
+        ValidationError: An argument or a line of the manifest is invalid.
+        ConfigurationError: The journal holds the ingest of another service, folder, template, shard or operation name;
             the extra `s3` is not installed; or AWS's credentials cannot be used.
         TransferError: The folder cannot be listed.
         JournalError: The journal cannot be used.
-        ConvertriloError: The service rejected a request as a whole, or did not answer. The journal holds what was done
-            until then, and the same call continues from there.
+        ConvertriloError: The service rejected a whole request, or did not answer. The same call continues the run from
+            what the journal has recorded.
     """
     model = _checked(template)
     if wait and model.confirm is False:
-        raise ValidationError("wait", [Issue("", "would wait for ever: the template says confirm=False")])
+        raise ValidationError("wait", [Issue("", "would never end: the template says confirm=False")])
     if not 0 < timeout < math.inf:
         raise ValidationError("timeout", [Issue("", f"must be a number of seconds above 0, not {timeout!r}")])
     if max_files is not None and max_files < 1:
@@ -127,14 +127,14 @@ async def ingest_folder(
         )
     elif output is not None:
         raise ValidationError("output", [Issue("", "is for on-demand jobs: the API's other jobs have no such field")])
-    share = None if shard is None else parse_shard(shard)
+    parsed_shard = None if shard is None else parse_shard(shard)
     is_wanted = make_filter(
         include=include,
         exclude=exclude,
         min_size=min_size,
         max_size=max_size,
         modified_since=modified_since,
-        shard=share,
+        shard=parsed_shard,
     )
 
     if engine is None:
@@ -145,7 +145,7 @@ async def ingest_folder(
 
     book = journal if isinstance(journal, Journal) else Journal(journal, clock=engine_of(client)[0].clock)
     async with book:
-        identity = _identity(client, folder, model, share, engine)
+        identity = _identity(client, folder, model, parsed_shard, engine)
         request = on_demand_request(folder, model, output, max_files) if on_demand else None
         if request is not None:
             identity["on_demand"] = strip_credentials(to_wire(request))
@@ -193,7 +193,7 @@ async def _open_without_credentials(source: str | S3FolderSource) -> S3Folder:
 
 
 def _identity(
-    client: BaseClient, folder: S3Folder, template: JobCreateRequest, share: Shard | None, engine: IngestEngine | None
+    client: BaseClient, folder: S3Folder, template: JobCreateRequest, shard: Shard | None, engine: IngestEngine | None
 ) -> dict[str, Any]:
     """Return the service, folder and jobs of a run as JSON; they must stay the same on one journal."""
     inner, options = engine_of(client)
@@ -204,8 +204,8 @@ def _identity(
         "endpoint": folder.endpoint,
         "region": folder.region,
         "template": strip_credentials(to_wire(template)),
-        "shard": None if share is None else str(share),
-        "engine": engine is not None,  # a batch sent without credentials must not be sent again with some
+        "shard": None if shard is None else str(shard),
+        "engine": engine is not None,  # a batch sent without credentials must not be sent again with credentials
     }
 
 

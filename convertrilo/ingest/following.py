@@ -15,7 +15,7 @@ from convertrilo.models import TERMINAL_STATUSES, StatusResponse
 from convertrilo.waiting import JobResult, wait_for_jobs
 
 ROUNDS = 3
-"""Rounds of waiting; another one begins if the status of some jobs could not be read."""
+"""The maximum number of rounds of waiting; another round begins if the status of some jobs could not be read."""
 _FOLLOWERS = 10
 _WINDOW = 100
 """Jobs that each follower waits for at a time; the poller asks for the jobs of all followers together."""
@@ -29,7 +29,7 @@ async def follow_jobs(
     hide: Callable[[str], str],
     timeout: float,
 ) -> None:
-    """Wait for the jobs of a folder, for so many seconds at most, and record how each one ended."""
+    """Wait for the jobs of a folder, for at most `timeout` seconds, and record how each job ended."""
     deadline = engine_of(client)[0].clock.monotonic() + timeout
     recorder = _EndRecorder(journal, tracker, hide)
     for _ in range(ROUNDS):
@@ -62,7 +62,7 @@ class _JobWindows:
         self._after = 0
 
     async def next(self) -> list[str]:
-        """Return the next job ids; wait until a window is full or every job was submitted; an empty list is the end."""
+        """Return the next job ids once a window is full or every job was submitted; an empty list means the end."""
         async with self._lock:
             while True:
                 is_last, event = self._submitted.is_complete, self._submitted.event

@@ -1,6 +1,6 @@
 """List all objects of a folder in S3; a big folder is listed in several ranges of keys at a time.
 
-tests/bench/bench_listing.py measures it: a quarter of the CPU that boto3 needs, on any event loop.
+tests/bench/bench_listing.py measures the listing: it needs a quarter of boto3's CPU time, on any event loop.
 """
 
 from bisect import bisect_left
@@ -15,20 +15,20 @@ from convertrilo.ingest.s3_folder import S3Folder
 from convertrilo.ingest.s3_requests import ListedPage, ListPage, open_lister
 
 CONCURRENCY = 8
-"""Ranges of keys that are listed at once."""
+"""The maximum number of ranges of keys that are listed at once."""
 
 _UNDIVIDED_PAGES = 10
 """Pages that are listed one after the other before a folder counts as big."""
 _PAGES_AHEAD = 16
-"""Pages that a range keeps for itself when it is divided, estimated by the distance of its keys so far."""
+"""Pages that a range keeps for itself when it is divided, estimated from the distance of its keys so far."""
 _REQUESTS_PER_EMPTY_RANGE = 8
-"""No more ranges are divided off once more than one request in so many found an empty range."""
+"""Ranges are no longer divided once more than one request in this number has found an empty range."""
 _DIGITS = 32
 """How many characters of a key count when ranges are divided."""
 
 
 class UnorderedError(TransferError):
-    """The store does not list keys in order, which was noticed only after several ranges were listed."""
+    """The store does not list keys in order, but the listing noticed this only after it had begun several ranges."""
 
 
 async def list_objects(
@@ -41,20 +41,20 @@ async def list_objects(
 ) -> None:
     """List a folder, and pass on every object once, a page at a time.
 
-    While one range is listed, pages come in the order of their keys: the first ten pages, and all pages of a folder
-    that is no bigger. After that, they come in any order. The next page of a range is requested when the last one was
-    taken, so a slow `take` slows the listing down, and at most `concurrency` pages are in memory.
+    The first ten pages come in the order of their keys. In a bigger folder, several ranges are listed at once from then
+    on, and pages come in any order. The next page of a range is requested after `take` has returned, so a slow `take`
+    slows the listing down, and at most `concurrency` pages are in memory.
 
     Args:
-        client: Its retry policy, clock and listener are used; its credentials and connections are not.
+        client: Provides the retry policy, the clock and the listener. Its credentials and connections are not used.
         folder: The folder.
-        take: Awaited with each page; with several at once when several ranges are listed.
-        concurrency: How many ranges are listed at once; 1 keeps the pages in order.
-        list_page: Lists one page; by default, over connections that are opened here.
+        take: Awaited with each page. Several calls run at once when several ranges are listed.
+        concurrency: The maximum number of ranges that are listed at once; 1 keeps the pages in order.
+        list_page: Lists one page; by default, over connections that this function opens.
 
     Raises:
-        UnorderedError: Some objects may be missing; listing the folder in one range finds them.
-        ConfigurationError: Credentials that expired cannot be renewed.
+        UnorderedError: Some objects may be missing; list the folder again with a concurrency of 1.
+        ConfigurationError: Expired credentials cannot be renewed.
         TransferError: The store does not answer, refuses, or answers with something other than a listing.
     """
     if list_page is not None:
@@ -65,7 +65,7 @@ async def list_objects(
 
 
 class _KeyRanges:
-    """The ranges of keys that are listed at once; they are divided as the listing goes on."""
+    """The ranges of keys that are listed at once. The listing divides ranges as it goes on."""
 
     def __init__(self, list_page: ListPage, prefix: str, take: TakePage, concurrency: int) -> None:
         self._list_page = list_page
@@ -79,7 +79,11 @@ class _KeyRanges:
         self._is_divided = False
 
     async def list(self) -> None:
-        """List all ranges. The first error ends the listing; an unordered store ends it once all pages are taken."""
+        """List all ranges. The first error ends the listing.
+
+        Raises:
+            UnorderedError: The folder was divided, but the store does not list keys in order.
+        """
         async with running_all() as start:
             self._begin(start, None, None)
         if self._is_futile:
@@ -91,7 +95,7 @@ class _KeyRanges:
 
     @property
     def _is_futile(self) -> bool:
-        """Whether the folder was divided though the store has no order, as directory buckets have none."""
+        """Whether the folder was divided although the store does not list keys in order, such as a directory bucket."""
         return self._is_divided and not self._in_order
 
     async def _list(self, start: Callable[[TaskFunction], None], after: str | None, until: str | None) -> None:
@@ -101,7 +105,7 @@ class _KeyRanges:
             self._running -= 1
 
     async def _list_range(self, start: Callable[[TaskFunction], None], after: str | None, until: str | None) -> None:
-        """List the keys after one key, up to another key, which comes nearer when the range is divided."""
+        """List the keys after `after` up to `until`; when the range is divided, `until` becomes smaller."""
         token: str | None = None
         is_first = True
         last = b"" if after is None else _sort_key(after)
@@ -132,7 +136,7 @@ class _KeyRanges:
                 return
 
     def _divide(self, page: Page, until: str | None) -> str | None:
-        """Return the key at which to divide the rest of a range behind a page, or `None` if that is not worthwhile."""
+        """Return the key at which to divide the rest of a range after a page; `None` if dividing is not worthwhile."""
         is_big = self._pages >= _UNDIVIDED_PAGES and self._in_order
         is_wasteful = self._empty * _REQUESTS_PER_EMPTY_RANGE > self._pages
         if not (is_big and page) or self._running >= self._concurrency or is_wasteful:
@@ -141,7 +145,7 @@ class _KeyRanges:
 
 
 def _marks(listed: ListedPage) -> list[int]:
-    """Return the hashes of a page's first key and continuation token, by which a repeated page is recognised.
+    """Return the hashes of a page's first key and continuation token, which identify a repeated page.
 
     Hashes save memory: a folder of ten million objects has ten thousand pages.
     """
@@ -150,7 +154,7 @@ def _marks(listed: ListedPage) -> list[int]:
 
 
 def _sort_key(key: str) -> bytes:
-    """Return what S3 orders a key by: its UTF-8 bytes."""
+    """Return the bytes by which S3 orders a key: its UTF-8 bytes."""
     return key.encode(errors="surrogateescape")
 
 

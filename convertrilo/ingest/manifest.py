@@ -30,7 +30,7 @@ _FIELDS = {
     "islatest": "is_latest",
     "isdeletemarker": "is_delete_marker",
 }
-"""The fields that the columns of a CSV file and the names in a JSON line stand for, in lower case and without `_`."""
+"""The field for each column name of a CSV file or name in a JSON line; the names are in lower case and without `_`."""
 
 _COLUMN_PATTERNS = {
     "size": re.compile(r"[0-9]+"),
@@ -60,7 +60,8 @@ async def read_manifest(path: str | os.PathLike[str], bucket: str, take: TakePag
         take: Awaited with each page.
 
     Raises:
-        ValidationError: The file is not in the format that its name tells, or names another bucket; with the line.
+        ValidationError: The file is not in the format that its name tells, or names another bucket; the error names the
+            line.
     """
     pages = _pages(Path(path), bucket)
     try:
@@ -156,7 +157,7 @@ def _from_inventory(path: Path, bucket: str) -> Iterator[S3Object]:
 
 
 def _from_csv(path: Path, bucket: str, schema: Sequence[str] | None) -> Iterator[S3Object]:
-    """Read a CSV file; its columns are those of `schema`, else of its header, else those of an S3 Inventory."""
+    """Read a CSV file. Its columns come from `schema`, from its header, or else from the pattern of an S3 Inventory."""
     with _open_text(path) as file:
         rows = csv.reader(file)
         first = next(rows, None)
@@ -177,7 +178,7 @@ def _from_csv(path: Path, bucket: str, schema: Sequence[str] | None) -> Iterator
 
 
 def _guess_schema(path: Path, row: Sequence[str]) -> list[str]:
-    """Return the columns of an inventory without a header: the first are fixed, patterns identify the others."""
+    """Return the columns of an inventory without a header: the first columns are fixed, patterns identify the rest."""
     if len(row) < 2:
         raise _invalid(path, "has neither a header with `key` nor the columns of an S3 Inventory", 1)
     schema = ["bucket", "key"]

@@ -109,13 +109,13 @@ def make_filter(
     """Return a function that says whether an object is wanted. An unknown size or time never excludes an object.
 
     Args:
-        include: Patterns (`*`, `?`, `[…]`; `*` matches slashes, too) of which the whole key must match at least one. By
+        include: Patterns (`*`, `?`, `[…]`; `*` matches slashes, too). The whole key must match at least one of them. By
             default, the key must have the extension of a video.
         exclude: Patterns that the key must not match.
         min_size: The smallest size, in bytes.
         max_size: The largest size, in bytes.
         modified_since: The earliest time of the last modification.
-        shard: The share of the folder that is wanted.
+        shard: The shard of the folder that is wanted.
 
     Raises:
         ValidationError: A pattern list is a string, a size range is invalid, or a time has no time zone.

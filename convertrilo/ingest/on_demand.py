@@ -85,7 +85,7 @@ class OnDemandFolder:
         """Jobs whose status could not be read in this round."""
 
     async def run(self, timeout: float | None) -> IngestReport:
-        """Have the folder encoded; follow the jobs if a timeout in seconds is given."""
+        """Request the encodes of the folder, and return the report; follow the jobs if there is a timeout (seconds)."""
         answer = await self._request_jobs()
         jobs = self._by_external_id({each.job_id: each for each in answer.jobs or () if each.job_id})
         found = [folders.New(each.file_name or name, None, name, None) for name, each in jobs.items()]
@@ -98,9 +98,9 @@ class OnDemandFolder:
         return await read_report(self._journal)
 
     def _by_external_id(self, jobs: Mapping[str, OnDemandFolderIngestItem]) -> dict[str, OnDemandFolderIngestItem]:
-        """Return the jobs by their external ids; if several share one, the later ones have their job id appended.
+        """Return the jobs by their external ids; if several jobs share one, the later jobs have their job id appended.
 
-        If the answer does not name an external id, it is derived as the contract says.
+        An external id that is missing from the answer is derived as the contract says.
         """
         named: dict[str, OnDemandFolderIngestItem] = {}
         for job_id, item in jobs.items():

@@ -7,8 +7,8 @@ import attrs
 
 from convertrilo.journal.folders import Totals
 
-IF_NOT_RECORDED = "Run it again: what was listed and submitted is found again, and no job is created twice."
-"""What a `JournalError` adds when something could not be recorded."""
+IF_NOT_RECORDED = "Run it again: the run resumes, and creates no job twice."
+"""The consequence that a `JournalError` names when something could not be recorded."""
 
 
 @attrs.frozen(kw_only=True)
@@ -16,14 +16,13 @@ class IngestProgress:
     """How far a folder is, in objects, counted over all runs on its journal."""
 
     listed: int
-    """Objects that were listed and are wanted."""
+    """Objects that were listed and passed the filters."""
     submitted: int
     """Objects that have a job; in a dry run, objects that have an estimate."""
     succeeded: int
-    """Jobs that succeeded, as far as the run waits for jobs."""
+    """Jobs that succeeded; the number grows only if the run waits for jobs."""
     failed: int
-    """Objects that were refused, whose job failed or was canceled, or of which it is unknown whether they have a
-    job."""
+    """Objects that were refused, whose job failed or was canceled, or that may or may not have a job."""
     is_listed: bool
     """Whether the listing is complete, so that `listed` is final."""
 
@@ -32,7 +31,7 @@ OnIngest = Callable[[IngestProgress], object]
 
 
 def progress_of(totals: Totals, *, is_listed: bool) -> IngestProgress:
-    """Return the progress that the totals amount to."""
+    """Return the totals of a folder as its progress."""
     return IngestProgress(
         listed=totals.listed,
         submitted=totals.submitted,
@@ -48,7 +47,7 @@ class ProgressTracker:
     def __init__(self, totals: Totals, on_progress: OnIngest | None) -> None:
         self.totals = totals
         self.passed_over = 0
-        """Objects that this run found and that are not wanted."""
+        """Objects that this run found and that did not pass the filters."""
         self.is_listed = False
         self._on_progress = on_progress
 
@@ -59,13 +58,13 @@ class ProgressTracker:
 
 
 class SubmittedSignal:
-    """Wakes up the tasks that follow jobs when more jobs were submitted, and when all were."""
+    """Wakes up the tasks that follow jobs when more jobs, or all jobs, were submitted."""
 
     def __init__(self) -> None:
         self.is_complete = False
         """Whether every job of the run was submitted."""
         self.event = anyio.Event()
-        """Set at the next submission, and then replaced; read it before the journal, to miss no submission."""
+        """Set at the next submission, and then replaced. Read it before the journal, or else a submission is missed."""
 
     def notify(self) -> None:
         """Signal that jobs were submitted and recorded."""

@@ -1,8 +1,8 @@
-"""List pages and send batches on other machines: the tasks that a worker runs, and who hands them out.
+"""List pages and send batches on other machines: the tasks that a worker runs, and the engine that distributes them.
 
-A task is a plain function of plain values, which an engine may run twice: a batch has its idempotency key, and a page
-can be listed any number of times. Tasks carry no credentials: the API key and AWS's credentials are those of the
-worker's environment.
+A task is a plain function of plain values. An engine may run a task twice: a batch has its idempotency key, and a page
+can be listed any number of times. Tasks carry no credentials: a worker uses the API key and the AWS credentials of its
+own environment.
 """
 
 import time
@@ -23,7 +23,7 @@ from convertrilo.operations import CREATE_JOBS_BULK
 from convertrilo.retry import RetryPolicy
 
 _KEPT = ("index", "jobId", "status", "error", "estimate")
-"""The fields of each job in an answer that a worker returns: the others repeat what was sent."""
+"""The fields of each job in an answer that a worker returns; the other fields only repeat the request."""
 
 
 # ---- the tasks of a worker
@@ -50,7 +50,7 @@ class Service(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A listed page, and the region in which the bucket was found."""
+    """A listed page, and the bucket's region."""
 
     listed: ListedPage
     region: str
@@ -60,7 +60,7 @@ _folders: dict[Place, S3Folder] = {}
 
 
 def find(place: Place, service: Service, after: str | None, token: str | None) -> Found:
-    """List one page of a folder: at a continuation token, or else after a key, or else the first one."""
+    """List one page of a folder: at a continuation token, or else after a key, or else the first page."""
     return anyio.run(_find, place, service, after, token)
 
 
@@ -79,8 +79,8 @@ def send(place: Place, service: Service, key: str, body: bytes, last_resend: flo
         service: The service to send to.
         key: The batch's idempotency key.
         body: The batch, without credentials.
-        last_resend: When it is too late to send the batch, in seconds since the epoch: from then on the service may
-            have forgotten the key.
+        last_resend: The time after which the batch must not be sent, in seconds since the epoch, because the service
+            may have forgotten the key by then.
 
     Raises:
         OutcomeUnknownError: It is too late to send the batch.
@@ -94,7 +94,7 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
     if last_resend is not None and time.time() > last_resend:
         raise OutcomeUnknownError(
             "a batch reached a worker too late: the service may have forgotten its key. Nothing was sent.",
-            find_out="The journal's entry has the rest.",
+            find_out="See the journal's entry.",
             operation=CREATE_JOBS_BULK.id,
             idempotency_key=key,
         )
@@ -105,8 +105,8 @@ async def _send(place: Place, service: Service, key: str, body: bytes, last_rese
         engine, options = engine_of(client)
         if engine.credentials.sender != service.sender:
             raise ConfigurationError(
-                "the worker's CONVERTRILO_API_KEY is not that of the client which hands out the work, and the service "
-                "may know a batch from one of them only. Nothing was sent"
+                "the worker's CONVERTRILO_API_KEY is not the client's API key, and the service may know a batch under "
+                "one of the two API keys only. Nothing was sent"
             )
         identity = Identity(key=key, kind="external_id")
         call = engine.frozen_call(CREATE_JOBS_BULK, options, wire=wire, content=encode(wire), identity=identity)
@@ -149,11 +149,11 @@ def _shorten(answer: bytes) -> bytes:
     return dumps({"reserved": wire.get("reserved"), "jobs": jobs})
 
 
-# ---- who hands out the tasks
+# ---- the engine that distributes the tasks
 
 
 class IngestEngine(Protocol):
-    """Lists pages and sends batches on other machines, and may do so twice; entered for as long as a run takes."""
+    """Lists pages and sends batches on other machines; it may run a task twice. A run enters and leaves the engine."""
 
     async def __aenter__(self) -> object: ...
 
@@ -171,7 +171,7 @@ class IngestEngine(Protocol):
 
 
 class RemoteRunner:
-    """Has an engine list the pages of one folder and send its batches."""
+    """Lists the pages of one folder and sends its batches through an engine."""
 
     def __init__(self, client: BaseClient, engine: IngestEngine, folder: S3Folder, *, anonymous: bool) -> None:
         inner, options = engine_of(client)
@@ -194,7 +194,7 @@ class RemoteRunner:
         return Place(folder.bucket, folder.prefix, folder.endpoint, folder.region, folder.path_style, self._anonymous)
 
     async def list_page(self, after: str | None, token: str | None) -> ListedPage:
-        """List one page on a worker, and note the region in which the bucket was found."""
+        """List one page on a worker, and store the bucket's region in the folder."""
         listed, self._folder.region = await self._engine.find(self._place, self._service, after, token)
         return listed
 

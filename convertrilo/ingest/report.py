@@ -1,4 +1,4 @@
-"""The report on a folder: counts, and a row for each object, which is read from the journal when it is needed."""
+"""The report on a folder: counts, and a row for each object, read from the journal on request."""
 
 import csv
 import json
@@ -24,12 +24,12 @@ class IngestRow:
     size: int | None
     """Bytes; `None` if unknown, as for on-demand jobs and in a manifest without sizes."""
     external_id: str
-    """The external id of the object's job. If several on-demand jobs share it, the later ones have `#` and their job id
-    appended here."""
+    """The external id of the object's job. If several on-demand jobs share an external id, the later jobs have `#` and
+    their job id appended here."""
     job_id: str | None
     status: str
-    """`listed`; `refused`: there is no job, and `error` says why; `unknown`: there may be a job, and `error` says why
-    that is not known; `submitted`; or how the job ended: `success`, `failed`, `canceled`."""
+    """`listed`; `refused`, if there is no job, and `error` says why; `unknown`, if there may be a job, and `error` says
+    why this is not known; `submitted`; or how the job ended: `success`, `failed` or `canceled`."""
     output: str | None
     """The key or public URL of the encoded file."""
     error: str | None
@@ -42,16 +42,16 @@ class IngestReport:
     """The state of a folder, counted over all runs on its journal."""
 
     listed: int
-    """Objects that were found and are wanted."""
+    """Objects that were found and passed the filters."""
     passed_over: int
-    """Objects that this run found and that are not wanted."""
+    """Objects that this run found and that did not pass the filters."""
     submitted: int
     """Objects that have a job."""
     succeeded: int
     failed: int
     canceled: int
     refused: int
-    """Objects that have no job because the object or its job was refused."""
+    """Objects that have no job, because the object or its job was refused."""
     unknown: int
     """Objects that may have a job: the job was sent, and its outcome is not known."""
     size: int
@@ -59,14 +59,14 @@ class IngestReport:
     estimated: float
     """The estimated cost of the jobs, in tokens (neu); the service gives no estimate for on-demand jobs."""
     reserved: float | None
-    """Tokens (neu) that the service reserved for the jobs since the journal was begun, or begun from scratch; `None` if
-    the service does not say, as for on-demand jobs and in a dry run."""
+    """Tokens (neu) that the service reserved for the jobs since the first run on the journal, or the last run from
+    scratch; `None` if the service does not say, as for on-demand jobs and in a dry run."""
     dry_run: bool
     journal: Journal = attrs.field(repr=False, eq=False)
 
     @property
     def unfinished(self) -> int:
-        """Jobs that have not ended, as far as this journal knows."""
+        """Jobs that have not ended, according to the journal."""
         return self.submitted - self.succeeded - self.failed - self.canceled
 
     async def rows(self) -> AsyncIterator[IngestRow]:
@@ -113,7 +113,7 @@ class IngestReport:
 
 
 async def read_report(journal: Journal, *, passed_over: int = 0, dry_run: bool = False) -> IngestReport:
-    """Return the report on the folder in a journal, counted there.
+    """Return the report on the folder in a journal, with the journal's counts.
 
     Raises:
         JournalError: The journal cannot be read.
@@ -123,7 +123,7 @@ async def read_report(journal: Journal, *, passed_over: int = 0, dry_run: bool =
 
 
 def check_report_file(path: Path) -> None:
-    """Raise unless a report can be written to this path; a file that is there stays as it is.
+    """Check that a report can be written to this path; an existing file is not changed.
 
     Raises:
         OSError: The file cannot be written.

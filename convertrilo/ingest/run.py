@@ -1,4 +1,4 @@
-"""One run over a folder: finding objects, submitting and following jobs, all at once; the journal records each step."""
+"""One run over a folder: it finds objects, submits and follows jobs, all at once; the journal records each step."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +23,7 @@ from convertrilo.journal import Journal, folders
 from convertrilo.models import BulkCreateSettings, JobCreateRequest
 
 _PAGES_AHEAD = 4
-"""Pages that the listing may be ahead of the submission."""
+"""The number of pages by which the listing may be ahead of the submission."""
 
 
 async def run_folder(
@@ -44,7 +44,7 @@ async def run_folder(
 ) -> IngestReport:
     """Find the objects of a folder and submit their jobs; follow the jobs if a timeout in seconds is given."""
     known = await journal.do(folders.totals)
-    # Objects that earlier runs left refused or unknown may be submitted again, so this run counts them anew.
+    # Objects that were refused or unknown in earlier runs may be submitted again, so this run counts them again.
     tracker = ProgressTracker(attrs.evolve(known, refused=0, unknown=0), on_progress)
     last_known_id = await journal.do(folders.last_id)
     rows_out, rows_in = anyio.create_memory_object_stream[list[folders.Row]](_PAGES_AHEAD)

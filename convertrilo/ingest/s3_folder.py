@@ -23,7 +23,7 @@ _UNRESERVED = "-_.~"
 
 
 def parse_url(url: str) -> S3FolderSource:
-    """Return the folder that `s3://bucket/prefix` names; the prefix is taken literally, with every character.
+    """Return the folder that `s3://bucket/prefix` names; the prefix is taken literally, nothing in it is decoded.
 
     Raises:
         ValidationError: The URL has another form.
@@ -59,14 +59,14 @@ class S3Folder:
         return f"{where.scheme}://{host}{path or '/'}?{parameters}"
 
     def frozen_keys(self) -> "ReadOnlyCredentials | None":
-        """Return the current credentials; those that expire soon are renewed first, possibly over the network.
+        """Return the current credentials; first renew credentials that expire soon, possibly over the network.
 
         Raises:
             ConfigurationError: The credentials cannot be loaded.
         """
         try:
             return None if self.keys is None else self.keys.get_frozen_credentials()
-        except Exception as error:  # botocore's, the network's, or those of a `credential_process`
+        except Exception as error:  # errors of botocore, the network or a `credential_process`
             raise ConfigurationError(f"the AWS credentials cannot be loaded: {error}") from error
 
     async def renew_keys(self) -> None:
@@ -105,7 +105,7 @@ class S3Folder:
         """Return a text without the folder's credentials.
 
         Raises:
-            ConfigurationError: As `source` raises it.
+            ConfigurationError: The credentials cannot be loaded, or are temporary, as in `source`.
         """
         credentials = self.source("")
         hide = hider(text, filter(None, (credentials.access_key_id, credentials.secret_access_key)))
@@ -115,8 +115,8 @@ class S3Folder:
 async def open_folder(source: str | S3FolderSource, *, anonymous: bool = False) -> S3Folder:
     """Return a folder with the region and the credentials to read it with.
 
-    The source's own credentials come first, then AWS's standard chain (environment, profile, role of the machine);
-    without either, requests are anonymous. Where the source names no endpoint, `AWS_ENDPOINT_URL_S3` and
+    The credentials are those of the source, or else those of AWS's standard chain (environment, profile, role of the
+    machine). Without credentials, requests are anonymous. If the source names no endpoint, `AWS_ENDPOINT_URL_S3` or
     `AWS_ENDPOINT_URL` may name a store other than Amazon's.
 
     Args:
@@ -169,7 +169,7 @@ def _open(source: S3FolderSource, *, anonymous: bool) -> S3Folder:
             keys = Credentials(source.access_key_id, source.secret_access_key)
         elif not anonymous:
             keys = session.get_credentials()
-    except Exception as error:  # botocore's, or those of a `credential_process`
+    except Exception as error:  # errors of botocore or a `credential_process`
         raise ConfigurationError(f"AWS's configuration cannot be used: {error}") from error
     folder = S3Folder(
         bucket=source.bucket,

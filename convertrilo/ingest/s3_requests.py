@@ -1,4 +1,4 @@
-"""Requests for one page of a listing (`ListObjectsV2`): signed by botocore, sent over connections of our own."""
+"""Requests for one page of a listing (`ListObjectsV2`): signed by botocore, sent over our own connections."""
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,7 +30,7 @@ class ListedPage(NamedTuple):
 
 
 ListPage = Callable[[str | None, str | None], Awaitable[ListedPage]]
-"""Lists one page: called with the key after which the page begins, and with the continuation token if there is one."""
+"""Lists one page, given the key after which the page begins and the continuation token; either may be None."""
 
 
 class PageLister:
@@ -42,10 +42,10 @@ class PageLister:
         self._send = transport.handle_async_request
 
     async def page(self, after: str | None, token: str | None) -> ListedPage:
-        """Return the page at a continuation token, or else the page after a key, or else the first one.
+        """Return the page at a continuation token, or else the page after a key, or else the first page.
 
         Raises:
-            ConfigurationError: Credentials that expired cannot be renewed.
+            ConfigurationError: Expired credentials cannot be renewed.
             TransferError: The store does not answer, refuses, or answers with something other than a listing.
         """
         query = {"list-type": "2", "encoding-type": "url"}
@@ -84,7 +84,7 @@ class PageLister:
                     await response.aclose()
             except (httpx.HTTPError, OSError) as error:
                 raise no_answer(error, request.method, request.url) from error
-        raise BrokenAttempt(f"AWS redirects from region to region, the last of which is {folder.region}")
+        raise BrokenAttempt(f"AWS redirects from region to region; the last region is {folder.region}")
 
     async def _signed_headers(self, url: str) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth
@@ -101,7 +101,7 @@ class PageLister:
 
 @asynccontextmanager
 async def open_lister(client: BaseClient, folder: S3Folder, connections: int) -> AsyncGenerator[PageLister]:
-    """Yield a lister that has up to so many connections of its own."""
+    """Yield a lister with its own connections, at most `connections` of them."""
     transport = make_transport(max_connections=connections)
     try:
         yield PageLister(client, folder, transport)
@@ -110,10 +110,10 @@ async def open_lister(client: BaseClient, folder: S3Folder, connections: int) ->
 
 
 async def list_page(client: BaseClient, folder: S3Folder, *, after: str | None, token: str | None) -> ListedPage:
-    """List one page: at a continuation token, or else after a key, or else the first one.
+    """Return the page at a continuation token, or else the page after a key, or else the first page.
 
     Raises:
-        ConfigurationError: Credentials that expired cannot be renewed.
+        ConfigurationError: Expired credentials cannot be renewed.
         TransferError: The store does not answer, refuses, or answers with something other than a listing.
     """
     async with open_lister(client, folder, 1) as lister:
@@ -126,13 +126,13 @@ async def _read_body(response: httpx.Response) -> bytes:
         async for piece in pieces:
             body += piece
             if len(body) > _MAX_PAGE_BYTES:
-                raise BrokenAttempt(f"the answer has more than {_MAX_PAGE_BYTES} bytes, so it is no page of a listing")
+                raise BrokenAttempt(f"the answer is not a page of a listing: it has more than {_MAX_PAGE_BYTES} bytes")
     return bytes(body)
 
 
 def _parse(body: bytes) -> ListedPage:
     try:
-        root = ET.fromstring(body)  # noqa: S314  # expat bounds what entities expand to
+        root = ET.fromstring(body)  # noqa: S314  # expat limits the expansion of entities
     except ET.ParseError:
         raise BrokenAttempt("the answer is not a listing; is the endpoint right?") from None
     objects: Page = []

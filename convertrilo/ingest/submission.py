@@ -27,13 +27,13 @@ from convertrilo.journal import Journal, folders
 from convertrilo.models import BulkCreateSettings, JobCreateRequest
 
 RESULTS = 500
-"""Results that may wait to be recorded, and the most that are recorded in one transaction."""
+"""The maximum number of results that wait to be recorded, and that one transaction records."""
 
 
 class JobRequests:
-    """Iterates over the requests for objects that have no job: those that earlier runs left, then the new ones.
+    """Iterates over the requests for objects that have no job: objects from earlier runs first, then new objects.
 
-    This is no generator, so a reader that stops early need not close it.
+    This is not a generator, so a reader that stops early need not close it.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class ResultRecorder:
         self._dry_run = dry_run
 
     async def record_all(self, results: MemoryObjectReceiveStream[SubmittedJob]) -> None:
-        """Record results until the stream ends; those that arrive during a transaction share the next one."""
+        """Record results until the stream ends; results that arrive during a transaction share the next transaction."""
         async for result in results:
             waiting = [result]
             with suppress(anyio.WouldBlock, anyio.EndOfStream):
@@ -144,16 +144,16 @@ class ResultRecorder:
         self._submitted.complete()
 
     async def _record(self, results: Sequence[SubmittedJob]) -> None:
-        said = [
+        submissions = [
             folders.Submitted(
                 each.external_id, each.job_id, self._status(each), self._reason(each.error), each.estimate
             )
             for each in results
             if each.external_id is not None
         ]
-        await self._journal.do(partial(folders.submitted, results=said, dry_run=self._dry_run), IF_NOT_RECORDED)
+        await self._journal.do(partial(folders.submitted, results=submissions, dry_run=self._dry_run), IF_NOT_RECORDED)
         totals = self._tracker.totals
-        for each in said:
+        for each in submissions:
             if each.job_id is None and each.status == folders.UNKNOWN:
                 totals.unknown += 1
             elif each.error is not None:
@@ -166,8 +166,8 @@ class ResultRecorder:
     def _status(self, result: SubmittedJob) -> str | None:
         """Return the status of a job; `unknown` if there is no job id but the service may have created a job.
 
-        That is so if the error leaves it open, if the answer does not mention the job, and if the service knows the
-        idempotency key with another body.
+        The service may have created a job if the error says so, if the answer does not mention the job, or if the
+        service knows the idempotency key with another body.
         """
         error = result.error
         if result.job_id is not None:
@@ -181,7 +181,7 @@ class ResultRecorder:
         if error is None:
             return None
         if _is_known_with_another_body(error):
-            advice = "it was probably sent before with other credentials; run it again with those"
+            advice = "it was probably sent before with other credentials; run it again with those credentials"
             return self._hide(f"{error.message}: {advice}")
         code = error.code if isinstance(error, JobRefusedError) else ""
         return self._hide(error.message if code in ("", error.message) else f"{code}: {error.message}")

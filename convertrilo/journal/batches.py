@@ -39,7 +39,7 @@ class Membership(NamedTuple):
     """The digest of the job and its settings when it joined the batch."""
     round: int
     is_free: bool
-    """Whether the batch was discarded, so that the job may join another one."""
+    """Whether the batch was discarded, so that the job may join another batch."""
 
 
 class BatchRow(NamedTuple):
@@ -49,7 +49,7 @@ class BatchRow(NamedTuple):
     key: str
     round: int
     needs_credentials: set[int]
-    """The positions of the members with credentials, which the operation's body in the journal lacks."""
+    """The positions of the members that have credentials: the operation's body in the journal does not hold them."""
     owner: str | None
     """The run that may send the batch; `None` if any run may claim it."""
 
@@ -79,7 +79,7 @@ def add(
     Args:
         connection: The connection to the journal.
         key: The idempotency key.
-        round_number: How many earlier batches its members were in, at most.
+        round_number: The highest number of earlier batches that any of its members was in.
         needs_credentials: The positions of the members with credentials.
         owner: The run that sends the batch.
         members: The identity and the digest of each member, in order.

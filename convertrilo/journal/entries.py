@@ -49,7 +49,7 @@ _FIND_OUT = (
 
 
 class Window(NamedTuple):
-    """The replay window: an operation may be sent again if it was first sent in it. Seconds since the epoch."""
+    """The replay window, in seconds since the epoch: an operation that was first sent in it may be sent again."""
 
     now: float
     start: float
@@ -62,20 +62,20 @@ def _size(value: bytes | None) -> str:
 
 @attrs.frozen
 class Entry:
-    """One operation as the journal holds it.
+    """One journal entry: a keyed operation and, once there is one, its answer.
 
     Attributes:
         operation: The contract's operation id, such as `createJob`.
         key: The idempotency key.
-        identity: What the key was derived from: the caller's own `key`, the `operation` or `external_id`, or this one
-            `call`.
-        name: The operation's name, for people.
+        identity: Where the key comes from: `key` (the caller's own key), `operation` (the caller's name), `external_id`
+            (the body), or `call` (a random key for this one call).
+        name: The name of the logical operation, if it has one.
         body: The canonical body, without credentials.
         first_sent_at: When the entry was written, just before the operation was first sent.
         answered_at: When the answer was recorded.
         answer: The answer's body as it was received. It may hold temporary permissions, such as an upload URL.
-        state: At the time of reading: `answered`; `pending`, which may be sent again under its key; or `unknown`,
-            which is pending for longer than the replay window, so that the service may have forgotten the key.
+        state: The state at the time of reading: `answered`; `pending`, if the operation may be sent again under its
+            key; or `unknown`, if the replay window ended without an answer and the service may have forgotten the key.
         fresh: Whether the call that returned this entry created it.
     """
 
@@ -141,8 +141,8 @@ def check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> N
     if known != sender:
         raise OutcomeUnknownError(
             f"the operation was first sent at {entry.first_sent_at.isoformat()} with another API key and was never "
-            "answered. The service may know its idempotency key from that API key only: sent with this one, it could "
-            f"be done twice. {NOTHING_SENT}",
+            "answered. The service may know its idempotency key under that API key only, so sending it with this API "
+            f"key could do it twice. {NOTHING_SENT}",
             find_out=f"Call again with that API key. If that is not possible: {_FIND_OUT}",
             operation=entry.operation,
             idempotency_key=entry.key,
@@ -150,7 +150,7 @@ def check_sender(connection: sqlite3.Connection, entry: Entry, sender: str) -> N
 
 
 def last_of_other_senders(connection: sqlite3.Connection, *, service: str, sender: str) -> datetime | None:
-    """Return when an operation was last sent for the first time with another API key, or None.
+    """Return the time of the latest first attempt that was made with another API key, or None.
 
     Raises:
         JournalError: The journal belongs to another service.
@@ -164,7 +164,7 @@ def unknown_outcome(entry: Entry) -> OutcomeUnknownError:
     """Return the error for an operation that was not answered within the replay window."""
     return OutcomeUnknownError(
         f"the operation was first sent at {entry.first_sent_at.isoformat()} and was never answered, and the service "
-        f"may have forgotten its key since: sent again, it could be done twice. {NOTHING_SENT}",
+        f"may have forgotten its key since then, so sending it again could do it twice. {NOTHING_SENT}",
         find_out=_FIND_OUT,
         operation=entry.operation,
         idempotency_key=entry.key,
@@ -178,7 +178,7 @@ def check_service(connection: sqlite3.Connection, service: str) -> None:
         connection.execute("INSERT INTO services VALUES (?)", (service,))
     elif known != (service,):
         raise JournalError(
-            f"the journal belongs to {known[0]}, and this is {service}; use another file. {NOTHING_SENT}"
+            f"the journal belongs to {known[0]}, and the client uses {service}; use another file. {NOTHING_SENT}"
         )
 
 
@@ -209,7 +209,7 @@ def find_operation(connection: sqlite3.Connection, *, key: str, window: Window) 
 def page_of_entries(
     connection: sqlite3.Connection, *, state: State, after: int, window: Window
 ) -> list[tuple[int, Entry]]:
-    """Return the next entries in a state, each with its row id: those with a row id above `after`, the oldest first."""
+    """Return the next entries in a state whose row id is above `after`, each with its row id, the oldest first."""
     page: list[tuple[int, Entry]] = []
     size = 0
     with contextlib.closing(

@@ -36,7 +36,7 @@ TABLES = (
 _PAGE = 1000
 
 UNKNOWN = "unknown"
-"""The status of an object for which the service may have created a job, though the journal knows none."""
+"""The status of an object for which the service may have created a job, although the journal knows no job."""
 
 
 class Row(NamedTuple):
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     status: str | None
     """The last status of the job; `None` before the job has one."""
     ended: bool
-    """Whether the job has ended, or no job is to be created for the object."""
+    """Whether the job has ended, or the object must not get a job."""
     output: str | None
     error: str | None
     estimate: float | None
@@ -67,7 +67,7 @@ class New(NamedTuple):
     size: int | None
     external_id: str
     error: str | None
-    """Why no job can be created for the object; `None` if one can."""
+    """Why no job can be created for the object; `None` if a job can be created."""
 
 
 class Submitted(NamedTuple):
@@ -165,9 +165,9 @@ def last_id(db: "sqlite3.Connection") -> int:
 _HAS_SUBMITTED = f"""SELECT 1 FROM objects WHERE submission IS NOT NULL
              UNION ALL SELECT 1 FROM objects WHERE job_id IS NULL AND status = '{UNKNOWN}' LIMIT 1"""  # noqa: S608  # no user input
 
-# A journal may also hold operations that do not belong to the folder. A batch belongs to it if its first job is one of
-# the folder's objects, which are recorded before the batch. An on-demand request belongs to it if its body is the same.
-# An operation whose answer holds no job does not count.
+# A journal may also hold operations that do not belong to the folder. A batch belongs to the folder if its first job is
+# one of the folder's objects, which are recorded before the batch. An on-demand request belongs to the folder if its
+# body is the same. An operation whose answer holds no job does not count.
 _OF_THIS_RUN = "(:run IS NULL OR name = :run OR substr(name, 1, length(:run || :round)) = :run || :round)"
 _OF_ITS_OBJECTS = """json_valid(CAST(body AS TEXT)) AND EXISTS
     (SELECT 1 FROM objects WHERE external_id = json_extract(CAST(body AS TEXT), '$.jobs[0].externalId'))"""
@@ -185,7 +185,7 @@ _HAS_SENT = f"""SELECT 1 FROM operations
 
 
 def _is_begun(db: "sqlite3.Connection", identity: dict[str, Any], generation: int) -> bool:
-    """Whether the folder has a job, or may have one: a process may end before it records what it has sent."""
+    """Whether the folder has jobs, or may have jobs: a process may end before it records the jobs that it has sent."""
     # Imported here and in `totals`, because a journal without a folder needs neither cattrs nor the models.
     from convertrilo.idempotency import ROUND_MARK
     from convertrilo.operations import CREATE_JOBS_BULK, ON_DEMAND_INGEST_FOLDER
@@ -217,7 +217,7 @@ def add(db: "sqlite3.Connection", *, objects: Sequence[New], most: int | None) -
     Args:
         db: The connection to the journal.
         objects: The objects, in the order in which they were listed.
-        most: The largest number of objects that the record may hold; `None` for no limit.
+        most: The maximum number of objects in the record; `None` for no limit.
     """
     left = len(objects)
     if most is not None:
@@ -295,12 +295,12 @@ def totals(db: "sqlite3.Connection") -> Totals:
 
 
 def page(db: "sqlite3.Connection", *, after: int) -> list[Row]:
-    """Return the next objects, in the order of their ids: those with an id above `after`."""
+    """Return the next objects whose id is above `after`, in the order of their ids."""
     return _rows(db, "id > ?", after)
 
 
 def page_without_job(db: "sqlite3.Connection", *, after: int, up_to: int) -> list[Row]:
-    """Return the next objects that still need a job: those with an id above `after` and up to `up_to`."""
+    """Return the next objects that still need a job and whose id is above `after` and at most `up_to`."""
     return _rows(db, "job_id IS NULL AND NOT ended AND id > ? AND id <= ?", after, up_to)
 
 
@@ -310,6 +310,6 @@ def _rows(db: "sqlite3.Connection", where: str, *values: Any) -> list[Row]:
 
 
 def unended(db: "sqlite3.Connection", *, after: int, count: int) -> list[tuple[int, str]]:
-    """Return the next jobs that have not ended: those submitted after number `after`, each with its number."""
+    """Return the next jobs that have not ended and whose submission number is above `after`, each with its number."""
     query = "SELECT submission, job_id FROM objects WHERE submission > ? AND NOT ended ORDER BY submission LIMIT ?"
     return db.execute(query, (after, count)).fetchall()

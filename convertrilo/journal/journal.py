@@ -31,8 +31,8 @@ _MIGRATIONS = ((*entries.TABLES, uploads.TABLE, *folders.TABLES, *batches.TABLES
 """The statements that lead from each version of the schema to the next."""
 
 _MAX_CLOCK_SKEW = 300.0
-"""Seconds that the clock may have been ahead at the first attempt, but not more than the replay window is long. With a
-larger difference the replay window cannot be trusted."""
+"""Seconds by which the clock may have been ahead at the first attempt, at most the length of the replay window. With a
+larger difference, the journal cannot trust the replay window."""
 
 _NOT_RECORDED = (
     "The service's answer is not recorded: the operation stays pending, and within the replay window the same call "
@@ -104,13 +104,13 @@ class Journal:
             operation: The contract's operation id.
             key: The idempotency key.
             body: The canonical body, without credentials.
-            identity: What the key was derived from: `key`, `operation`, `external_id` or `call`.
-            name: The operation's name, for people.
+            identity: Where the key comes from: `key`, `operation`, `external_id` or `call`; see `Entry`.
+            name: The name of the logical operation, if it has one.
 
         Raises:
             IdempotencyConflictError: The journal holds this key for another operation or body. Nothing was sent.
-            OutcomeUnknownError: The operation was sent but never answered, and the replay window is over or the API key
-                is another one. Nothing was sent.
+            OutcomeUnknownError: The operation was sent earlier but never answered, and the replay window is over or the
+                API key has changed. Nothing was sent.
             JournalError: The journal cannot be written, or belongs to another service. Nothing was sent.
         """
         claim = partial(
@@ -136,7 +136,7 @@ class Journal:
         return entry
 
     async def answer(self, key: str, answer: bytes) -> None:
-        """Record the answer to an operation, unless it has one already or its key was dropped.
+        """Record the answer to an operation, unless the journal has an answer already or the entry was dropped.
 
         Args:
             key: The idempotency key.
@@ -149,10 +149,10 @@ class Journal:
         await self._ask(Request(work), _NOT_RECORDED, key=key)
 
     async def forget(self, key: str) -> None:
-        """Take back one `begin` whose request provably did nothing: it was rejected, or never sent.
+        """Take back one `begin` whose request provably did nothing: the request was rejected, or never sent.
 
-        An unanswered entry is removed once every `begin` was taken back. So a task cannot remove what another task has
-        sent, and a rerun cannot remove what a crashed process may have sent.
+        The journal removes an unanswered entry once every `begin` of it was taken back. So a task cannot remove the
+        entry of an operation that another task has sent, or that a crashed process may have sent.
 
         Args:
             key: The idempotency key.
@@ -180,11 +180,14 @@ class Journal:
         return self._listed("answered")
 
     def unknown(self) -> AsyncIterator[Entry]:
-        """Iterate over the operations not answered in the replay window, the oldest first: each needs a decision."""
+        """Iterate over the operations that got no answer within the replay window, the oldest first.
+
+        Nobody knows whether the service carried them out, so each needs a decision.
+        """
         return self._listed("unknown")
 
     async def drop(self, key: str) -> bool:
-        """Remove an entry in any state: the next call with this key is a new operation to the journal.
+        """Remove an entry in any state, so that the next call with this key is a new operation for the journal.
 
         Args:
             key: The idempotency key.
@@ -198,7 +201,7 @@ class Journal:
         return await self._ask(Request(partial(entries.drop_operation, key=key)), key=key)
 
     async def sent_parts(self, job_id: str, *, service: str) -> SentParts:
-        """Return the uploaded parts of a multipart upload that was not finished.
+        """Return the uploaded parts of a job's unfinished multipart upload.
 
         Args:
             job_id: The job.
@@ -257,7 +260,7 @@ class Journal:
 
         Args:
             work: The function; it gets the connection.
-            consequence: A sentence for the error message: what a failure means for the caller.
+            consequence: A sentence for the error message that says what a failure means for the caller.
 
         Raises:
             JournalError: The journal cannot be used.

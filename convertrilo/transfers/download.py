@@ -90,7 +90,7 @@ class _DownloadSource:
 
     @property
     def name(self) -> str:
-        """The name that a later download recognizes this output by: the URL's signature is not part of it."""
+        """The name by which a later download recognizes this output, without the URL's signature."""
         if self.job_id is not None or self.url is None:
             return self.job_id or ""
         unsigned = httpx.URL(self.url).copy_with(query=None, fragment=None)
@@ -119,7 +119,7 @@ class _DownloadSource:
 async def _fetch(
     engine: Engine, options: Options, output: _DownloadSource, part: PartFile, report: ReportBytes
 ) -> None:
-    """Receive the rest of a file, or all of it."""
+    """Receive the rest of a file, or the whole file."""
     assert output.url is not None
     headers = [("Accept-Encoding", "identity")]
     if part.total is not None and part.size >= part.total:
@@ -141,7 +141,7 @@ async def _fetch(
 
 
 def _check(response: httpx.Response) -> None:
-    """Reject a response if nothing in it could tell whether the whole file has arrived."""
+    """Reject a response that is an error, or does not allow a check that the whole file has arrived."""
     headers = response.headers
     if response.status_code not in (200, 206):
         raise BrokenAttempt(f"the storage answers {response.status_code}")
@@ -152,7 +152,7 @@ def _check(response: httpx.Response) -> None:
 
 
 async def _receive(response: httpx.Response, part: PartFile, report: ReportBytes, clock: Clock) -> None:
-    """Write the body of a response to the part file: a thread writes while more arrives."""
+    """Write the body of a response to the part file: a thread writes while more data arrives."""
     outgoing, incoming = anyio.create_memory_object_stream[list[bytes]](1)
     failures: list[Exception] = []
 
@@ -178,7 +178,7 @@ async def _receive(response: httpx.Response, part: PartFile, report: ReportBytes
 
 
 async def _buffer_chunks(response: httpx.Response, outgoing: MemoryObjectSendStream[list[bytes]], clock: Clock) -> None:
-    """Pass the chunks of a body to the writer, many at a time; those received before an error are passed on too."""
+    """Pass the chunks of a body to the writer, many at a time, including the chunks received before an error."""
     buffered: list[bytes] = []
     size, flush_at = 0, clock.monotonic() + WRITE_SECONDS
     try:

@@ -57,15 +57,15 @@ async def send_parts(
 ) -> None:
     """Upload a job's file in parts (`initStream`, `uploadChunk`, `finalizeStream`).
 
-    An upload that fails or is cancelled is aborted (`abortStream`). With a journal it is aborted only if the service
-    refuses it: otherwise the next call can resume it.
+    An upload that fails or is cancelled is aborted (`abortStream`). With a journal, it is aborted only if the service
+    rejects it; otherwise the next call can resume the upload.
 
     Args:
         client: The client to send with.
         job_id: The job.
         content: The job's file.
-        part_size: The size of a part in bytes; a file that would have too many parts gets larger ones.
-        concurrency: How many parts are in memory, and being sent, at once.
+        part_size: The size of a part in bytes; larger if the file would have too many parts.
+        concurrency: The maximum number of parts in memory and in flight.
         report: Called with the number of bytes uploaded so far.
     """
     if content.size is not None:
@@ -96,8 +96,8 @@ async def send_parts(
 class _UploadRecord:
     """The uploaded parts of one job, as recorded in the journal; always empty without a journal.
 
-    Parts are recognized by their bytes. If the file has changed, its changed parts are sent, so that old and new parts
-    are never mixed.
+    Parts are recognized by their bytes. If the file has changed, its changed parts are sent again, so the upload never
+    mixes parts of the old and the new file.
     """
 
     job_id: str
@@ -209,7 +209,7 @@ class _PartReader:
                 break
             piece, self._rest = piece[:room], piece[room:]
             if size == 0:
-                first = piece  # mostly the whole part, which is then not copied
+                first = piece  # usually the whole part, so that nothing is copied
             else:
                 gathered.write(first)  # joining the pieces at the end would hold the part in memory twice
                 gathered.write(piece)
@@ -265,10 +265,10 @@ def _options_for_part(options: Options, part_size: int) -> Options:
 
 
 async def _finalize(client: BaseClient, job_id: str, etags: dict[int, str | None]) -> None:
-    """Send `finalizeStream`, again if its outcome is unknown.
+    """Send `finalizeStream`, and send it again if its outcome is unknown.
 
-    If the unanswered request has assembled the file, the service refuses the next one, and the job has a file. A probe
-    without that refusal proves nothing: the file may be that of an earlier upload.
+    If the unanswered request has assembled the file, the service rejects the next request, and the job has a file. A
+    file without that rejection proves nothing: an earlier upload may have left it.
     """
     engine, options = engine_of(client)
     body = None

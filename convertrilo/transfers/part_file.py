@@ -54,12 +54,12 @@ async def open_part_file(final: Path, source: str) -> AsyncGenerator["PartFile"]
 
 @attrs.define(eq=False)
 class PartFile:
-    """An incomplete download, and a note beside it that tells which version of which file it is a part of."""
+    """An incomplete download, and beside it a note that identifies the file and the file's version."""
 
     final: Path
     """The path of the complete download."""
     source: str
-    """Identifies what is downloaded, whatever its URL."""
+    """Identifies the downloaded file, independently of its URL."""
     path: Path
     note: Path
     file: FileIO = attrs.field(init=False)
@@ -122,7 +122,7 @@ class PartFile:
         if self.file.closed or os.fstat(self.file.fileno()).st_size or not self._is_in_place():
             return
         if sys.platform == "win32":
-            self.file.close()  # Windows removes no open file
+            self.file.close()  # Windows cannot remove an open file
         self.note.unlink(missing_ok=True)
         self.path.unlink()
 
@@ -202,7 +202,7 @@ class PartFile:
         """Check the length and the digest of the whole file.
 
         Raises:
-            BrokenAttempt: One of them is wrong.
+            BrokenAttempt: The length or the digest is wrong.
         """
         if self.total is not None and self.size != self.total:
             raise BrokenAttempt(f"the file ended after {self.size} of {self.total} bytes", FailureKind.UNCLEAR)
@@ -212,7 +212,7 @@ class PartFile:
             found = hashlib.file_digest(self.file, lambda: hashlib.new(algorithm, usedforsecurity=False))
             if found.hexdigest() != expected:
                 self.size = 0
-                raise BrokenAttempt(f"its {algorithm} is not the one that the storage gives", FailureKind.UNCLEAR)
+                raise BrokenAttempt(f"its {algorithm} differs from the one of the storage", FailureKind.UNCLEAR)
 
     def finish(self) -> None:
         """Rename the complete file to its final path."""
@@ -220,7 +220,7 @@ class PartFile:
             raise TransferError(f"{self.final} is not downloaded: {self.path} was removed meanwhile")
         os.close(os.dup(self.file.fileno()))  # a network file system may report a full disk only at close
         if sys.platform == "win32":
-            self.file.close()  # Windows renames no open file
+            self.file.close()  # Windows cannot rename an open file
         self.path.replace(self.final)
         self.note.unlink(missing_ok=True)
 
@@ -250,6 +250,6 @@ def _lock(file: FileIO) -> bool:
 
 
 def _unlock(file: FileIO) -> None:
-    """Unlock a file. Closing it is not enough: a process forked meanwhile holds the same lock."""
+    """Unlock a file. Closing it is not enough: a process that was forked since then holds the same lock."""
     if sys.platform != "win32" and not file.closed:
         fcntl.flock(file, fcntl.LOCK_UN)

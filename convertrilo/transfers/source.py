@@ -14,7 +14,7 @@ import httpx
 from convertrilo.errors import Issue, TransferError, ValidationError
 
 READ_SIZE = 1024 * 1024
-"""Bytes of a file to read at a time: a switch to a worker thread for every 64 KiB would cost more than the read."""
+"""Bytes of a file to read at a time: with 64 KiB, the switch to a worker thread would cost more than the read."""
 
 Source = str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | AsyncIterable[bytes]
 """What can be uploaded: a path, a file opened in binary mode, bytes, or an async iterable of bytes."""
@@ -22,7 +22,7 @@ Source = str | os.PathLike[str] | IO[bytes] | bytes | bytearray | memoryview | A
 
 @asynccontextmanager
 async def _open_in_thread(opener: Callable[[], IO[bytes]]) -> AsyncGenerator[IO[bytes]]:
-    """Open a file in a worker thread, and close it whatever happens, cancellation included."""
+    """Open a file in a worker thread, and close it in every case, also after a cancellation."""
     file = await anyio.to_thread.run_sync(opener)
     try:
         yield file

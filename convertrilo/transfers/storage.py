@@ -199,7 +199,7 @@ async def _follow(
         if url.scheme == "https" and target.scheme != "https":
             raise BrokenAttempt(f"{url.host} redirects to an address without encryption")
         if make_body is not None and response.status_code not in (307, 308):
-            raise BrokenAttempt(f"{url.host} redirects elsewhere without the file ({response.status_code})")
+            raise BrokenAttempt(f"{url.host} redirects with {response.status_code}, which does not resend the file")
         url = target
     raise BrokenAttempt(f"{url.host} redirects more than {_MAX_REDIRECTS} times")
 
@@ -221,9 +221,9 @@ async def body_of(response: httpx.Response) -> AsyncGenerator[AsyncIterator[byte
 
 
 async def refusal(response: httpx.Response, now: float) -> BrokenAttempt:
-    """Return the failure that an error response means; it shows only the body's code and message.
+    """Return the failure that an error response means.
 
-    The rest of the body is not shown, because S3 repeats signatures there.
+    The failure shows only the code and the message of the body, because S3 repeats signatures in the rest.
     """
     beginning = b""
     async with body_of(response) as chunks:
@@ -293,10 +293,10 @@ def _md5_in_etag(headers: httpx.Headers) -> tuple[str, str] | None:
 
 
 def checked_url(name: str, text: str) -> httpx.URL:
-    """Return a presigned URL, checked; `name` is the argument's name in errors.
+    """Check a presigned URL, and return it; `name` is the argument's name in errors.
 
     Raises:
-        ValidationError: It is not an http or https URL.
+        ValidationError: The text is not an http or https URL.
     """
     try:
         url = httpx.URL(text)

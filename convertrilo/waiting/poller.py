@@ -1,7 +1,7 @@
-"""One poller for all tasks of a client that wait for jobs: which task polls, and which tasks sleep.
+"""One poller for all tasks of a client that wait for jobs: one of the tasks polls, and the others sleep.
 
-The poller has no task of its own. One of the waiting tasks, the leader, does the polling. When its wait is over, or it
-is cancelled, another waiting task takes over. So polling ends with the last waiter.
+The poller has no task of its own. One of the waiting tasks, the leader, does the polling. When the leader's wait ends,
+or the leader is cancelled, another waiting task takes over. So polling ends with the last waiter.
 """
 
 import copy
@@ -20,7 +20,7 @@ from convertrilo.waiting.rounds import Rounds
 from convertrilo.waiting.watch import AnyStatus, Waiter, Watch
 
 _GRACE = 0.5
-"""Seconds for which a leader whose wait is over still waits for the answers to requests in flight."""
+"""Seconds for which a leader whose wait is over still waits for the answers to its requests in flight."""
 
 
 class Poller:
@@ -33,13 +33,13 @@ class Poller:
         self._watches: dict[tuple[bool, str], Watch] = {}
         self._leader: Waiter | None = None
         self._blocked: dict[Waiter, anyio.Event] = {}
-        """The waiters whose tasks sleep, and what wakes them."""
+        """The waiters whose tasks sleep, each with the event that wakes its task."""
         self._work: anyio.CancelScope | None = None
-        """All that the leader does."""
+        """The scope of everything that the leader does."""
         self._nap: anyio.CancelScope | None = None
-        """The leader's sleep until the next read."""
+        """The scope of the leader's sleep until the next read."""
         self._alarm: anyio.CancelScope | None = None
-        """The leader's sleep until the next deadline of a waiter."""
+        """The scope of the leader's sleep until the next deadline of a waiter."""
         self._alarm_at = math.inf
 
     @property
@@ -76,7 +76,7 @@ class Poller:
                 _cancel(self._nap)
 
     async def wait(self, waiter: Waiter) -> None:
-        """Return when the waiter is ready; lead meanwhile if no other waiter does."""
+        """Wait until the waiter is ready; lead until then if no other waiter leads."""
         try:
             while not waiter.is_ready:
                 if self._clock.monotonic() >= waiter.deadline:
@@ -143,7 +143,7 @@ class Poller:
                 self._rounds.begin(self._watches.values(), now)
             await self._reader.read_some(leader, once)
 
-    # ---- what was read
+    # ---- the statuses that were read
 
     def _take(self, watch: Watch, status: AnyStatus) -> None:
         if self._rounds.take(watch, status):
@@ -155,7 +155,7 @@ class Poller:
             self._finish(watch, None)
 
     def _finish(self, watch: Watch, error: Exception | None) -> None:
-        """End the wait for a job, with an error if it cannot be read."""
+        """End the wait for a job, with an error if the job cannot be read."""
         for waiter in watch.waiters:
             waiter.finished.append((watch, copy.copy(error) if isinstance(error, ConvertriloError) else error))
             self._wake(waiter)

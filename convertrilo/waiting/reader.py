@@ -1,4 +1,4 @@
-"""Reading the statuses of many jobs: in batches where the service allows it, otherwise one by one."""
+"""Reading the statuses of many jobs: with `bulkStatus` if the service allows it, otherwise one by one."""
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
@@ -20,18 +20,18 @@ from convertrilo.waiting.watch import AnyStatus, Waiter, Watch
 R = TypeVar("R")
 
 _CONCURRENT_READS = 8
-"""How many jobs are read one by one at the same time."""
+"""The maximum number of concurrent requests for single jobs."""
 
 _NOT_OFFERED = frozenset({403, 404, 405, 410, 501})
-"""Statuses that say that the service does not offer `bulkStatus` to this client."""
+"""HTTP statuses which mean that the service does not offer `bulkStatus` to this client."""
 
 
 class StatusReader:
-    """Reads the jobs of a round, and remembers what the service accepts.
+    """Reads the jobs of a round, and remembers which requests the service accepts.
 
     Args:
         engine: The client's engine.
-        rounds: What to read, and at which pace.
+        rounds: Knows which jobs to read, and when the next request may be sent.
         on_status: Called with each status that was read.
         on_error: Called with each job that cannot be read, and the error.
     """
@@ -49,9 +49,9 @@ class StatusReader:
         self._on_status = on_status
         self._on_error = on_error
         self._batch_size = engine.poll_batch_size
-        """How many jobs one `bulkStatus` asks for; lowered once the service rejects that many."""
+        """The maximum number of jobs in one `bulkStatus` request; lowered if the service rejects that many."""
         self._bulk_works: bool | None = None
-        """Whether the service offers `bulkStatus`; None if that is not known yet."""
+        """Whether the service offers `bulkStatus`; None until that is known."""
         self._bulk_knows_on_demand = True
         """Whether `bulkStatus` reports on-demand jobs."""
         self._refused_ids = 0
@@ -61,7 +61,7 @@ class StatusReader:
         """Read some jobs of the queue: a batch, or jobs one by one until the queue is empty.
 
         Args:
-            leader: The waiter whose task reads; once it is ready, no further job is read.
+            leader: The waiter whose task reads; once the waiter is ready, no more jobs are read.
             once: Options that allow one attempt.
         """
         queue = self._rounds.queue
@@ -106,7 +106,7 @@ class StatusReader:
             self._on_status(watch, status)
 
     async def _read_together(self, watches: Sequence[Watch], once: Options) -> bool:
-        """Read jobs with `bulkStatus`, in as few requests as the service allows; return whether it answered them."""
+        """Read jobs with `bulkStatus`, in as few requests as possible; return whether the service answered them all."""
         size = self._batch_size
         if len(watches) > size:
             parts = [watches[start : start + size] for start in range(0, len(watches), size)]
@@ -129,7 +129,7 @@ class StatusReader:
         return True
 
     async def _read_halves(self, watches: Sequence[Watch], once: Options) -> bool:
-        """Read each half on its own, to learn whether the service rejects the number of jobs or one of them."""
+        """Read each half on its own, to learn whether the service rejects the number of jobs or one of the jobs."""
         if len(watches) == 1:
             watches[0].alone = True
             self._refused_ids += 1

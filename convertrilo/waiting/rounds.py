@@ -1,6 +1,6 @@
 """Rounds of reading: which jobs to read next, and when.
 
-A round reads every job that is due. Between two rounds there is a rest; a job with news is read without waiting for it.
+A round reads every job that is due. Between two rounds, the poller rests. A job with news is read at once.
 """
 
 import math
@@ -11,15 +11,15 @@ from convertrilo.errors import APIError, ConvertriloError
 from convertrilo.waiting.watch import MAX_INTERVAL, AnyStatus, Watch, backoff_after, rest_after
 
 _SLACK = 0.3
-"""The share of its interval by which a job may be read early, to be part of a round."""
+"""The fraction of its interval by which a job may be read early, so that it joins the round."""
 _MOST_DOUBLINGS = 10
 
 
 class Rounds:
-    """The jobs that are to be read now, and the pace that the service needs.
+    """The jobs to read now, and when the next request may be sent.
 
     Args:
-        context: Whose clock and random numbers are used.
+        context: Provides the clock and the random numbers.
     """
 
     def __init__(self, context: Context) -> None:
@@ -32,15 +32,15 @@ class Rounds:
         self._is_round = False
         """Whether the queue belongs to a round; otherwise it holds only jobs with news."""
         self._requests = 0
-        """How many requests the current round took, or the last one."""
+        """How many requests the current or the last round took."""
         self._ended_at = -math.inf
         """When the last round ended."""
         self._quiet_until = -math.inf
-        """Until when no request may be sent."""
+        """The time before which no request may be sent."""
         self._failures = 0
         """How many requests in a row have failed."""
         self._is_notified = False
-        """Whether the application tells the client about news, as from webhooks."""
+        """Whether the application reports news with `notify`, for example from webhooks."""
 
     @property
     def is_quiet(self) -> bool:
@@ -77,7 +77,7 @@ class Rounds:
     def take(self, watch: Watch, status: AnyStatus) -> bool:
         """Store a job's status and schedule the next read; return whether status or progress changed."""
         is_news = watch.take(status, self._clock.monotonic(), self._context.random)
-        if self._is_notified:  # polling only has to find the news that gets lost
+        if self._is_notified:  # polling only has to find the news that `notify` misses
             watch.interval = MAX_INTERVAL
             watch.due = self._clock.monotonic() + MAX_INTERVAL
         return is_news
@@ -89,7 +89,7 @@ class Rounds:
         self._requests += self._is_round
 
     def answered(self, retry_after: float | None) -> None:
-        """Note that a request was answered, and after how many seconds the service wants the next one."""
+        """Note that a request was answered, and how many seconds the service asks the client to wait, if it does."""
         self._failures = 0
         self.trouble = None
         if retry_after is not None:

@@ -87,7 +87,7 @@ def wait_for_jobs(
 
 
 class _JobResults:
-    """The jobs as they finish. Unlike a generator, it need not be closed by a caller who stops early."""
+    """An iterator over jobs as they finish. Unlike a generator, it need not be closed if the caller stops early."""
 
     def __init__(self, poller: Poller, waiter: Waiter, *, raise_errors: bool) -> None:
         self._poller = poller

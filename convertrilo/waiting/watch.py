@@ -1,4 +1,4 @@
-"""One job that is waited for, one call that waits, and how often a job is read.
+"""A job that calls wait for, a call that waits for jobs, and how often the poller reads a job.
 
 All times are seconds of the client's monotonic clock.
 """
@@ -23,10 +23,10 @@ _JITTER = 0.2
 
 
 def interval(*, age: float, quiet: float, left: float | None, random: Random) -> float:
-    """Return the seconds until a job is to be read again, from 0.4 to 15.
+    """Return the seconds until the next read of a job, from 0.4 to 15.
 
-    A young job may end soon, so it is read again after a share of its age. If the progress of a job predicts an earlier
-    end, the job is read at that time; if the prediction was wrong, after a share of the time without progress.
+    A young job may end soon, so it is read again after a fraction of its age. If the job's progress predicts an earlier
+    end, it is read at that time; if the prediction was wrong, after half of the time without progress.
 
     Args:
         age: Seconds since the wait for the job began.
@@ -41,12 +41,12 @@ def interval(*, age: float, quiet: float, left: float | None, random: Random) ->
 
 
 def rest_after(requests: int) -> float:
-    """Return the seconds to rest after a round: the more requests it took, the longer."""
+    """Return the seconds to rest after a round with this number of requests: the more requests, the longer."""
     return min(MIN_INTERVAL * requests, MAX_INTERVAL)
 
 
 def backoff_after(failures: int, random: Random) -> float:
-    """Return the seconds to wait after so many failed requests in a row."""
+    """Return the seconds to wait after this number of failed requests in a row."""
     return max(MIN_INTERVAL, min(MAX_INTERVAL, MIN_INTERVAL * 2.0**failures) * random())
 
 
@@ -114,7 +114,7 @@ class Waiter:
     timeout: float
     deadline: float
     on_progress: Callable[[Any], object] | None
-    """Takes a `StatusResponse` or an `OnDemandStatusResponse`, whichever the waiter's jobs have."""
+    """Takes a `StatusResponse`, or an `OnDemandStatusResponse` if the waiter's jobs are on-demand."""
     watches: dict[tuple[bool, str], Watch] = attrs.field(factory=dict[tuple[bool, str], Watch])
     """The jobs that the call still waits for."""
     finished: deque[tuple[Watch, Exception | None]] = attrs.field(factory=deque[tuple[Watch, Exception | None]])
@@ -130,7 +130,7 @@ class Waiter:
         return bool(self.finished) or self.is_late or self.callback_error is not None
 
     def tell(self, status: AnyStatus) -> None:
-        """Call `on_progress`; keep its error for the waiting task, because this may be the task of another waiter."""
+        """Call `on_progress`; keep its error for the waiter's own task, because this may be another waiter's task."""
         if self.on_progress is None or self.callback_error is not None:
             return
         try:

@@ -462,7 +462,7 @@ async def test_an_input_that_fails_is_heard_after_the_results(path: Path) -> Non
     service, results = FakeService(), list[SubmittedJob]()
     error = await raised_by(collect(results, service, broken(), batch_size=2))
     assert str(error) == "the disk is gone"
-    assert "1 more were taken" in error.__notes__[-1]
+    assert "1 more jobs were read" in error.__notes__[-1]
     assert ids(results) == service.made
     assert len(results) == 4
 
@@ -622,7 +622,7 @@ async def test_what_one_service_has_answered_is_not_taken_for_another_s(path: Pa
     async with Sandbox() as sandbox, sandbox.client(journal=Journal(path)) as client:
         await submit(client, jobs(1))
     async with Sandbox(base_url="https://convertrilo.test") as other, other.client(journal=Journal(path)) as client:
-        with pytest.raises(JournalError, match=r"and this is https://convertrilo\.test; use another file"):
+        with pytest.raises(JournalError, match=r"and the client uses https://convertrilo\.test; use another file"):
             await submit(client, jobs(1))
         assert other.jobs == []
 

@@ -196,7 +196,7 @@ def test_of_a_journal_of_another_service_that_is_said_first(
     monkeypatch.setenv("CONVERTRILO_API_KEY", "another")
     monkeypatch.setenv("CONVERTRILO_BASE_URL", "https://convertrilo.test")
     assert run(["bulk", "jobs.jsonl"]) == 2
-    assert "and this is https://convertrilo.test; use another file. Nothing was sent." in capsys.readouterr().err
+    assert "the client uses https://convertrilo.test; use another file. Nothing was sent." in capsys.readouterr().err
 
 
 def test_without_a_journal_nothing_is_sent(service: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:

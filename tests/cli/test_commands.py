@@ -266,7 +266,7 @@ def test_a_journal_that_is_none_is_left_alone(here: Path, capsys: pytest.Capture
         assert run(["journal", name, "missing.db"]) == 2
         assert "there is no file missing.db" in capsys.readouterr().err
         assert run(["journal", name, "notes.txt"]) == 2
-        assert "notes.txt cannot be used: it is no SQLite file" in capsys.readouterr().err
+        assert "notes.txt cannot be used: it is not a SQLite file" in capsys.readouterr().err
     assert names_in(here) == ["notes.txt"]
 
 

@@ -433,7 +433,7 @@ async def test_what_may_have_a_job_is_not_called_refused(
             assert (report.listed, report.unknown, report.refused, report.submitted) == (3, 3, 0, 0)
             found = (await rows(report)).values()
             assert {(each.status, each.job_id) for each in found} == {("unknown", None)}
-            assert all("it could be done twice" in (each.error or "") for each in found)
+            assert all("could do it twice" in (each.error or "") for each in found)
         assert heard[-1].failed == 0
         assert max(each.failed for each in heard) == 3
         for name in ("out.csv", "out.jsonl"):
@@ -629,7 +629,7 @@ async def test_a_job_that_an_answer_does_not_mention_may_be_there(tmp_path: Path
         report = await ingest_folder(client, "s3://films", TEMPLATE, journal=tmp_path / "2.db", **how)
     assert (dry.refused, dry.unknown) == (1, 0), "a dry run makes no job"
     assert (report.submitted, report.refused, report.unknown) == (1, 0, 1)
-    assert (await rows(report))["a.mp4"].error == "the answer does not say what became of this job"
+    assert (await rows(report))["a.mp4"].error == "the answer has no outcome for this job"
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])  # trio needs the same memory
@@ -920,7 +920,7 @@ async def test_keys_that_run_out_while_jobs_are_submitted_are_renewed_in_a_threa
         (TEMPLATE, {"timeout": 0.0}, "timeout: must be a number of seconds above 0"),
         (TEMPLATE, {"include": "*.mp4"}, "include: must be a list of patterns"),
         (TEMPLATE, {"batch_size": 0}, "batch_size: must be at least 1"),
-        ({**TEMPLATE, "confirm": False}, {"wait": True}, "would wait for ever"),
+        ({**TEMPLATE, "confirm": False}, {"wait": True}, "would never end"),
         (TEMPLATE, {"on_demand": True}, "manifest: cannot be combined with on-demand jobs"),
         (
             TEMPLATE,

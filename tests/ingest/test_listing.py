@@ -275,7 +275,7 @@ async def test_what_may_pass_is_tried_again(
         ((403, "<Error><Code>AccessDenied</Code><Message>No.</Message></Error>"), "AccessDenied"),
         ((200, "<html>hello</html>"), "the answer is not a listing; is the endpoint right"),
         ((200, "hello"), "the answer is not a listing; is the endpoint right"),
-        ((200, " " * (16 * 1024**2 + 1)), "no page of a listing"),
+        ((200, " " * (16 * 1024**2 + 1)), "not a page of a listing"),
         ((200, LISTING.replace("false", "true")), "has no continuation token"),
     ],
     ids=["403", "web page", "text", "endless", "cut off"],

@@ -838,8 +838,8 @@ def execute(path: Path, statement: str) -> None:
 @pytest.mark.parametrize(
     ("make", "told"),
     [
-        (garbage, "no SQLite file"),
-        (text, "no SQLite file"),
+        (garbage, "not a SQLite file"),
+        (text, "not a SQLite file"),
         (cut, "damaged"),
         (overwritten, "damaged"),
         (newer, "newer convertrilo.*upgrade"),
@@ -1003,7 +1003,7 @@ async def test_a_journal_is_for_one_service(path: Path) -> None:
         begun = partial(journal.begin, operation="createJob", key="k", body=b"{}", identity="key", name=None)
         await begun(service="localhost")
         await journal.answer("k", b"a sandbox's answer")
-        with pytest.raises(JournalError, match="belongs to localhost, and this is production"):
+        with pytest.raises(JournalError, match="belongs to localhost, and the client uses production"):
             await begun(service="production")
 
 

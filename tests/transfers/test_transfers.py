@@ -664,7 +664,7 @@ async def test_no_storage_host_gets_the_credentials_of_the_api(tmp_path: Path) -
 
 
 BAD_REDIRECTS = [
-    ("PUT", 302, "https://other.test/in", "redirects elsewhere"),
+    ("PUT", 302, "https://other.test/in", "does not resend the file"),
     ("PUT", 307, "http://storage.test/in", "without encryption"),
     ("GET", 302, "http://storage.test/out", "without encryption"),
     ("GET", 302, "https://storage.test/again", "more than 5 redirects"),
