@@ -87,8 +87,8 @@ class Call(Generic[R]):
         wire: dict[str, Any] | None,
         identity: Identity | None,
     ) -> None:
-        self.operation = operation
-        self.doubt = Doubt()
+        self.operation: Operation[R] = operation
+        self.doubt: Doubt = Doubt()
         self.observation: Observation | None = None
         """The observer's view of this call, if an observer watches the client."""
         self._context = context

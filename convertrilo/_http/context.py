@@ -47,8 +47,8 @@ class Context:
         self.clock = clock
         self.on_event = on_event
         self.observer: Observer | None = None
-        self.limiter = RateLimiter()
-        self.limiter_lock = anyio.Lock()
+        self.limiter: RateLimiter = RateLimiter()
+        self.limiter_lock: anyio.Lock = anyio.Lock()
         """Held by the one task that asks the limiter again; other tasks that must wait queue for this lock."""
         self.random: Callable[[], float] = random.random
         """Draws the jitter of every backoff; tests replace it."""

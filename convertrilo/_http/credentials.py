@@ -19,9 +19,9 @@ class Credentials:
     def __init__(self, api_key: str | None, get_token: TokenSource | None) -> None:
         self.api_key = api_key
         self.get_token = get_token
-        self.sender = "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
+        self.sender: str = "" if api_key is None else hashlib.sha256(api_key.encode()).hexdigest()[:8]
         """A hash that distinguishes API keys, too short to recover a key from; empty for bearer tokens."""
-        self.renewals = 0
+        self.renewals: int = 0
         """How many times a rejected token was replaced."""
         self._renewed = ""
         self._renewing = anyio.Lock()

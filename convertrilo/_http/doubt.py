@@ -14,13 +14,13 @@ class Doubt:
     __slots__ = ("_before", "is_forgotten", "last_resend", "may_be_done", "was_sent_before")
 
     def __init__(self) -> None:
-        self.may_be_done = False
+        self.may_be_done: bool = False
         """Whether the service may have carried out the operation in any attempt of this call so far."""
-        self.was_sent_before = False
+        self.was_sent_before: bool = False
         """Whether the service may have carried out the operation in an earlier call; only a journal knows."""
         self.last_resend: float | None = None
         """Seconds since the epoch after which the service may have forgotten the key; only a journal knows."""
-        self.is_forgotten = False
+        self.is_forgotten: bool = False
         """Whether the call had to stop because the service may have forgotten the key."""
         self._before = False
 

@@ -68,7 +68,7 @@ class Engine(Context):
         self.poll_batch_size = poll_batch_size
         """The maximum number of job ids in one `bulkStatus` request of the poller."""
         self.transport = transport
-        self.service = _service(base_url)
+        self.service: str = _service(base_url)
         """The service's name in the journal."""
         self._urls = Urls(base_url)
         self._shared: dict[type[object], object] = {}

@@ -79,18 +79,19 @@ class Item:
 
     def __init__(self, wire: dict[str, Any], body: bytes, requests: list[JobRequest]) -> None:
         stripped = strip_credentials(wire)
-        self.wire = wire
-        self.body = body
-        self.body_without_credentials = body if stripped is wire else encode(stripped)
+        self.wire: dict[str, Any] = wire
+        self.body: bytes = body
+        self.body_without_credentials: bytes = body if stripped is wire else encode(stripped)
         """The same object as `body` if the job has no credentials."""
         self.external_id: str | None = wire.get("externalId")
-        self.requests = requests
+        self.requests: list[JobRequest] = requests
         """The caller's own objects: several if the input contains the job several times."""
-        self.round = 0
+        self.round: int = 0
         """The number of earlier batches in which the job was sent."""
         self.replaces: int | None = None
         """The journal's number of the earlier batch from which the job may be moved to a new one."""
-        self.identity = self.digest = b""
+        self.identity: bytes = b""
+        self.digest: bytes = b""
 
     def identify(self, settings: BatchSettings) -> None:
         """Compute the identity and digest under which the journal knows the job."""
@@ -207,8 +208,8 @@ class SizeLimits:
     """The smallest requests that a service has rejected as too large; all runs of a client share them."""
 
     def __init__(self) -> None:
-        self.jobs = math.inf
-        self.bytes = math.inf
+        self.jobs: float = math.inf
+        self.bytes: float = math.inf
 
     def too_large(self, items: Sequence[Item]) -> bool:
         """Whether a request of this size was rejected earlier.

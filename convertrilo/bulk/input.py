@@ -30,7 +30,7 @@ class BatchReader:
         self._now = now
         self.size = size
         """Jobs per batch."""
-        self.taken = 0
+        self.taken: int = 0
         """How many jobs were read from the input."""
         self._refused: list[tuple[JobRequest, ConvertriloError]] = []
         self._is_at_end = False

@@ -68,7 +68,7 @@ class Ledger:
 
     def __init__(self, journal: Journal, *, service: str, sender: str, keep: int) -> None:
         self.journal = journal
-        self.owner = f"{os.getpid()}.{uuid.uuid4().hex}"
+        self.owner: str = f"{os.getpid()}.{uuid.uuid4().hex}"
         """The run, as the journal names it."""
         self.in_flight: dict[int, Batch] = {}
         """The batches that this run is sending, by their numbers."""

@@ -49,8 +49,8 @@ class Results:
 
     def __init__(self, api_key: str | None, *, dry_run: bool) -> None:
         self.ready: list[SubmittedJob] = []
-        self.submitted = 0
-        self.failed = 0
+        self.submitted: int = 0
+        self.failed: int = 0
         self._api_key = api_key
         self._dry_run = dry_run
 

@@ -119,10 +119,10 @@ class BulkReport:
         self._options = options
         self.jobs_read = 0
         self.all_lines_read = False
-        self.submitted = 0
-        self.done = 0
-        self.failed = 0
-        self.unfinished = 0
+        self.submitted: int = 0
+        self.done: int = 0
+        self.failed: int = 0
+        self.unfinished: int = 0
         self._estimate = 0.0
 
     def bad_line(self, line: int, why: str) -> None:

@@ -38,7 +38,7 @@ class ObjectFinder:
         self._runner = runner
         self._is_wanted = is_wanted
         self._max_files = max_files
-        self.region_is_known = anyio.Event()
+        self.region_is_known: anyio.Event = anyio.Event()
         """Set once the first page is read: before that, the bucket's region is not certain."""
 
     async def find(

@@ -61,9 +61,9 @@ class SubmittedSignal:
     """Wakes up the tasks that follow jobs when more jobs, or all jobs, were submitted."""
 
     def __init__(self) -> None:
-        self.is_complete = False
+        self.is_complete: bool = False
         """Whether every job of the run was submitted."""
-        self.event = anyio.Event()
+        self.event: anyio.Event = anyio.Event()
         """Set at the next submission, and then replaced. Read it before the journal, or else a submission is missed."""
 
     def notify(self) -> None:

@@ -50,7 +50,7 @@ class Content:
     ) -> None:
         self.name = name
         self.size = size
-        self.done = 0
+        self.done: int = 0
         """Bytes read so far."""
         self._begin = begin
         self._read = read
