@@ -117,8 +117,9 @@ class Call(Generic[R]):
                 await clock.sleep(self._wait)
                 retrying = AsyncRetrying(sleep=clock.sleep, wait=self._next_wait, retry=self._will_retry)
                 answered = cast("Answered[R] | None", await retrying(self._attempt))
-        finally:
-            self._attempts.end()
+        except BaseException:
+            self._attempts.end()  # otherwise, every retry that was charged has been made
+            raise
         if answered is not None:
             return answered
         assert self._failure is not None
@@ -233,7 +234,7 @@ class Call(Generic[R]):
             headers=headers,
             stream=httpx.ByteStream(self._content),
             extensions={
-                "timeout": {name: left if value is None else min(value, left) for name, value in timeouts.items()},
+                "timeout": {name: left if value is None or value > left else value for name, value in timeouts.items()},
                 "repeatable": self.operation.repeat is not Repeat.ONCE,
             },
         )
@@ -265,7 +266,8 @@ class Call(Generic[R]):
             context.limiter.refused(failure.retry_after, now)
             return
         allowed: Allowance | None = None
-        if any(b"ratelimit" in name.lower() for name, _ in response.headers.raw):  # most answers have no such header
+        names = b",".join([name for name, _ in response.headers.raw])
+        if b"ratelimit" in names.lower():  # most answers have no such header
             allowed = allowance(response.headers, context.clock.time())
         context.limiter.taken(allowed, now)
 

@@ -36,6 +36,9 @@ _LOOK_AGAIN = 0.1
 _Members = Sequence[tuple[Item, "Membership"]]
 """Jobs of the input, each with its membership in one batch of the journal."""
 
+_Send = Callable[[Batch], Awaitable[object]]
+"""Sends a batch that this run owns, and adds the results of its jobs."""
+
 
 @attrs.define(eq=False)
 class _ResumedBatch:
@@ -55,11 +58,13 @@ class _ResumedBatch:
 class Resumer:
     """Finds the outcomes of jobs that are in batches already.
 
+    The sender of the run owns the resumer and passes itself to each call as `send`: a reference back to the sender
+    would keep the results of an abandoned run in memory until the garbage collector finds the cycle.
+
     Args:
         ledger: The journal's batches.
         settings: The settings of the run.
         results: Collects the results of the jobs.
-        send: Sends a batch that this run owns, and adds the results of its jobs.
         clock: Tells the time and sleeps.
         patience: Seconds to wait for another run to send a batch.
     """
@@ -69,7 +74,6 @@ class Resumer:
         ledger: "Ledger",
         settings: BatchSettings,
         results: Results,
-        send: Callable[[Batch], Awaitable[object]],
         *,
         clock: Clock,
         patience: float,
@@ -77,25 +81,27 @@ class Resumer:
         self._ledger = ledger
         self._settings = settings
         self._results = results
-        self._send = send
         self._clock = clock
         self._patience = patience
         self._resumed: dict[int, _ResumedBatch] = {}
         """Batches that are not sent yet, because this run has not read all of their jobs from the input."""
 
-    def next_resumed(self) -> Callable[[], Awaitable[object]] | None:
+    def next_resumed(self, send: _Send) -> Callable[[], Awaitable[object]] | None:
         """Return a function that sends a resumed batch; None if there is none. Called at the end of the input."""
         if not self._resumed:
             return None
         _, resumed = self._resumed.popitem()
-        return partial(self._send_again, resumed)
+        return partial(self._send_again, resumed, send)
 
-    async def look_up(self, items: Sequence[Item], memberships: "Mapping[bytes, Membership]") -> list[Item]:
+    async def look_up(
+        self, items: Sequence[Item], memberships: "Mapping[bytes, Membership]", send: _Send
+    ) -> list[Item]:
         """Add results for the jobs that are in batches already; return the jobs that must be sent.
 
         Args:
             items: The jobs.
             memberships: The journal's batch of each job, by the job's identity.
+            send: Sends a batch that this run takes over, and adds the results of its jobs.
         """
         rest: list[Item] = []
         by_batch: dict[int, list[tuple[Item, Membership]]] = {}
@@ -108,10 +114,10 @@ class Resumer:
             else:
                 by_batch.setdefault(membership.batch, []).append((item, membership))
         for number, members in by_batch.items():
-            rest += await self._look_up_in_batch(number, members)
+            rest += await self._look_up_in_batch(number, members, send)
         return rest
 
-    async def _look_up_in_batch(self, number: int, members: _Members) -> list[Item]:
+    async def _look_up_in_batch(self, number: int, members: _Members, send: _Send) -> list[Item]:
         """Add results for the jobs of one batch: wait for its answer, or send it again if no other run does."""
         until = self._clock.monotonic() + self._patience
         while True:
@@ -119,7 +125,7 @@ class Resumer:
                 self._join(self._ledger.in_flight[number].items, members)
                 return []
             if number in self._resumed:
-                await self._add_to_resumed(number, members)
+                await self._add_to_resumed(number, members, send)
                 return []
             if (answered := self._ledger.cached_outcomes(number)) is not None:
                 return self._settle(number, answered, members)
@@ -134,7 +140,7 @@ class Resumer:
             elif self._ledger.is_busy(known.row) and self._clock.monotonic() < until:
                 ready = next((each for each, resumed in self._resumed.items() if resumed.is_complete()), None)
                 if ready is not None:  # the run that owns the other batch may be waiting for this one
-                    await self._send_again(self._resumed.pop(ready))
+                    await self._send_again(self._resumed.pop(ready), send)
                 else:
                     await self._clock.sleep(_LOOK_AGAIN)
             else:
@@ -165,15 +171,15 @@ class Resumer:
                 self._results.add_error(item, conflict(), None)
         return joined
 
-    async def _add_to_resumed(self, number: int, members: _Members) -> None:
+    async def _add_to_resumed(self, number: int, members: _Members, send: _Send) -> None:
         """Attach jobs of the input to a resumed batch; send the batch once none of its credentials are missing."""
         resumed = self._resumed[number]
         resumed.missing.difference_update(self._join(resumed.items, members))
         if not resumed.missing:
             del self._resumed[number]
-            await self._send_again(resumed)
+            await self._send_again(resumed, send)
 
-    async def _send_again(self, resumed: _ResumedBatch) -> None:
+    async def _send_again(self, resumed: _ResumedBatch, send: _Send) -> None:
         """Send a batch again, unchanged."""
         known = resumed.known
         if not resumed.is_complete():
@@ -186,7 +192,7 @@ class Resumer:
         batch = refreeze(resumed.items, known.entry.body, identity, known.row.round)
         batch.number = known.row.number
         batch.first_sent_at = known.entry.first_sent_at.timestamp()
-        await self._send(batch)
+        await send(batch)
 
     def _settle(self, number: int, answered: "AnsweredBatch", members: _Members) -> list[Item]:
         """Add results for jobs of an answered batch; return the jobs that may be sent again."""

@@ -206,7 +206,7 @@ class _Pump:
         if batch:
             return partial(self._sender.submit, batch, requeue=self._reader.requeue)
         if self._sender.resumer is not None and not self._in_flight:
-            return self._sender.resumer.next_resumed()  # a batch whose other jobs are not in the input
+            return self._sender.resumer.next_resumed(self._sender.send)  # a batch whose other jobs are not in the input
         return None
 
     async def _do(self, work: _Work) -> None:

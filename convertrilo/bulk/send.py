@@ -67,9 +67,7 @@ class BatchSender:
         """How many batches of a single job the service has rejected."""
         self.resumer: Resumer | None = None
         if ledger is not None:
-            self.resumer = Resumer(
-                ledger, settings, results, self.send, clock=engine.clock, patience=options.retry.deadline
-            )
+            self.resumer = Resumer(ledger, settings, results, clock=engine.clock, patience=options.retry.deadline)
 
     async def submit(
         self, items: Sequence[Item], tries: int = 1, *, requeue: Callable[[Iterable[Item]], None] | None = None
@@ -96,7 +94,7 @@ class BatchSender:
                 return True
             if isinstance(claimed, dict):
                 assert self.resumer is not None
-                rest = await self.resumer.look_up(items, claimed)
+                rest = await self.resumer.look_up(items, claimed, self.send)
                 if requeue is not None:
                     requeue(rest)
                     return True

@@ -1,10 +1,12 @@
 """`submit_jobs` as its user meets it: against the sandbox, and against a model of the service with faults."""
 
 import contextlib
+import gc
 import itertools
 import json
 import os
 import sqlite3
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -546,6 +548,26 @@ async def test_whoever_stops_reading_leaves_nothing_running(path: Path) -> None:
         await anyio.lowlevel.checkpoint()
         assert len(service.requests) == sent
     assert ids(await submit_to(service, jobs(*range(100)), path, batch_size=5)) == service.made
+
+
+async def test_whoever_stops_reading_leaves_nothing_in_memory(path: Path) -> None:
+    alive: list[weakref.ref[Any]] = []
+
+    def requests() -> Iterator[JobCreateRequest]:
+        for number in range(20):
+            request = JobCreateRequest(codec="h264", resolution="720p", fps=30, external_id=f"job-{number}")
+            alive.append(weakref.ref(request))
+            yield request
+
+    async with client_of(FakeService(), Journal(path, clock=FakeClock())) as client:
+        gc.disable()  # the memory must be free at once, without the garbage collector
+        try:
+            results = client.submit_jobs(requests(), batch_size=10)
+            await anext(results)
+            del results
+            assert [each() for each in alive] == [None] * 20
+        finally:
+            gc.enable()
 
 
 async def test_cancellation_at_any_moment_leaves_nothing_running_and_nothing_twice(path: Path) -> None:
