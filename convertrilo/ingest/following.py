@@ -46,8 +46,7 @@ async def _follow(client: BaseClient, windows: "_JobWindows", recorder: "_EndRec
         left = deadline - clock.monotonic()
         if left <= 0:
             return
-        results = wait_for_jobs(client, job_ids, timeout=left, raise_errors=False, on_progress=None)
-        async for result in results:
+        async for result in wait_for_jobs(client, job_ids, timeout=left):
             if not isinstance(result.error, WaitTimeoutError):
                 await recorder.record(result)
 

@@ -134,7 +134,7 @@ class OnDemandFolder:
             if left <= 0:
                 return
             try:
-                status = await wait_for_on_demand(self._client, job_id, timeout=left, on_progress=None)
+                status = await wait_for_on_demand(self._client, job_id, timeout=left)
             except WaitTimeoutError:
                 continue
             except JobError as failed:

@@ -104,7 +104,6 @@ async def submit(
         batch_size=batch_size,
         concurrency=concurrency,
         journal=journal,
-        on_progress=None,
         send_batch=None if runner is None else runner.send_batch,
     )
     with results:

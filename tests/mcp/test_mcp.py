@@ -74,7 +74,7 @@ async def agent(
     client._engine.journal = journal
     secrets = [each.secret_access_key for each in profiles.values()]
     toolbox = Toolbox(
-        client, journal, profiles, Path(journal._store.path).parent / "folders", clock=client._engine.clock
+        client, journal, profiles, Path(journal._store.path).parent / "folders", clock=engine_of(client)[0].clock
     )
     server = make_server(toolbox, tools(profiles), read_only=read_only, secrets=secrets)
     async with client, Client(server, mode=mode) as talking:
@@ -83,7 +83,7 @@ async def agent(
 
 @pytest.fixture
 def journal(tmp_path: Path, convertrilo_client: AsyncClient) -> RecordingJournal:
-    return RecordingJournal(tmp_path / "mcp.db", clock=convertrilo_client._engine.clock)
+    return RecordingJournal(tmp_path / "mcp.db", clock=engine_of(convertrilo_client)[0].clock)
 
 
 @pytest.fixture
